@@ -1,0 +1,55 @@
+"""The tensors that students, losses and the trainer hand to each other.
+
+Shapes: `B` samples, `C` classes or regions, `D` feature channels, `*S` two or three spatial axes of the patch,
+`*s` those of a feature map.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class StudentOutput(NamedTuple):
+    """What a student hands over in one training forward.
+
+    Attributes:
+        logits: `(B, C, *S)` at full resolution.
+        encoder: `(B, D_E, *s)` output of the encoder (F_E of CTRCL, equation 1), or None if not tapped.
+        decoder: `(B, D_D, *s)` last feature map before the classifier (F_D), or None if not tapped.
+        auxiliary: Deep-supervision logits of falling resolution, full resolution excluded; empty without them.
+    """
+
+    logits: Tensor
+    encoder: Tensor | None
+    decoder: Tensor | None
+    auxiliary: tuple[Tensor, ...] = ()
+
+
+class Target(NamedTuple):
+    """Truth of exclusive classes.
+
+    Attributes:
+        labels: `(B, *S)` int64 in `[0, C)`; voxels of the ignore label hold 0.
+        keep: `(B, *S)` bool, False where the label is to be ignored.
+    """
+
+    labels: Tensor
+    keep: Tensor
+
+
+class Term(NamedTuple):
+    """One summand of the total loss.
+
+    Attributes:
+        student: Name of the one student that this term teaches.
+        name: What it is, e.g. `supervised`; `student/name` is its key in logs.
+        weight: Factor in the total.
+        value: Scalar float32 tensor.
+    """
+
+    student: str
+    name: str
+    weight: float
+    value: Tensor
