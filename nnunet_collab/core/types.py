@@ -39,6 +39,20 @@ class Target(NamedTuple):
     keep: Tensor
 
 
+def region_target(regions: Tensor, keep: Tensor) -> Target:
+    """Overlapping regions as independent two-class problems: class 1 inside the region, class 0 outside.
+
+    Args:
+        regions: `(B, R, *S)` bool, one mask per region.
+        keep: `(B, *S)` bool.
+
+    Returns:
+        Target of `B * R` samples, in the order of `losses.collaborative_kl.as_two_classes`.
+    """
+    labels = (regions & keep.unsqueeze(1)).flatten(0, 1).long()
+    return Target(labels, keep.unsqueeze(1).expand_as(regions).flatten(0, 1))
+
+
 class Term(NamedTuple):
     """One summand of the total loss.
 

@@ -1,0 +1,54 @@
+"""Sums over all processes of a distributed run; in a single process, the identity.
+
+DistributedDataParallel averages the gradients of the ranks' losses. A mean over the voxels of the *whole* batch is
+therefore written, on each rank, as `world_size * local_sum / global_count`: its average over the ranks is the global mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        # Every rank's loss depends on every rank's summand, so the gradients of all losses add up.
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Element-wise sum over all ranks, differentiable; the tensor itself in a single process."""
+    if world_size() == 1:
+        return tensor
+    return _SumOverRanks.apply(tensor)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def global_mean(local_sum: Tensor, local_count: Tensor) -> Tensor:
+    """Mean over the batch of all ranks; 0 where nothing is counted.
+
+    Args:
+        local_sum: Sum over this rank's elements; carries the gradient.
+        local_count: Their number.
+
+    Returns:
+        This rank's share: averaged over the ranks (as DistributedDataParallel does), it is the global mean.
+    """
+    count = sum_over_ranks(local_count.detach().to(local_sum.dtype))
+    return world_size() * local_sum / count.clamp(min=1)

@@ -1,0 +1,199 @@
+r"""Logit-wise collaborative learning: pull a student's probabilities to a soft label made from its peer.
+
+For the kept voxels :math:`\Omega`, a student's :math:`p = \mathrm{softmax}(z)` and a target :math:`q` without gradient,
+
+.. math::
+    L = \frac{1}{|\Omega|} \sum_{v \in \Omega} \sum_k q_{vk} (\log q_{vk} - \log p_{vk})
+    \quad\text{(target first)} \qquad\text{or}\qquad
+    L = \frac{1}{|\Omega|} \sum_{v \in \Omega} \sum_k p_{vk} (\log p_{vk} - \log q_{vk})
+    \quad\text{(student first)}.
+
+The four ways to make :math:`q` are the rows of the CTRCL paper's table IV: the peer itself (mutual learning, DML), the
+mean of both (ensemble, KDCL), the peer where it is nearer to the truth (selective, CTCL), the rectified peer (RLCL,
+equation 12). The paper prints "student first", the methods it follows implement "target first", whose gradient
+:math:`p - q` is bounded; that is the default. In "student first", q is clamped at 1e-8 before its logarithm.
+
+All arithmetic is float32 (float64 for float64 logits) whatever autocast says. The gradient with respect to the logits
+has a closed form, so it is computed in the forward pass, slab by slab, and kept in the logits' own dtype: the loss costs
+one copy of the logits in memory, instead of the five that autograd would store. Units: nats. Range: `[0, inf)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nnunet_collab.core.checks import check_same_shape, check_target
+from nnunet_collab.core.distributed import global_mean
+from nnunet_collab.core.types import Target
+from nnunet_collab.losses.rectified import ALL_FACTORS, rectify
+
+Order = Literal["target_first", "student_first"]
+
+# (student log-probabilities, peer log-probabilities, labels) -> (soft label, voxels it teaches or None for all)
+SoftLabel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+
+SLABS = 16  # the working memory is this fraction of what the whole patch would need
+MIN_SLAB_VOXELS = 2**15  # below that, launching kernels costs more than it saves
+
+
+def mutual_kl(student_logits: Tensor, peer_logits: Tensor, target: Target, *, order: Order = "target_first") -> Tensor:
+    """Mutual learning (DML, Zhang et al. 2018): the soft label is the peer's prediction.
+
+    Args:
+        student_logits: `(B, K, *S)`. Receives the gradient.
+        peer_logits: `(B, K, *S)`. Detached here.
+        target: Truth; only its `keep` is used.
+        order: Which distribution comes first in the Kullback-Leibler divergence.
+
+    Returns:
+        Scalar; exactly 0 with zero gradient if no voxel is kept.
+
+    Raises:
+        ValueError: If shapes disagree or `order` is unknown.
+        TypeError: If `target.keep` is not boolean.
+    """
+    return _collaborative_kl("mutual_kl", student_logits, peer_logits, target, _peer_itself, order)
+
+
+def ensemble_kl(
+    student_logits: Tensor, peer_logits: Tensor, target: Target, *, order: Order = "target_first"
+) -> Tensor:
+    """Ensemble learning (KDCL, Guo et al. 2020): the soft label is the mean of both predictions, detached.
+
+    Arguments, result and errors as in `mutual_kl`.
+    """
+    return _collaborative_kl("ensemble_kl", student_logits, peer_logits, target, _mean_of_both, order)
+
+
+def selective_kl(
+    student_logits: Tensor, peer_logits: Tensor, target: Target, *, order: Order = "target_first"
+) -> Tensor:
+    """Selective distillation (CTCL, Zhu et al. 2022): the peer teaches where its cross-entropy is strictly lower.
+
+    The sum over those voxels is divided by the number of all kept voxels, so that a better student is taught less.
+    Arguments, result and errors as in `mutual_kl`.
+    """
+    return _collaborative_kl("selective_kl", student_logits, peer_logits, target, _peer_where_better, order)
+
+
+def rectified_kl(
+    student_logits: Tensor,
+    peer_logits: Tensor,
+    target: Target,
+    *,
+    factors: Collection[str] = ALL_FACTORS,
+    order: Order = "target_first",
+) -> Tensor:
+    """RLCL (CTRCL, equation 12): the soft label is the peer's prediction, rectified by the truth.
+
+    Args:
+        student_logits: `(B, K, *S)`. Receives the gradient.
+        peer_logits: `(B, K, *S)`. Detached here.
+        target: Truth, used for rectification; voxels with `keep` False take no part.
+        factors: The factors of lambda, see `rectify`.
+        order: Which distribution comes first in the Kullback-Leibler divergence.
+
+    Returns:
+        Scalar; exactly 0 with zero gradient if no voxel is kept.
+
+    Raises:
+        ValueError: If shapes disagree, or `order` or a factor is unknown.
+        TypeError: If `target.keep` is not boolean.
+    """
+    soft_label = partial(_rectified_peer, factors=tuple(factors))
+    return _collaborative_kl("rectified_kl", student_logits, peer_logits, target, soft_label, order)
+
+
+def as_two_classes(region_logits: Tensor) -> Tensor:
+    """Region logits `(B, R, *S)` as `(B * R, 2, *S)` two-class logits (0, z), whose softmax is (1 - sigmoid, sigmoid)."""
+    inside = region_logits.flatten(0, 1).unsqueeze(1)
+    return torch.cat([torch.zeros_like(inside), inside], dim=1)
+
+
+def _peer_itself(student: Tensor, peer: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    return peer.exp(), None
+
+
+def _mean_of_both(student: Tensor, peer: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    return (student.exp() + peer.exp()) / 2, None
+
+
+def _peer_where_better(student: Tensor, peer: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    index = labels.unsqueeze(1)
+    return peer.exp(), peer.gather(1, index) > student.gather(1, index)
+
+
+def _rectified_peer(
+    student: Tensor, peer: Tensor, labels: Tensor, factors: tuple[str, ...]
+) -> tuple[Tensor, Tensor | None]:
+    return rectify(peer.exp(), labels, factors=factors), None
+
+
+def _collaborative_kl(
+    where: str, student_logits: Tensor, peer_logits: Tensor, target: Target, soft_label: SoftLabel, order: Order
+) -> Tensor:
+    check_same_shape(where, student_logits=student_logits, peer_logits=peer_logits)
+    check_target(where, target, student_logits.shape[0], tuple(student_logits.shape[2:]))
+    if order not in ("target_first", "student_first"):
+        raise ValueError(f"{where}: order must be 'target_first' or 'student_first'; got {order!r}.")
+    total: Tensor = _SumOfKL.apply(  # type: ignore[no-untyped-call]
+        student_logits, peer_logits.detach(), target.labels, target.keep, soft_label, order
+    )
+    return global_mean(total, target.keep.sum())
+
+
+class _SumOfKL(torch.autograd.Function):
+    """Sum of the divergence over the kept voxels; see the module's docstring for why the gradient is made here."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, peer: Tensor, labels: Tensor, keep: Tensor, soft_label: SoftLabel, order: Order
+    ) -> Tensor:
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        total = torch.zeros((), dtype=dtype, device=student.device)
+        gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
+        with torch.autocast(student.device.type, enabled=False):
+            for slab in _slabs(labels):
+                slab_keep = keep[:, slab].unsqueeze(1)
+                # Blank dropped voxels before the softmax: an inf or NaN there would survive a product with 0.
+                log_p = student[:, :, slab].to(dtype).masked_fill(~slab_keep, 0).log_softmax(dim=1)
+                log_peer = peer[:, :, slab].to(dtype).masked_fill(~slab_keep, 0).log_softmax(dim=1)
+                q, taught = soft_label(log_p, log_peer, labels[:, slab])
+                use = slab_keep if taught is None else slab_keep & taught
+                slab_total, slab_gradient = _divergence(log_p, q, order)
+                total += (slab_total * use).sum()
+                if gradient is not None:
+                    gradient[:, :, slab] = (slab_gradient * use).to(student.dtype)
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0], None, None, None, None, None
+
+
+def _divergence(log_p: Tensor, q: Tensor, order: Order) -> tuple[Tensor, Tensor]:
+    """Per-voxel divergence `(B, 1, *S)` and its gradient with respect to the logits `(B, K, *S)`."""
+    p = log_p.exp()
+    if order == "target_first":
+        return (torch.xlogy(q, q) - q * log_p).sum(dim=1, keepdim=True), p - q
+    log_ratio = log_p - q.clamp_min(1e-8).log()
+    value = (p * log_ratio).sum(dim=1, keepdim=True)
+    return value, p * (log_ratio - value)
+
+
+def _slabs(labels: Tensor) -> Iterator[slice]:
+    """Split the first spatial axis of `(B, *S)` so that each slab holds about 1/SLABS of the voxels."""
+    length = labels.shape[1]
+    voxels_per_row = max(1, labels.numel() // max(1, length))
+    rows = max(1, -(-length // SLABS), MIN_SLAB_VOXELS // voxels_per_row)
+    return (slice(start, min(start + rows, length)) for start in range(0, length, rows))

@@ -1,0 +1,62 @@
+r"""Adaptive rectification module (ARM) of CTRCL: mend a peer's soft label with the truth where it is wrong.
+
+For one voxel with truth :math:`y`, prediction :math:`P`, mistake :math:`M = [\arg\max P \ne y]`, and
+:math:`p^{tru} = P_y`, :math:`p^{mis} = \max_k P_k`,
+
+.. math::
+    \lambda^a = (1 + p^{mis} - p^{tru})^{-1}, \quad \lambda^s = e^{-CE(P, y)} = p^{tru}, \quad
+    \lambda^c = e^{-S(P)}, \quad S(P) = -\sum_k P_k \log P_k,
+
+.. math::
+    \lambda = \lambda^a \lambda^s \lambda^c, \qquad
+    P_r = \begin{cases} \lambda P + (1 - \lambda)\,\mathrm{onehot}(y) & M = 1 \\ P & M = 0. \end{cases}
+
+Source: Wu et al., "CNN-Transformer Rectified Collaborative Learning for Medical Image Segmentation", section III.B,
+equations 4-11. The factors are evaluated per voxel ("a matrix of dynamic weights"), on `P` and not on the masked
+`P * M` of equation 5, whose cross-entropy and entropy are undefined outside `M`. Units: nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+ALL_FACTORS = ("alignment", "similarity", "certainty")
+
+
+def rectify(probs: Tensor, labels: Tensor, *, factors: Collection[str] = ALL_FACTORS) -> Tensor:
+    """Rectified soft label P_r; it sums to 1, and its largest class is the truth once a decay factor is used.
+
+    Args:
+        probs: `(B, K, *S)` a peer's probabilities. The result carries no gradient of theirs by itself: callers detach.
+        labels: `(B, *S)` int64, the truth.
+        factors: Which of `alignment` (equation 9), `similarity` (10) and `certainty` (11) make up lambda. None of them
+            means lambda = 1: nothing is rectified, which is plain mutual learning.
+
+    Returns:
+        `(B, K, *S)`.
+
+    Raises:
+        ValueError: If a factor is unknown, or the shapes disagree.
+    """
+    unknown = set(factors) - set(ALL_FACTORS)
+    if unknown:
+        raise ValueError(f"rectify: factors must be among {ALL_FACTORS}; got {sorted(unknown)}.")
+    if labels.shape != (probs.shape[0], *probs.shape[2:]):
+        raise ValueError(
+            f"rectify: labels have one value per voxel, so {(probs.shape[0], *probs.shape[2:])}; got {tuple(labels.shape)}."
+        )
+    index = labels.unsqueeze(1)
+    p_true = probs.gather(1, index)
+    p_mistaken, predicted = probs.max(dim=1, keepdim=True)
+    weight = torch.ones_like(p_true)
+    if "alignment" in factors:
+        weight = weight / (1 + p_mistaken - p_true)
+    if "similarity" in factors:
+        weight = weight * p_true  # exp(-CE) without the detour through log and exp
+    if "certainty" in factors:
+        weight = weight * torch.xlogy(probs, probs).sum(dim=1, keepdim=True).exp()
+    weight = torch.where(predicted == index, 1.0, weight)
+    return (weight * probs).scatter_add(1, index, 1 - weight)
