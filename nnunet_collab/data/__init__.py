@@ -1,0 +1,1 @@
+"""Where data enters: raw datasets, splits by patient, and images that have no labels."""

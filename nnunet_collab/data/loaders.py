@@ -1,0 +1,84 @@
+"""Batches that are a pure function of (seed, stream, rank, number).
+
+nnU-Net's loader draws from the global generators of whichever worker comes first, so that no run can be repeated and no
+resumed run equals an uninterrupted one; forked workers even share their torch generator. Here batch number i is drawn
+from a generator seeded for it alone, and workers take turns. The same batches come whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+
+
+class BatchSource(Protocol):
+    """What we need of an nnU-Net loader."""
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """Draw one batch, using numpy's and torch's global generators."""
+
+
+class SeededBatches:
+    """Endless batches of `source`; number i is drawn with generators seeded by `(*key, i)`.
+
+    Args:
+        source: Draws a batch from the global generators.
+        key: Non-negative integers that set this stream apart: seed, stream, rank.
+        start: Number of the first batch.
+        workers: Number of processes that take turns, see `set_thread_id`.
+    """
+
+    def __init__(self, source: BatchSource, key: tuple[int, ...], *, start: int, workers: int = 1) -> None:
+        self.source = source
+        self.key = key
+        self.start = start
+        self.workers = workers
+        self.number = start
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """Called by the augmenter in each worker: it makes the batches number start + thread_id + k * workers."""
+        self.number = self.start + thread_id
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        with seeded((*self.key, self.number)):
+            batch = self.source.generate_train_batch()
+        self.number += self.workers
+        return batch
+
+
+def in_background(
+    source: BatchSource, key: tuple[int, ...], *, start: int, workers: int, pin_memory: bool
+) -> SingleThreadedAugmenter | MultiThreadedAugmenter:
+    """Seeded batches in order, made by `workers` processes (0: in this one) ahead of their use."""
+    batches = SeededBatches(source, key, start=start, workers=max(1, workers))
+    if workers == 0:
+        return SingleThreadedAugmenter(batches, None)
+    return MultiThreadedAugmenter(
+        batches, None, workers, num_cached_per_queue=2, seeds=None, pin_memory=pin_memory, wait_time=0.002
+    )
+
+
+@contextmanager
+def seeded(key: tuple[int, ...]) -> Iterator[None]:
+    """Seed Python's, numpy's and torch's CPU generators from `key`, and restore their states afterwards."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    state = np.random.SeedSequence(key).generate_state(3)
+    random.seed(int(state[0]))
+    np.random.seed(state[1])  # noqa: NPY002  (nnU-Net and batchgenerators draw from the global generator)
+    torch.default_generator.manual_seed(int(state[2]))  # torch.manual_seed would seed the GPUs, too
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])

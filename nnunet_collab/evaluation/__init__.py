@@ -1,0 +1,1 @@
+"""Metrics, predictions against labels, and the statistics of both."""

@@ -1,0 +1,130 @@
+r"""Overlap, surface distance and error of one mask against another, and their means over cases.
+
+For a prediction :math:`P` and a truth :math:`T`, both sets of voxels of an image :math:`\Omega`,
+
+.. math::
+    \mathrm{Dice} = \frac{2 |P \cap T|}{|P| + |T|}, \qquad
+    \mathrm{Jaccard} = \frac{|P \cap T|}{|P \cup T|}, \qquad
+    \mathrm{MAE} = \frac{|P \mathbin{\triangle} T|}{|\Omega|}.
+
+MAE is the mean absolute error between the two binary images, which is the share of wrong pixels (not per cent). It is made
+for 2D images such as Kvasir-SEG; of a volume it mostly says how much of it is background. HD, HD95 and ASD are defined in
+`surface.py`; they are Euclidean, in mm.
+
+**Empty masks.** Conventions differ between published codes, and means with them, so here is ours:
+
+- Neither holds the class: Dice, Jaccard and the distances are NaN and left out of the means. Counted in `both_empty`.
+- Only the truth holds it: Dice and Jaccard are 0, the distances NaN. Counted in `missed`.
+- Only the prediction holds it: the same, counted in `false_positive`.
+- MAE is defined in all of these.
+
+So a mean distance is taken over the cases where both hold the class: read it beside its number of cases, because a method
+that misses the hard cases does not pay for them there.
+
+**Ignored voxels** are left out: they are background in both masks and not in :math:`\Omega`. An object cut by an ignored area
+therefore has a surface at the cut, the same one in both masks. If every voxel is ignored, MAE is NaN too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nnunet_collab.evaluation.surface import Mask, check_masks, surface_distances
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OVERLAPS = ("dice", "jaccard")
+DISTANCES = ("hd_mm", "hd95_mm", "asd_mm")
+FLAGS = ("missed", "false_positive", "both_empty")
+ALL_CLASSES = "mean of classes"
+
+
+def in_voxels(column: str) -> str:
+    """The name of a distance column when the distance is measured in voxels: `hd95_mm` -> `hd95_voxel`."""
+    return column.removesuffix("_mm") + "_voxel" if column in DISTANCES else column
+
+
+def case_metrics(
+    prediction: Mask, truth: Mask, spacing_mm: Sequence[float], *, keep: Mask | None = None
+) -> dict[str, float]:
+    """Every metric of one class in one case; the module says what happens with empty masks.
+
+    Args:
+        prediction: `(*S)` bool.
+        truth: `(*S)` bool.
+        spacing_mm: Distance of neighbouring voxel centres along each axis, in mm, > 0. Ones give distances in voxels.
+        keep: `(*S)` bool, False where the voxel is to be ignored; None keeps all.
+
+    Returns:
+        `dice`, `jaccard` and `mae` in `[0, 1]`; `hd_mm`, `hd95_mm`, `asd_mm`; and `missed`, `false_positive`,
+        `both_empty`, each 0 or 1.
+
+    Raises:
+        TypeError: If a mask is not boolean.
+        ValueError: If shapes differ or `spacing_mm` does not fit them.
+    """
+    if keep is None:
+        check_masks("case_metrics", prediction=prediction, truth=truth)
+        size = prediction.size
+    else:
+        check_masks("case_metrics", prediction=prediction, truth=truth, keep=keep)
+        prediction, truth, size = prediction & keep, truth & keep, int(np.count_nonzero(keep))
+
+    predicted, true = int(np.count_nonzero(prediction)), int(np.count_nonzero(truth))
+    both = int(np.count_nonzero(prediction & truth))
+    either = predicted + true - both
+    distances = surface_distances(prediction, truth, spacing_mm)
+    return {
+        "dice": 2 * both / (predicted + true) if either else np.nan,
+        "jaccard": both / either if either else np.nan,
+        **distances._asdict(),
+        "mae": (either - both) / size if size else np.nan,
+        "missed": int(true > 0 and predicted == 0),
+        "false_positive": int(true == 0 and predicted > 0),
+        "both_empty": int(either == 0),
+    }
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean, standard deviation and number of cases per class, and over the classes.
+
+    The last class, `mean of classes`, holds the mean of the class means (nnU-Net's foreground mean; a class without any value
+    is left out), the standard deviation over cases of the case's mean over its classes, and the number of cases with a value
+    in any class.
+
+    Args:
+        frame: One row per case and class as from `evaluate_folders`: `case`, `class`, metrics and flags. Distances may be in
+            mm or in voxels. NaN is left out.
+
+    Returns:
+        Three rows per class, told apart by `statistic`: `mean`; `std` (n - 1 in the denominator; NaN for a single case); and
+        `count`, in which each metric's column holds the number of cases its mean was taken over, and each flag's column the
+        number of cases with that flag. Columns: `class`, `statistic`, metrics, flags.
+    """
+    import pandas as pd
+
+    names = (*OVERLAPS, *DISTANCES, *map(in_voxels, DISTANCES), "mae")
+    metrics = [name for name in names if name in frame.columns]
+    parts = []
+    for name, rows in frame.groupby("class", sort=False):
+        parts.append(_statistics(str(name), rows[metrics].mean(), rows[metrics], rows))
+    class_means = frame.groupby("class", sort=False)[metrics].mean().mean()
+    case_means = frame.groupby("case", sort=False)[metrics].mean()
+    parts.append(_statistics(ALL_CLASSES, class_means, case_means, frame))
+    return pd.concat(parts, ignore_index=True).astype(dict.fromkeys(FLAGS, "Int64"))
+
+
+def _statistics(name: str, mean: pd.Series, values: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """The three rows of one class: its mean, the spread and number of `values`, and how many `rows` carry each flag."""
+    import pandas as pd
+
+    table = pd.DataFrame([mean, values.std(ddof=1), values.count().astype(float)]).reset_index(drop=True)
+    table.insert(0, "class", name)
+    table.insert(1, "statistic", ["mean", "std", "count"])
+    for flag in FLAGS:
+        table[flag] = [pd.NA, pd.NA, int(rows[flag].sum())]
+    return table

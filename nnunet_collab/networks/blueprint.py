@@ -1,0 +1,113 @@
+"""From a student's settings to a network that nnU-Net plans describe, and from there to the network.
+
+A blueprint is the `architecture` entry of a plans file: an importable class and the keywords to build it with. Published
+students carry it in their plans.json, so that nnU-Net alone rebuilds them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import nn
+
+from nnunet_collab.core.errors import CollabError
+
+Blueprint = dict[str, Any]
+
+PLANS = "plans"
+SEGFORMERS = tuple(f"segformer_b{size}" for size in range(6))
+FPN_BACKBONES = {"fpn_mobilenetv2": "mobilenetv2_100", "fpn_resnet50": "resnet50"}
+NETWORKS = (PLANS, *SEGFORMERS, *FPN_BACKBONES)
+
+
+def make_blueprint(
+    student: str, network: str, arch: Mapping[str, Any], planned: Blueprint, patch_size: Sequence[int]
+) -> Blueprint:
+    """The plans' `architecture` entry of a student.
+
+    Args:
+        student: Its name, for messages.
+        network: `plans` (the network that the plans describe), a name of `NETWORKS`, or the dotted path of any network
+            class; see `networks.foreign`.
+        arch: Further keywords of the network's constructor, JSON values.
+        planned: The `architecture` entry of the plans.
+        patch_size: Of the configuration, for the placeholders of foreign networks.
+
+    Raises:
+        CollabError: If the network is unknown or cannot take the configuration.
+    """
+    if network == PLANS:
+        return {**planned, "arch_kwargs": {**planned["arch_kwargs"], **arch}}
+    if network in SEGFORMERS:
+        kwargs = {"variant": network.removeprefix("segformer_"), "strides": planned["arch_kwargs"]["strides"], **arch}
+        return _entry("nnunet_collab.networks.segformer.SegFormer", kwargs)
+    if network in FPN_BACKBONES:
+        if len(patch_size) != 2:
+            raise CollabError(
+                f"student {student!r}: {network} is a 2D network; got a patch of {list(patch_size)}. "
+                f"Train the 2d configuration, or choose {PLANS} or one of {', '.join(SEGFORMERS)}."
+            )
+        return _entry("nnunet_collab.networks.semantic_fpn.SemanticFPN", {"backbone": FPN_BACKBONES[network], **arch})
+    if "." in network:
+        placeholders = {"$dims": len(patch_size), "$patch_size": list(patch_size)}
+        kwargs = {
+            key: placeholders.get(value, value) if isinstance(value, str) else value for key, value in arch.items()
+        }
+        _check_importable(student, network)
+        return _entry("nnunet_collab.networks.foreign.ForeignNetwork", {"path": network, "kwargs": kwargs})
+    raise CollabError(
+        f"student {student!r}: network must be one of {', '.join(NETWORKS)}, or the dotted path of a class; got {network!r}."
+    )
+
+
+def build_network(blueprint: Blueprint, input_channels: int, num_outputs: int, *, deep_supervision: bool) -> nn.Module:
+    """Build the network as nnU-Net does, its initialisation included."""
+    return get_network_from_plans(  # type: ignore[no-any-return]
+        blueprint["network_class_name"],
+        blueprint["arch_kwargs"],
+        blueprint["_kw_requires_import"],
+        input_channels,
+        num_outputs,
+        allow_init=True,
+        deep_supervision=deep_supervision,
+    )
+
+
+def unet_encoder_stage(strides: Sequence[Sequence[int]], patch_size: Sequence[int], wanted: Sequence[int]) -> int:
+    """The stage of a plans-built UNet encoder whose map is nearest in size to another student's.
+
+    Args:
+        strides: Per stage and axis, from the plans.
+        patch_size: Size of the input.
+        wanted: Size of the other student's encoder output.
+
+    Returns:
+        Index into `network.encoder.stages`; the deeper one of two equally near.
+    """
+    size = [float(n) for n in patch_size]
+    distance: list[float] = []
+    for stage in strides:
+        size = [n / s for n, s in zip(size, stage, strict=True)]
+        distance.append(sum(abs(n - w) / w for n, w in zip(size, wanted, strict=True)))
+    return min(range(len(distance)), key=lambda stage: (round(distance[stage], 6), -stage))
+
+
+def is_unet(network: nn.Module) -> bool:
+    """Whether the network is one of nnU-Net's UNets, with stages in its encoder and its decoder."""
+    return all(hasattr(getattr(network, part, None), "stages") for part in ("encoder", "decoder"))
+
+
+def _entry(path: str, kwargs: dict[str, Any]) -> Blueprint:
+    return {"network_class_name": path, "arch_kwargs": kwargs, "_kw_requires_import": []}
+
+
+def _check_importable(student: str, path: str) -> None:
+    package = path.split(".")[0]
+    if importlib.util.find_spec(package) is None:
+        raise CollabError(
+            f"student {student!r}: network {path!r} must be importable; there is no package {package!r} here. "
+            f"Install it into this environment, or correct the path."
+        )

@@ -1,0 +1,59 @@
+"""All students of a run as one module: one forward, one DistributedDataParallel wrapper, one state dict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_collab.core.types import StudentOutput
+from nnunet_collab.networks.student import Student
+
+
+class StudentGroup(nn.Module):
+    """The students that train together on the same batch.
+
+    Args:
+        students: With distinct names.
+    """
+
+    def __init__(self, students: Iterable[Student]) -> None:
+        super().__init__()
+        self.students = nn.ModuleDict({student.name: student for student in students})
+
+    def forward(self, image: Tensor) -> dict[str, StudentOutput]:
+        """Every student's output on `(B, C_in, *S)`, by name."""
+        return {name: student(image) for name, student in self.students.items()}
+
+    def __iter__(self) -> Iterable[Student]:  # type: ignore[override]
+        return iter(self.students.values())  # type: ignore[arg-type]
+
+    def __getitem__(self, name: str) -> Student:
+        return self.students[name]  # type: ignore[return-value]
+
+
+class StudentEnsemble(StudentGroup):
+    """The same students, for prediction: logits whose softmax (or sigmoid) is the mean of the students' probabilities.
+
+    nnU-Net averages logits over mirrored and overlapping windows, so its result is the mean of the students in each
+    window; `nnUNetv2_ensemble` averages whole predictions instead. Both agree closely, not bit for bit.
+
+    Args:
+        students: With distinct names.
+        regions: True if the channels are overlapping regions (sigmoid), False for exclusive classes (softmax).
+    """
+
+    def __init__(self, students: Iterable[Student], *, regions: bool) -> None:
+        super().__init__(students)
+        self.regions = regions
+
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
+        """Logits `(B, C, *S)` of the mean probability of the students."""
+        logits = torch.stack([student(image).logits.float() for student in self.students.values()])
+        if not self.regions:
+            return logits.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(self.students))
+        inside, outside = F.logsigmoid(logits).logsumexp(dim=0), F.logsigmoid(-logits).logsumexp(dim=0)
+        return inside - outside

@@ -1,0 +1,96 @@
+"""A student: any network that maps an image to logits, with its inner feature maps made visible by taps.
+
+A tap is the dotted name of a submodule whose output is the wanted feature map, e.g. `encoder.stages.5`. Taps are forward
+hooks, so that the network stays exactly the class that the plans describe: its weights carry the same names as when it
+is trained alone, and it predicts without this wrapper.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.types import StudentOutput
+
+
+class Student(nn.Module):
+    """Runs a network and hands over `StudentOutput`.
+
+    Args:
+        name: The student's name; it appears in messages, logs and the published folder.
+        network: Maps `(B, C_in, *S)` to logits `(B, C, *S)`, or to a list of logits of falling resolution.
+        taps: Submodule names by level, of `encoder` and `decoder`; a level may be missing.
+        frozen: If True the student only teaches: no gradient, always in evaluation mode.
+
+    Raises:
+        CollabError: If a tap names a submodule that the network does not have.
+    """
+
+    def __init__(self, name: str, network: nn.Module, taps: dict[str, str], *, frozen: bool = False) -> None:
+        super().__init__()
+        self.name = name
+        self.network = network
+        self.taps = dict(taps)
+        self.frozen = frozen
+        self._features: dict[str, Tensor] = {}
+        self._recording = False
+        for level, module_name in taps.items():
+            _submodule(name, network, module_name).register_forward_hook(_Tap(self, level))
+        if frozen:
+            self.requires_grad_(False).eval()
+
+    def forward(self, image: Tensor) -> StudentOutput:
+        """One training forward.
+
+        Args:
+            image: `(B, C_in, *S)`.
+
+        Returns:
+            Logits at full resolution, the tapped features, and the deep-supervision logits if they are switched on.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            self._recording = True
+            output = self.network(image)
+            self._recording = False
+        features, self._features = self._features, {}
+        outputs = list(output) if isinstance(output, (list, tuple)) else [output]
+        return StudentOutput(outputs[0], features.get("encoder"), features.get("decoder"), tuple(outputs[1:]))
+
+    def train(self, mode: bool = True) -> Student:
+        """Switch the mode, unless the student is frozen: a teacher is never perturbed."""
+        super().train(mode and not self.frozen)
+        return self
+
+    def set_deep_supervision(self, enabled: bool) -> None:
+        """Switch the auxiliary outputs of a network that has them (nnU-Net's convention: `network.decoder`)."""
+        decoder = getattr(self.network, "decoder", None)
+        if hasattr(decoder, "deep_supervision"):
+            decoder.deep_supervision = enabled  # type: ignore[union-attr]
+
+
+class _Tap:
+    """Forward hook that keeps a submodule's output while the student records."""
+
+    def __init__(self, student: Student, level: str) -> None:
+        # In a list, since a module held directly would become a submodule of the hook's owner when copied or pickled.
+        self.student = [student]
+        self.level = level
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        student = self.student[0]
+        if student._recording:
+            student._features[self.level] = output[-1] if isinstance(output, (list, tuple)) else output
+
+
+def _submodule(student: str, network: nn.Module, name: str) -> nn.Module:
+    try:
+        return network.get_submodule(name)
+    except AttributeError as error:
+        available = [n for n, _ in network.named_modules() if n and n.count(".") < 2]
+        raise CollabError(
+            f"student {student!r}: a tapped layer must exist in {type(network).__name__}; it has no {name!r}. "
+            f"Its outer layers are: {', '.join(available[:40])}."
+        ) from error

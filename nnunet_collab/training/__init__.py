@@ -1,0 +1,1 @@
+"""The students' life together: settings, step, optimisers, checkpoints, curves."""

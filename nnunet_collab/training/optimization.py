@@ -1,0 +1,108 @@
+"""Each student's own optimiser, schedule and gradient clipping, with one gradient scaler for all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+
+from nnunet_collab.core.schedules import poly_with_warmup
+from nnunet_collab.networks.group import StudentGroup
+from nnunet_collab.networks.student import Student
+from nnunet_collab.training.settings import StudentSettings, TrainingSettings
+
+
+class StudentOptimizers:
+    """Steps every learning student after one common backward pass.
+
+    Args:
+        group: The students; frozen ones get no optimiser.
+        settings: Theirs, and the length of the run.
+        scaler: Of mixed precision, or None.
+    """
+
+    def __init__(self, group: StudentGroup, settings: TrainingSettings, scaler: GradScaler | None) -> None:
+        self.settings = settings
+        self.scaler = scaler
+        self.students = {s.name: group[s.name] for s in settings.students if not s.frozen}
+        self.optimizers = {
+            s.name: _make_optimizer(s, self.students[s.name]) for s in settings.students if not s.frozen
+        }
+
+    def set_learning_rates(self, iteration: int) -> None:
+        """Set every learning rate for this iteration of the whole run."""
+        for name, rate in self.learning_rates(iteration).items():
+            for group in self.optimizers[name].param_groups:
+                group["lr"] = rate
+
+    def learning_rates(self, iteration: int) -> dict[str, float]:
+        """Learning rate of each student at this iteration."""
+        per_epoch = self.settings.iterations_per_epoch
+        total = self.settings.epochs * per_epoch
+        rates = {}
+        for student in self.settings.students:
+            if student.name in self.optimizers:
+                now = iteration - iteration % per_epoch if student.lr_per == "epoch" else iteration
+                factor = poly_with_warmup(
+                    now, total, warmup_iterations=round(student.warmup * total), power=student.poly_power
+                )
+                rates[student.name] = student.lr * factor
+        return rates
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """One backward pass of the total loss."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> dict[str, Tensor]:
+        """Clip and step each student; a student whose gradient is not finite is not stepped.
+
+        Returns:
+            Norm of each student's gradient before clipping.
+        """
+        norms = {}
+        for student in self.settings.students:
+            if student.name not in self.optimizers:
+                continue
+            optimizer = self.optimizers[student.name]
+            if self.scaler is not None:
+                self.scaler.unscale_(optimizer)
+            parameters = [p for p in self.students[student.name].parameters() if p.grad is not None]
+            limit = student.grad_clip if student.grad_clip > 0 else float("inf")
+            norms[student.name] = torch.nn.utils.clip_grad_norm_(parameters, limit)
+            if self.scaler is not None:
+                self.scaler.step(optimizer)  # skips the step by itself if the gradient is not finite
+            elif bool(norms[student.name].isfinite()):
+                optimizer.step()
+        if self.scaler is not None:
+            self.scaler.update()
+        return norms
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of every optimiser, by student."""
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state[name])
+
+
+def _make_optimizer(settings: StudentSettings, student: Student) -> torch.optim.Optimizer:
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            settings.lr,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+            nesterov=settings.momentum > 0,
+        )
+    beta1, beta2 = settings.betas
+    return torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay, betas=(beta1, beta2))

@@ -1,0 +1,78 @@
+"""From nnU-Net's targets to what losses need, and nnU-Net's supervised loss for any student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from torch import Tensor, nn
+
+from nnunet_collab.core.types import StudentOutput, Target
+
+
+class Truth(NamedTuple):
+    """The truth at full resolution: exclusive classes or overlapping regions, never both.
+
+    Attributes:
+        target: Labels and kept voxels; for regions, the labels are all 0 and only `keep` counts.
+        regions: `(B, R, *S)` bool, or None for exclusive classes.
+    """
+
+    target: Target
+    regions: Tensor | None
+
+
+def read_truth(target: Tensor | list[Tensor], *, has_regions: bool, ignore_label: int | None) -> Truth:
+    """Truth of a batch as nnU-Net's loader delivers it.
+
+    Args:
+        target: `(B, 1, *S)` labels, or `(B, R, *S)` regions followed by one channel of the ignore label if there is one;
+            or the list of such tensors of falling resolution that deep supervision uses.
+        has_regions: Which of the two it is.
+        ignore_label: The dataset's ignore label.
+    """
+    full = target[0] if isinstance(target, list) else target
+    if has_regions:
+        regions = full.bool()
+        keep = torch.ones_like(regions[:, 0])
+        if ignore_label is not None:
+            regions, keep = regions[:, :-1], ~regions[:, -1]
+        return Truth(Target(torch.zeros_like(keep, dtype=torch.long), keep), regions)
+    labels = full[:, 0].long()
+    keep = torch.ones_like(labels, dtype=torch.bool) if ignore_label is None else labels != ignore_label
+    return Truth(Target(labels.masked_fill(~keep, 0), keep), None)
+
+
+SupervisedLoss = Callable[[StudentOutput, "Tensor | list[Tensor]"], Tensor]
+
+
+def supervised_loss(nnunet_loss: nn.Module) -> SupervisedLoss:
+    """nnU-Net's loss for students with and without deep supervision.
+
+    Args:
+        nnunet_loss: What `nnUNetTrainer._build_loss` returns; wrapped for deep supervision if that is on.
+    """
+
+    def loss(output: StudentOutput, target: Tensor | list[Tensor]) -> Tensor:
+        if isinstance(nnunet_loss, DeepSupervisionWrapper):
+            assert isinstance(target, list)  # nnU-Net's loader makes lists exactly when it makes the wrapper
+            if output.auxiliary:
+                value: Tensor = nnunet_loss([output.logits, *output.auxiliary], target)
+                return value.float()
+            return nnunet_loss.loss(output.logits, target[0]).float()  # type: ignore[operator, no-any-return]
+        return nnunet_loss(output.logits, target).float()  # type: ignore[no-any-return]
+
+    return loss
+
+
+def drop_lowest_resolution(nnunet_loss: nn.Module) -> None:
+    """Give the lowest deep-supervision output weight 0, which nnU-Net does except in distributed runs.
+
+    There it uses 1e-6 so that no parameter is unused. We freeze that output's layer instead, so distributed and single
+    runs minimise the same loss.
+    """
+    if isinstance(nnunet_loss, DeepSupervisionWrapper):
+        weights = [*nnunet_loss.weight_factors[:-1], 0.0]
+        nnunet_loss.weight_factors = tuple(w / sum(weights) for w in weights)
