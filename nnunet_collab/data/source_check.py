@@ -19,7 +19,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
 import SimpleITK as sitk
@@ -45,7 +44,7 @@ def read_image(path: Path) -> sitk.Image:
         return sitk.ReadImage(str(path))
     except (RuntimeError, OSError, EOFError, zlib.error) as error:
         # SimpleITK's messages open with lines about its own source code; the last line is the reason.
-        reason = str(error).strip().splitlines()[-1]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise CollabError(f"{path}: cannot be read whole ({reason}). Copy or download this file again.") from error
 
 
@@ -175,9 +174,7 @@ def _label_faults(path: Path, label: sitk.Image, rules: SourceRules) -> Iterator
     if unknown.size:
         shown = ", ".join(f"{value:g}" for value in unknown[:5]) + (", ..." if unknown.size > 5 else "")
         allowed = ", ".join(f"{value:g}" for value in known)
-        yield (
-            f"{path}: label values must be {allowed}; found {shown}. Copy the label again, or leave this case out."
-        )
+        yield (f"{path}: label values must be {allowed}; found {shown}. Copy the label again, or leave this case out.")
 
 
 def _grid_faults(first: Path, a: sitk.Image, second: Path, b: sitk.Image) -> Iterator[str]:
@@ -202,8 +199,7 @@ def _short(values: Sequence[float]) -> str:
 
 def _check_nifti_is_whole(path: Path) -> None:
     """Read the file to its end, so that gzip checks its sum, and count the bytes against what the header announces."""
-    stream = gzip.open(path) if path.name.endswith(".gz") else path.open("rb")
-    with cast(BinaryIO, stream) as file:
+    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
         header = file.read(540)
         held = len(header)
         while chunk := file.read(1 << 20):
@@ -215,14 +211,15 @@ def _check_nifti_is_whole(path: Path) -> None:
 
 def _nifti_bytes(header: bytes) -> int:
     """Length in bytes that a NIfTI-1 or NIfTI-2 header announces; 0 if it is neither, which SimpleITK then reports."""
+    layouts = {348: ("8h", 40, "h", 72, "f", 108), 540: ("8q", 16, "h", 14, "q", 168)}  # dim, bitpix, vox_offset
     for order in "<>":
-        if len(header) >= 348 and struct.unpack_from(f"{order}i", header)[0] == 348:
-            axes, *size = struct.unpack_from(f"{order}8h", header, 40)
-            bits, offset = struct.unpack_from(f"{order}h", header, 72)[0], struct.unpack_from(f"{order}f", header, 108)[0]
-        elif len(header) >= 540 and struct.unpack_from(f"{order}i", header)[0] == 540:
-            axes, *size = struct.unpack_from(f"{order}8q", header, 16)
-            bits, offset = struct.unpack_from(f"{order}h", header, 14)[0], struct.unpack_from(f"{order}q", header, 168)[0]
-        else:
+        length = int.from_bytes(header[:4], "little" if order == "<" else "big")
+        if length not in layouts or len(header) < length:
             continue
-        return int(offset) + math.prod(max(length, 1) for length in size[: max(axes, 0)]) * bits // 8
+        size_format, size_at, bits_format, bits_at, offset_format, offset_at = layouts[length]
+        axes, *size = struct.unpack_from(order + size_format, header, size_at)
+        (bits,) = struct.unpack_from(order + bits_format, header, bits_at)
+        (offset,) = struct.unpack_from(order + offset_format, header, offset_at)
+        voxels = math.prod(max(int(count), 1) for count in size[: max(axes, 0)])
+        return int(offset) + voxels * int(bits) // 8
     return 0

@@ -1,26 +1,22 @@
 """A folder of predictions against a folder of labels: one row of metrics per case and class.
 
-Files are paired by name and read with nnU-Net's own reader, so NIfTI, nrrd, PNG and every other format of nnU-Net work, with
-its axis order (the last axis of the file first) and spacing. All files are read and checked before the first metric is
-computed, and all problems are told at once: an evaluation that stops at its last case helps nobody.
-
-Classes come from dataset.json: every label or region but the background. The ignore label counts where the *label* has it;
-those voxels are background in both masks and leave the denominator of MAE (`metrics.py` says more).
-PNG, BMP and TIFF images of nnU-Net's 2D reader have no spacing: their distances are in pixels.
+Files are paired by name and read with nnU-Net's own reader, so NIfTI, nrrd, PNG and its other formats work, with its
+axis order (z, y, x) and spacing. All are read and checked before the first metric is computed; all problems are told at
+once. Classes are the labels or regions of dataset.json but the background. The ignore label counts where the *label*
+has it. Images of nnU-Net's 2D reader (PNG, BMP, TIFF) have no spacing: their distances are in pixels.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,40 +27,23 @@ from nnunet_collab.evaluation.metrics import case_metrics, in_voxels
 if TYPE_CHECKING:
     import pandas as pd
 
-T = TypeVar("T")
-SPACING_TOLERANCE = 1e-3  # relative; headers round to about 1e-6, resampling errors are larger
 _SHOWN = 20  # problems or names listed before "and n more"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What will be compared with what; made by `plan_evaluation`, cheap to send to a worker process.
-
-    Attributes:
-        predictions: Folder of predictions.
-        labels: Folder of labels.
-        dataset_json: The file that names the classes.
-        file_ending: Of predictions and labels, e.g. `.nii.gz`.
-        reader: nnU-Net's reader class for it.
-        classes: Class or region name -> its label values.
-        ignore: The ignore label's value, or None.
-        cases: Names of the files in both folders, without the ending.
-        without_label: Predicted cases that have no label.
-        without_prediction: Labelled cases that have no prediction.
-        distance_unit: `mm`, or `pixel` for images without spacing, or `voxel` if that was asked for.
-    """
+class Plan(NamedTuple):
+    """What will be compared with what; `plan_evaluation` makes it, worker processes receive it."""
 
     predictions: Path
     labels: Path
     dataset_json: Path
-    file_ending: str
-    reader: type[Any]
-    classes: dict[str, tuple[int, ...]]
-    ignore: int | None
-    cases: tuple[str, ...]
-    without_label: tuple[str, ...]
-    without_prediction: tuple[str, ...]
-    distance_unit: str
+    ending: str  # of the files in both folders, e.g. ".nii.gz"
+    reader: type[Any]  # nnU-Net's reader class for it
+    classes: dict[str, tuple[int, ...]]  # class or region name -> its label values
+    ignore: int | None  # the ignore label's value
+    cases: list[str]  # file names without the ending, here and below
+    without_label: list[str]
+    without_prediction: list[str]
+    distance_unit: str  # "mm", "pixel" for images without spacing, "voxel" if that was asked for
 
 
 def evaluate_folders(
@@ -79,137 +58,190 @@ def evaluate_folders(
 ) -> pd.DataFrame:
     """Measure every prediction against the label of the same name.
 
-    In a script of your own, call this under `if __name__ == "__main__":`, because the worker processes are spawned.
+    Workers are spawned: a script of your own must call this under `if __name__ == "__main__":`, or with `processes=1`.
 
     Args:
         predictions: Folder of predicted segmentations.
         labels: Folder of labels.
-        dataset_json: Names the classes. If None, it is looked for in `predictions` (nnU-Net puts it there), in the two
-            folders above, in `labels`, and in the folder above that.
+        dataset_json: Names the classes. None looks in `predictions`, where nnU-Net puts it, in the two folders above,
+            in `labels`, and in the folder above.
         processes: Worker processes; 1 works without any.
-        allow_missing: Leave out files without a partner, instead of raising.
+        allow_missing: Leave out files without a partner instead of raising.
         voxels: Distances in voxels instead of mm; the columns are then `hd_voxel`, `hd95_voxel` and `asd_voxel`.
         progress: Show progress bars.
 
     Returns:
-        One row per case and class: `case`, `class`, the metrics and flags of `case_metrics`, and `distance_unit`. In its
-        `attrs`, `without_label` and `without_prediction` list what was left out.
+        One row per case and class: `case`, `class`, the metrics and flags of `case_metrics`, and `distance_unit`.
 
     Raises:
-        CollabError: If a folder or dataset.json is missing or unusable, no prediction has a label, files lack a partner,
-            cannot be read, differ in shape or spacing, or hold values that dataset.json does not name.
+        CollabError: If a folder or dataset.json is missing or unusable, no prediction has a label, files lack a
+            partner, cannot be read, differ in shape or spacing, or hold values that dataset.json does not name.
     """
+    import pandas as pd
+
+    if processes < 1:
+        raise CollabError(f"evaluate: the number of processes must be at least 1; got {processes}. Set it with --np.")
     plan = plan_evaluation(predictions, labels, dataset_json=dataset_json, voxels=voxels)
-    return measure(plan, processes=processes, allow_missing=allow_missing, progress=progress)
+    problems = [] if allow_missing else _unpaired(plan)
+    with workers(min(processes, len(plan.cases)), progress) as run:
+        problems += run("checking", partial(_check_case, plan), plan.cases)
+        if problems:
+            raise CollabError(
+                f"evaluate: predictions and labels must fit each other; found {len(problems)} problem(s) between "
+                f"{predictions} and {labels}. Nothing was computed.\n"
+                + "\n".join(f"- {problem}" for problem in problems[:_SHOWN])
+                + (f"\n- and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else "")
+            )
+        frame = pd.DataFrame(run("measuring", partial(_measure_case, plan), plan.cases))
+    return frame.rename(columns=in_voxels) if voxels else frame
 
 
 def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | None = None, voxels: bool = False) -> Plan:
-    """Find the classes and pair the files by name; reads dataset.json and two folder listings, no image.
-
-    Raises:
-        CollabError: If a folder or dataset.json is missing or unusable, or no prediction has a label.
-    """
+    """Find the classes and pair the files by name, without opening an image; see `evaluate_folders`."""
     for role, folder in (("predictions", predictions), ("labels", labels)):
         if not folder.is_dir():
             raise CollabError(f"evaluate: the folder of {role} must exist; got {folder}. Check the path.")
     source = _find_dataset_json(predictions, labels, dataset_json)
     ending, classes, ignore, reader = _read_dataset_json(source, labels)
-
     predicted, labelled = _case_names(predictions, ending), _case_names(labels, ending)
     if not predicted & labelled:
         raise CollabError(
-            f"evaluate: a prediction needs a label of the same name, ending in {ending!r} as {source} says; got "
-            f"{_listed(predicted)} in {predictions} and {_listed(labelled)} in {labels}. Check the two folders."
+            f"evaluate: a prediction needs a label of the same name, ending in {ending} as {source} says; got "
+            f"{listed(predicted)} in {predictions} and {listed(labelled)} in {labels}. Check the two folders."
         )
-    from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
-
-    without_spacing = issubclass(reader, NaturalImage2DIO)
     return Plan(
-        predictions=predictions,
-        labels=labels,
-        dataset_json=source,
-        file_ending=ending,
-        reader=reader,
-        classes=classes,
-        ignore=ignore,
-        cases=tuple(sorted(predicted & labelled)),
-        without_label=tuple(sorted(predicted - labelled)),
-        without_prediction=tuple(sorted(labelled - predicted)),
-        distance_unit="voxel" if voxels else "pixel" if without_spacing else "mm",
+        *(predictions, labels, source, ending, reader, classes, ignore),
+        cases=sorted(predicted & labelled),
+        without_label=sorted(predicted - labelled),
+        without_prediction=sorted(labelled - predicted),
+        distance_unit="voxel" if voxels else "pixel" if reader.__name__ == "NaturalImage2DIO" else "mm",
     )
-
-
-def measure(plan: Plan, *, processes: int = 2, allow_missing: bool = False, progress: bool = True) -> pd.DataFrame:
-    """Check every pair of files, then measure every pair; arguments, result and errors as for `evaluate_folders`."""
-    import pandas as pd
-
-    if processes < 1:
-        raise CollabError(f"evaluate: the number of processes must be at least 1; got {processes}. Set it with --np.")
-    problems = [] if allow_missing else _unpaired(plan)
-    with _workers(min(processes, len(plan.cases)), progress) as run:
-        for found in run("checking", partial(_check_case, plan), plan.cases):
-            problems += found
-        if problems:
-            raise CollabError(
-                f"evaluate: predictions and labels must fit each other; found {len(problems)} problem(s), and computed "
-                f"nothing.\n  predictions: {plan.predictions}\n  labels:      {plan.labels}\n"
-                + "\n".join(f"  - {problem}" for problem in problems[:_SHOWN])
-                + (f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else "")
-            )
-        rows = [row for case in run("measuring", partial(_measure_case, plan), plan.cases) for row in case]
-    frame = pd.DataFrame(rows)
-    frame.attrs.update(without_label=list(plan.without_label), without_prediction=list(plan.without_prediction))
-    return frame.rename(columns=in_voxels) if plan.distance_unit == "voxel" else frame
 
 
 def _find_dataset_json(predictions: Path, labels: Path, given: Path | None) -> Path:
     """The file that was given, or the first one found around the two folders."""
-    folders = (predictions, predictions.parent, predictions.parent.parent, labels, labels.parent)
-    candidates = [folder.resolve() / "dataset.json" for folder in folders] if given is None else [given]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise CollabError(
-        f"evaluate: dataset.json must name the classes; none found at {', '.join(map(str, candidates))}. "
-        "Give its path with --dataset-json."
-    )
+    near = (predictions, *predictions.resolve().parents[:2], labels, labels.resolve().parent)
+    candidates = [folder / "dataset.json" for folder in near] if given is None else [given]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        at = ", ".join(map(str, candidates))
+        raise CollabError(f"evaluate: dataset.json must name the classes; none at {at}. Give it with --dataset-json.")
+    return found
 
 
-def _read_dataset_json(
-    path: Path, labels: Path
-) -> tuple[str, dict[str, tuple[int, ...]], int | None, type[Any]]:
+def _read_dataset_json(path: Path, labels: Path) -> tuple[str, dict[str, tuple[int, ...]], int | None, type[Any]]:
     """File ending, foreground classes, ignore value and reader class that a dataset.json states."""
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         ending = str(content["file_ending"])
-        values = {
-            str(name): tuple(int(v) for v in (value if isinstance(value, list) else [value]))
-            for name, value in content["labels"].items()
-        }
-        # Several readers claim .tif; only trying one on a file tells which can.
-        example = next((str(f) for f in sorted(labels.glob(f"*{ending}"))), None) if "tif" in ending.lower() else None
+        values = {name: tuple(map(int, np.atleast_1d(value))) for name, value in content["labels"].items()}
+        ignore = values.pop("ignore", (None,))[0]
+        classes = {name: of_class for name, of_class in values.items() if any(of_class)}
+        if not classes:
+            raise ValueError("no foreground class")
+        # Two readers claim .tif; only trying them on a file tells which one can read it.
+        example = min(map(str, labels.glob("*.tif")), default=None) if ending == ".tif" else None
         reader = determine_reader_writer_from_dataset_json(content, example, verbose=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise CollabError(
-            f"evaluate: dataset.json must be nnU-Net's, with `labels` (name -> value, or list of values) and a `file_ending` "
-            f"that nnU-Net can read; {path} gave {type(error).__name__}: {error}. Mend it, or give another with --dataset-json."
+            "evaluate: dataset.json must be nnU-Net's, with `labels` and a `file_ending` that nnU-Net reads; "
+            f"{path} gave {type(error).__name__}: {error}. Mend it, or give another with --dataset-json."
         ) from error
-    ignore = values.pop("ignore", (None,))[0]
-    classes = {name: of_class for name, of_class in values.items() if any(of_class)}
-    if not classes:
-        raise CollabError(f"evaluate: dataset.json must name a foreground class; `labels` in {path} has none. Add it there.")
     return ending, classes, ignore, reader
 
 
 def _case_names(folder: Path, ending: str) -> set[str]:
     """Names of the files with that ending, without it; hidden files are not cases."""
-    names = (file.name for file in folder.iterdir() if file.is_file())
-    return {name[: -len(ending)] for name in names if name.endswith(ending) and not name.startswith(".")}
+    names = (file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    return {name[: -len(ending)] for name in names if name.endswith(ending)}
 
 
-def _listed(names: Sequence[str] | set[str]) -> str:
+def listed(names: Collection[str]) -> str:
     """How many there are and which, cut short if there are many."""
-    some = ", ".join(sorted(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"{len(names)} ({some})" if names else "none"
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} ({', '.join(sorted(names)[:_SHOWN])}{more})" if names else "none"
+
+
+def _unpaired(plan: Plan) -> list[str]:
+    """One problem for each of the two ways in which files can lack a partner."""
+    mend = "Add them, or leave these cases out with --allow-missing."
+    ways = (("prediction", "label", plan.without_label), ("label", "prediction", plan.without_prediction))
+    return [f"every {has} needs a {lacks}; without one: {listed(names)}. {mend}" for has, lacks, names in ways if names]
+
+
+@contextmanager
+def workers(processes: int, progress: bool) -> Iterator[Callable[..., list[Any]]]:
+    """A function `run(title, function, cases)` that joins the lists `function(case)`; CollabError if a process dies."""
+    from tqdm import tqdm
+
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn")) if processes > 1 else None
+
+    def run(title: str, function: Callable[[str], list[Any]], cases: list[str]) -> list[Any]:
+        results = (pool.map if pool else map)(function, cases)
+        return [item for items in tqdm(results, title, len(cases), unit="case", disable=not progress) for item in items]
+
+    try:
+        yield run
+    except BrokenProcessPool as error:
+        raise CollabError(
+            "evaluate: worker processes must live to the end; one died, most often because memory ran out. Use --np 1. "
+            '(A script that calls evaluate_folders must do so under `if __name__ == "__main__":`.)'
+        ) from error
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read(plan: Plan, file: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Segmentation `(C, Z, Y, X)` as nnU-Net reads it (Z = 1 in 2D, C should be 1) and spacing `(3,)` in mm."""
+    segmentation, properties = plan.reader().read_seg(str(file))
+    return segmentation, np.asarray(properties["spacing"], dtype=np.float64)
+
+
+def _check_case(plan: Plan, case: str) -> list[str]:
+    """What is wrong with one pair of files."""
+    known = {0, *(value for values in plan.classes.values() for value in values)}
+    with_ignore = known if plan.ignore is None else known | {plan.ignore}
+    problems, read = [], []
+    for folder, allowed in ((plan.predictions, known), (plan.labels, with_ignore)):
+        file = folder / f"{case}{plan.ending}"
+        try:
+            segmentation, spacing = _read(plan, file)
+        except Exception as error:  # whatever a reader of damaged files raises
+            problems.append(f"{file} must be readable; got {type(error).__name__}: {error}. Write it again.")
+            continue
+        if (channels := segmentation.shape[0]) != 1:
+            problems.append(f"{file} must have one channel; got {channels}. Save label values, not colours.")
+        strange = np.unique(segmentation[~np.isin(segmentation, sorted(allowed))])
+        if strange.size:
+            got = ", ".join(f"{value:g}" for value in strange[:_SHOWN])
+            rule = f"must hold only the values {sorted(allowed)} of {plan.dataset_json}"
+            problems.append(f"{file} {rule}; got {got}. Map its values, or give the right --dataset-json.")
+        read.append((file, segmentation.shape[1:], spacing))
+    if len(read) == 2:
+        (predicted, shape, spacing), (label, label_shape, label_spacing) = read
+        mend = "Predict the very image that this label was drawn on."
+        if shape != label_shape:
+            problems.append(f"{predicted} and {label} must have one shape; got {shape} and {label_shape}. {mend}")
+        if not np.allclose(spacing, label_spacing, rtol=1e-3, atol=0):
+            got = f"{tuple(spacing.tolist())} and {tuple(label_spacing.tolist())}"
+            problems.append(f"{predicted} and {label} must have one spacing; got {got} mm. {mend}")
+    return problems
+
+
+def _measure_case(plan: Plan, case: str) -> list[dict[str, Any]]:
+    """The rows of one case, one per class."""
+    prediction, _ = _read(plan, plan.predictions / f"{case}{plan.ending}")
+    truth, spacing = _read(plan, plan.labels / f"{case}{plan.ending}")
+    spacing = spacing if plan.distance_unit == "mm" else np.ones(3)
+    keep = None if plan.ignore is None else truth[0] != plan.ignore
+    # Small integers compare faster; every value fits, because the check has passed.
+    small = np.min_scalar_type(max(plan.ignore or 0, *(max(values) for values in plan.classes.values())))
+    prediction, truth = prediction[0].astype(small), truth[0].astype(small)
+    rows = []
+    for name, values in plan.classes.items():
+        metrics = case_metrics(np.isin(prediction, values), np.isin(truth, values), tuple(spacing), keep=keep)
+        rows.append({"case": case, "class": name, **metrics, "distance_unit": plan.distance_unit})
+    return rows

@@ -7,9 +7,9 @@ For a prediction :math:`P` and a truth :math:`T`, both sets of voxels of an imag
     \mathrm{Jaccard} = \frac{|P \cap T|}{|P \cup T|}, \qquad
     \mathrm{MAE} = \frac{|P \mathbin{\triangle} T|}{|\Omega|}.
 
-MAE is the mean absolute error between the two binary images, which is the share of wrong pixels (not per cent). It is made
-for 2D images such as Kvasir-SEG; of a volume it mostly says how much of it is background. HD, HD95 and ASD are defined in
-`surface.py`; they are Euclidean, in mm.
+MAE is the mean absolute error between the two binary images, which is the share of wrong pixels (not per cent). It is
+meant for 2D images such as Kvasir-SEG; of a volume it mostly says how much of it is background. HD, HD95 and ASD are
+defined in `surface.py`; they are Euclidean, in mm.
 
 **Empty masks.** Conventions differ between published codes, and means with them, so here is ours:
 
@@ -18,10 +18,10 @@ for 2D images such as Kvasir-SEG; of a volume it mostly says how much of it is b
 - Only the prediction holds it: the same, counted in `false_positive`.
 - MAE is defined in all of these.
 
-So a mean distance is taken over the cases where both hold the class: read it beside its number of cases, because a method
-that misses the hard cases does not pay for them there.
+So a mean distance is taken over the cases where both hold the class: read it beside its number of cases, because a
+method that misses the hard cases does not pay for them there.
 
-**Ignored voxels** are left out: they are background in both masks and not in :math:`\Omega`. An object cut by an ignored area
+**Ignored voxels** are left out: background in both masks, and not in :math:`\Omega`. An object cut by an ignored area
 therefore has a surface at the cut, the same one in both masks. If every voxel is ignored, MAE is NaN too.
 """
 
@@ -92,18 +92,18 @@ def case_metrics(
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation and number of cases per class, and over the classes.
 
-    The last class, `mean of classes`, holds the mean of the class means (nnU-Net's foreground mean; a class without any value
-    is left out), the standard deviation over cases of the case's mean over its classes, and the number of cases with a value
-    in any class.
+    The last class, `mean of classes`, holds the mean of the class means (nnU-Net's foreground mean; a class without any
+    value is left out), the standard deviation over cases of the case's mean over its classes, and the number of cases
+    with a value in any class.
 
     Args:
-        frame: One row per case and class as from `evaluate_folders`: `case`, `class`, metrics and flags. Distances may be in
-            mm or in voxels. NaN is left out.
+        frame: One row per case and class as from `evaluate_folders`: `case`, `class`, metrics and flags. Distances may
+            be in mm or in voxels. NaN is left out.
 
     Returns:
-        Three rows per class, told apart by `statistic`: `mean`; `std` (n - 1 in the denominator; NaN for a single case); and
-        `count`, in which each metric's column holds the number of cases its mean was taken over, and each flag's column the
-        number of cases with that flag. Columns: `class`, `statistic`, metrics, flags.
+        Three rows per class, told apart by `statistic`: `mean`; `std` (n - 1 in the denominator, NaN for one case); and
+        `count`, in which each metric's column holds the number of cases its mean was taken over, and each flag's
+        column the number of cases with that flag. Columns: `class`, `statistic`, metrics, flags.
     """
     import pandas as pd
 

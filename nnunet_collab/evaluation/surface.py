@@ -1,23 +1,23 @@
 r"""Distances between the surfaces of two masks: Hausdorff, its 95th percentile, and the average.
 
-**Surface.** A voxel of a mask belongs to the mask's surface :math:`\partial A` if one of its face neighbours (4 in 2D, 6 in
-3D) is outside the mask; what lies beyond the image is outside. Points are voxel centres, in mm, and every surface voxel
-weighs the same. With :math:`d(a, B) = \min_{b \in \partial B} \lVert a - b \rVert_2` and the directed sets of distances
-:math:`D_{AB} = \{d(a, B) : a \in \partial A\}` and :math:`D_{BA}`,
+**Surface.** A voxel of a mask is on the mask's surface :math:`\partial A` if one of its face neighbours (4 in 2D, 6 in
+3D) is outside the mask; what lies beyond the image is outside. Points are voxel centres, in mm, and every surface
+voxel weighs the same. With :math:`d(a, B) = \min_{b \in \partial B} \lVert a - b \rVert_2` and the directed sets of
+distances :math:`D_{AB} = \{d(a, B) : a \in \partial A\}` and :math:`D_{BA}`,
 
 .. math::
     \mathrm{HD} &= \max(\max D_{AB}, \max D_{BA}) \\
     \mathrm{HD95} &= \max(P_{95}(D_{AB}), P_{95}(D_{BA})) \\
     \mathrm{ASD} &= \frac{\sum D_{AB} + \sum D_{BA}}{|\partial A| + |\partial B|}
 
-HD95 is the larger of the two directed 95th percentiles (linear interpolation between ranks), *not* the percentile of the
-pooled distances. This is the definition of MONAI's `compute_hausdorff_distance(percentile=95)`, and ASD that of MONAI's
-`compute_average_surface_distance(symmetric=True)`. DeepMind's `surface-distance` puts its points on voxel corners and
-weighs them by surface area; it differs by less than a voxel.
+HD95 is the larger of the two directed 95th percentiles (linear interpolation between ranks), *not* the percentile of
+the pooled distances. This is the definition of MONAI's `compute_hausdorff_distance(percentile=95)`, and ASD that of
+MONAI's `compute_average_surface_distance(symmetric=True)`. DeepMind's `surface-distance` puts its points on voxel
+corners and weighs them by surface area; on smooth objects it differs by less than a voxel.
 
 Nearest surface voxels are found with a k-d tree over the surface voxels alone. That is as exact as a Euclidean distance
-transform with `sampling=spacing`, and neither its time nor its memory grows with the box that holds the masks: one stray
-voxel in the far corner of a CT would otherwise make the transform fill the whole volume.
+transform with `sampling=spacing`, and neither its time nor its memory grows with the box that holds the masks: one
+stray voxel in the far corner of a CT would otherwise make the transform fill the whole volume.
 
 Range: `[0, inf)` mm; 0 exactly where the surfaces agree. An empty mask has no surface: the three distances are NaN.
 """
@@ -100,7 +100,7 @@ def check_masks(where: str, **masks: Mask) -> None:
     for name, mask in masks.items():
         if mask.dtype != np.bool_:
             raise TypeError(
-                f"{where}: masks must be bool (True = inside); `{name}` is {mask.dtype}. Compare first, e.g. labels == 1."
+                f"{where}: masks must be bool (True = inside); `{name}` is {mask.dtype}. Compare first: labels == 1."
             )
     if len({mask.shape for mask in masks.values()}) > 1:
         got = ", ".join(f"{name} {mask.shape}" for name, mask in masks.items())

@@ -5,12 +5,12 @@ A stage embeds overlapping patches by a strided convolution, then repeats
 .. math::
     x \leftarrow x + \mathrm{Attention}(\mathrm{LN}(x)), \qquad x \leftarrow x + \mathrm{MixFFN}(\mathrm{LN}(x)),
 
-where keys and values come from a map that a strided convolution has made smaller by `R` per axis, and
+with keys and values from a map that a strided convolution has made smaller by `R` per axis, and
 :math:`\mathrm{MixFFN}(x) = W_2\,\mathrm{GELU}(\mathrm{DWConv}(W_1 x))`.
 
-Source: Xie et al., SegFormer, arXiv:2105.15203, section 3.1 (equations 1 to 3) and table 6. With strides 4, 8, 16, 32 the
-network equals the public Apache-2.0 implementation in `transformers` weight for weight. We differ in two ways: strides
-and reductions follow the plans, per axis; keys and values share one linear layer (the same function, one product fewer).
+Source: Xie et al., SegFormer, arXiv:2105.15203, section 3.1 (equations 1 to 3) and table 6. With strides 4, 8, 16, 32
+the network equals the public Apache-2.0 implementation in `transformers` weight for weight. We differ in two ways:
+strides and reductions follow the plans, per axis; keys and values share one linear layer (the same function).
 
 Shapes: `B` samples, `D` channels, `N` tokens, `*S` two or three spatial axes of the patch, `*s` those of a feature map.
 """
@@ -18,7 +18,7 @@ Shapes: `B` samples, `D` channels, `N` tokens, `*S` two or three spatial axes of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from types import MappingProxyType
@@ -29,22 +29,13 @@ from torch import Tensor, nn
 
 from nnunet_collab.core.errors import CollabError
 
+# By number of spatial axes.
 CONVOLUTIONS: Mapping[int, type[nn.Conv2d] | type[nn.Conv3d]] = MappingProxyType({2: nn.Conv2d, 3: nn.Conv3d})
-"""Convolution class by number of spatial axes."""
-
-_FFN_RATIO = 4  # table 6: the expansion of every feed-forward layer of the reference implementation
 
 
 @dataclass(frozen=True)
 class MitVariant:
-    """One row of SegFormer's table 6.
-
-    Attributes:
-        embed_dims: Channels of the four stages.
-        num_heads: Attention heads of the four stages.
-        depths: Blocks of the four stages.
-        decoder_width: Channels of the all-MLP head that belongs to this encoder.
-    """
+    """One column of SegFormer's table 6: values of the four stages, and the width of the head that belongs to them."""
 
     embed_dims: tuple[int, int, int, int]
     num_heads: tuple[int, int, int, int]
@@ -62,14 +53,12 @@ VARIANTS: Mapping[str, MitVariant] = MappingProxyType(
         "b5": MitVariant((64, 128, 320, 512), (1, 2, 5, 8), (3, 6, 40, 3), 768),
     }
 )
-"""B0 to B5 of the paper."""
 
 
 def stage_strides(strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     """Where the four stages work: the plans' cumulative strides after 2, 3, 4 and 5 poolings.
 
-    Plans with fewer poolings end earlier: the remaining stages stay at the deepest stride. Seven isotropic stages of a
-    2D plan give 4, 8, 16 and 32, as published.
+    With fewer poolings the last stages stay at the deepest stride. Isotropic plans give 4, 8, 16, 32, as published.
 
     Args:
         strides: Stride of every stage of the plans' network, one list of two or three whole numbers >= 1 per stage.
@@ -85,12 +74,11 @@ def stage_strides(strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ..
     same_length = len({len(row) for row in rows}) == 1 and len(rows[0]) in CONVOLUTIONS
     if not same_length or any(not isinstance(s, int) or s < 1 for row in rows for s in row):
         raise CollabError(
-            "Mix Transformer: strides must hold one list of 2 or 3 whole numbers >= 1 per stage, such as "
-            f"[[1, 1], [2, 2], [2, 2]]; found {strides!r}. Copy 'strides' from the configuration's "
-            "architecture in the plans."
+            "Mix Transformer: strides must be one list of 2 or 3 whole numbers >= 1 per stage, e.g. [[1, 1], [2, 2]]; "
+            f"found {strides!r}. Copy 'strides' from the configuration's architecture in the plans."
         )
-    cumulative = list(accumulate(rows, lambda total, row: tuple(t * s for t, s in zip(total, row, strict=True))))
-    return tuple(cumulative[min(stage, len(cumulative) - 1)] for stage in (2, 3, 4, 5))
+    totals = list(accumulate(rows, lambda total, row: tuple(t * s for t, s in zip(total, row, strict=True))))
+    return tuple(totals[min(poolings, len(totals) - 1)] for poolings in (2, 3, 4, 5))
 
 
 def to_tokens(feature_map: Tensor) -> Tensor:
@@ -103,24 +91,13 @@ def to_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
     return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: in training, blank a residual branch for whole samples, and rescale what remains.
-
-    Source: Huang et al., arXiv:1603.09382. Expectation over the draw: the branch itself.
-    """
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, branch: Tensor) -> Tensor:
-        """`(B, N, D)` to the same shape."""
-        if not self.training or self.probability == 0:
-            return branch
-        kept = 1 - self.probability
-        # Drawn in float32 whatever autocast says: half precision would round the probability.
-        draw = torch.rand((branch.shape[0], 1, 1), device=branch.device, dtype=torch.float32) < kept
-        return branch / kept * draw
+def drop_path(branch: Tensor, probability: float) -> Tensor:
+    """Stochastic depth (arXiv:1603.09382): blank a branch `(B, N, D)` for whole samples; its expectation remains."""
+    if probability == 0:
+        return branch
+    # Drawn in float32 whatever autocast says: half precision would round the probability.
+    draw = torch.rand((branch.shape[0], 1, 1), device=branch.device, dtype=torch.float32) >= probability
+    return branch / (1 - probability) * draw
 
 
 class EfficientAttention(nn.Module):
@@ -132,32 +109,27 @@ class EfficientAttention(nn.Module):
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)
         self.output = nn.Linear(dim, dim)
-        self.reduction: nn.Conv2d | nn.Conv3d | None = None
-        self.reduction_norm: nn.LayerNorm | None = None
+        self.reduction: nn.Module | None = None
         if any(r > 1 for r in reduction):
+            self.kernel = reduction
             self.reduction = CONVOLUTIONS[len(reduction)](dim, dim, kernel_size=reduction, stride=reduction)  # type: ignore[arg-type]
             self.reduction_norm = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor, grid: Sequence[int]) -> Tensor:
         """`(B, N, D)` on a map of size `grid`, to the same shape."""
-        source = self._reduce(tokens, grid)
-        query = self._split_heads(self.query(tokens))
-        key, value = (self._split_heads(part) for part in self.key_value(source).chunk(2, dim=-1))
+        heads = (tokens.shape[0], -1, self.num_heads, tokens.shape[2] // self.num_heads)
+        parts = (self.query(tokens), *self.key_value(self._reduce(tokens, grid)).chunk(2, dim=-1))
+        query, key, value = (part.reshape(heads).transpose(1, 2) for part in parts)
         mixed = F.scaled_dot_product_attention(query, key, value)
         return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def _split_heads(self, tokens: Tensor) -> Tensor:
-        """`(B, N, D)` to `(B, heads, N, D / heads)`."""
-        return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-
     def _reduce(self, tokens: Tensor, grid: Sequence[int]) -> Tensor:
-        """`(B, N, D)` to `(B, N / product of reductions, D)`; an incomplete last window is left out, as in the reference."""
-        if self.reduction is None or self.reduction_norm is None:
+        """`(B, N, D)` to `(B, N / product of R, D)`; an incomplete last window is left out, as in the reference."""
+        if self.reduction is None:
             return tokens
         feature_map = to_map(tokens, grid)
-        # A map smaller than the kernel has no complete window at all, so nothing to attend to. Zeros make it one window;
-        # they add nothing to the convolution's sum.
-        missing = [max(0, k - n) for k, n in zip(self.reduction.kernel_size, grid, strict=True)]
+        # A map smaller than the kernel has no complete window, so nothing could be attended to. Zeros make it one.
+        missing = [max(0, k - n) for k, n in zip(self.kernel, grid, strict=True)]
         if any(missing):
             feature_map = F.pad(feature_map, [p for m in reversed(missing) for p in (0, m)])
         return self.reduction_norm(to_tokens(self.reduction(feature_map)))  # type: ignore[no-any-return]
@@ -168,7 +140,7 @@ class MixFFN(nn.Module):
 
     def __init__(self, dim: int, dims: int) -> None:
         super().__init__()
-        hidden = _FFN_RATIO * dim
+        hidden = 4 * dim  # the expansion ratio of all stages in the reference implementation
         self.expand = nn.Linear(dim, hidden)
         self.depthwise = CONVOLUTIONS[dims](hidden, hidden, kernel_size=3, padding=1, groups=hidden)
         self.contract = nn.Linear(hidden, dim)
@@ -188,60 +160,48 @@ class Block(nn.Module):
         self.attention = EfficientAttention(dim, num_heads, reduction)
         self.ffn_norm = nn.LayerNorm(dim)
         self.ffn = MixFFN(dim, len(reduction))
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = drop_path
 
     def forward(self, tokens: Tensor, grid: Sequence[int]) -> Tensor:
         """`(B, N, D)` on a map of size `grid`, to the same shape."""
-        tokens = tokens + self.drop_path(self.attention(self.attention_norm(tokens), grid))
-        return tokens + self.drop_path(self.ffn(self.ffn_norm(tokens), grid))  # type: ignore[no-any-return]
-
-
-class PatchEmbedding(nn.Module):
-    """Overlapping patches to tokens: a convolution with kernel `2 * stride - 1`, which keeps `ceil(size / stride)`."""
-
-    def __init__(self, input_channels: int, dim: int, stride: tuple[int, ...]) -> None:
-        super().__init__()
-        kernel = tuple(2 * s - 1 for s in stride)
-        padding = tuple(k // 2 for k in kernel)
-        convolution = CONVOLUTIONS[len(stride)]
-        self.projection = convolution(input_channels, dim, kernel_size=kernel, stride=stride, padding=padding)  # type: ignore[arg-type]
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Sequence[int]]:
-        """`(B, C, *S)` to tokens `(B, N, D)` and the size of the map they lie on."""
-        x = self.projection(x)
-        return self.norm(to_tokens(x)), x.shape[2:]
+        dropped = self.drop_path if self.training else 0.0
+        tokens = tokens + drop_path(self.attention(self.attention_norm(tokens), grid), dropped)
+        return tokens + drop_path(self.ffn(self.ffn_norm(tokens), grid), dropped)
 
 
 class Stage(nn.Module):
-    """Patch embedding, blocks, final normalisation."""
+    """Overlapping patch embedding, blocks, final normalisation."""
 
-    def __init__(self, embedding: PatchEmbedding, blocks: Sequence[Block], dim: int) -> None:
+    def __init__(self, input_channels: int, dim: int, stride: tuple[int, ...], blocks: Iterator[Block]) -> None:
         super().__init__()
-        self.embedding = embedding
+        # Kernel 2s-1 with padding s-1: neighbouring patches overlap, and ceil(size / s) positions remain of any size.
+        kernel, padding = tuple(2 * s - 1 for s in stride), tuple(s - 1 for s in stride)
+        self.embedding = CONVOLUTIONS[len(stride)](input_channels, dim, kernel, stride, padding)  # type: ignore[arg-type]
+        self.embedding_norm = nn.LayerNorm(dim)
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, *S)` to `(B, D, *s)`."""
-        tokens, grid = self.embedding(x)
+        x = self.embedding(x)
+        grid = x.shape[2:]
+        tokens = self.embedding_norm(to_tokens(x))
         for block in self.blocks:
             tokens = block(tokens, grid)
         return to_map(self.norm(tokens), grid)
 
 
 class MixTransformer(nn.Module):
-    """The encoder: four stages of falling resolution. Any input size works; a map has `ceil(size / stride)` positions.
+    """The encoder: four stages of falling resolution, for inputs of any size.
 
     Attributes:
-        variant: Its row of table 6.
         total_strides: Stride of each stage's map with respect to the input, per axis.
 
     Args:
         input_channels: Channels of the input.
         variant: Channels, heads and depths.
         strides: Strides of the stages of the plans' network, see `stage_strides`.
-        drop_path: Probability that training drops the last residual branch; it rises linearly from 0 at the first block.
+        drop_path: Probability of dropping the last block's branches in training; rises linearly from 0 at the first.
 
     Raises:
         CollabError: If `strides` is malformed or `drop_path` is not in [0, 1).
@@ -253,33 +213,28 @@ class MixTransformer(nn.Module):
         super().__init__()
         if not 0 <= drop_path < 1:
             raise CollabError(
-                f"Mix Transformer: drop_path is a probability in [0, 1); found {drop_path}. 0.1 is usual."
+                f"Mix Transformer: drop_path is a probability in [0, 1); found {drop_path}. Usual is 0.1."
             )
-        self.variant = variant
         self.total_strides = stage_strides(strides)
-        deepest = self.total_strides[-1]
+        deepest, previous = self.total_strides[-1], (1,) * len(self.total_strides[-1])
         rates = iter(torch.linspace(0, drop_path, sum(variant.depths)).tolist())
-        channels, previous = input_channels, (1,) * len(deepest)
-        stages = []
-        for dim, heads, depth, total in zip(
-            variant.embed_dims, variant.num_heads, variant.depths, self.total_strides, strict=True
-        ):
-            stride = tuple(t // p for t, p in zip(total, previous, strict=True))
+        self.stages = nn.ModuleList()
+        rows = zip(variant.embed_dims, variant.num_heads, variant.depths, self.total_strides, strict=True)
+        for dim, heads, depth, total in rows:
             # Keys and values of every stage lie on the deepest stage's grid: 8, 4, 2, 1 for the published strides.
             reduction = tuple(d // t for d, t in zip(deepest, total, strict=True))
-            blocks = [Block(dim, heads, reduction, next(rates)) for _ in range(depth)]
-            stages.append(Stage(PatchEmbedding(channels, dim, stride), blocks, dim))
-            channels, previous = dim, total
-        self.stages = nn.ModuleList(stages)
+            stride = tuple(t // p for t, p in zip(total, previous, strict=True))
+            blocks = (Block(dim, heads, reduction, next(rates)) for _ in range(depth))
+            self.stages.append(Stage(input_channels, dim, stride, blocks))
+            input_channels, previous = dim, total
         self.apply(init_weights)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """`(B, C, *S)` to the four maps `(B, D_i, *s_i)`, finest first."""
-        features = []
+        """`(B, C, *S)` to the four maps `(B, D_i, *s_i)` of `ceil(S / stride)` positions per axis, finest first."""
+        features = [x]
         for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        return features
+            features.append(stage(features[-1]))
+        return features[1:]
 
 
 def init_weights(module: nn.Module) -> None:

@@ -8,8 +8,8 @@ concatenates them, deepest first, and mixes them by a 1x1 convolution `F` withou
       = \sum_i \mathrm{up}\big((F_i A_i)\,x_i + F_i b_i\big).
 
 The right-hand side is what we compute: `up` acts within channels with weights that sum to 1, so it commutes with the
-linear layers around it, and `F` acts on its slices :math:`F_i` one by one. Parameters, function and gradient are those of
-the left-hand side; the widest map, of four times the decoder's width at the finest resolution, never exists.
+linear layers around it, and `F` acts on its slices :math:`F_i` one by one. Parameters, function and gradient are those
+of the left-hand side; the widest map, of four times the decoder's width at the finest resolution, never exists.
 
 Source: Xie et al., SegFormer, arXiv:2105.15203, section 3.2 (equation 4). Deliberate differences: by default the head
 normalises per sample (instance norm), as nnU-Net's networks do, because patches and batches are small; logits are
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,7 +56,8 @@ def make_norm(kind: str, channels: int, dims: int) -> nn.Module:
     """
     if (kind, dims) not in _NORMS:
         raise CollabError(
-            f"network head: head_norm must be 'instance' or 'batch'; found {kind!r}. Correct it in the plans' arch_kwargs."
+            f"network head: head_norm must be 'instance' or 'batch'; found {kind!r}. Correct it in the "
+            "plans' arch_kwargs."
         )
     return _NORMS[kind, dims](channels, affine=True)
 
@@ -77,9 +78,9 @@ class AllMLPFusion(nn.Module):
         """Maps `(B, D_i, *s_i)`, finest first, to `(B, width, *s_1)`."""
         slices = reversed(self.fuse.weight.flatten(1).chunk(len(features), dim=1))  # stored deepest first
         levels = []
-        for feature_map, projection, mix in zip(features, self.projections, slices, strict=True):
-            mixed = F.linear(feature_map.movedim(1, -1), mix @ projection.weight, mix @ projection.bias)
-            levels.append(mixed.movedim(-1, 1))
+        for feature_map, layer, mix in zip(features, self.projections, slices, strict=True):
+            weight, bias = mix @ cast(Tensor, layer.weight), mix @ cast(Tensor, layer.bias)
+            levels.append(F.linear(feature_map.movedim(1, -1), weight, bias).movedim(-1, 1))
         fused = levels[0]
         for level in levels[1:]:
             fused = fused + F.interpolate(level, size=fused.shape[2:], mode=self.upsampling, align_corners=False)
@@ -118,8 +119,8 @@ class SegFormer(nn.Module):
     targets and stops at the shorter list, so the stock trainer works, its loss scaled by the weight of full resolution.
 
     Attributes:
-        taps: Dotted names of the submodules whose outputs are the encoder's deepest map (the last entry of a list) and the
-            decoder's map before the classifier.
+        taps: Dotted names of the submodules whose outputs are the encoder's deepest map (the last entry of a list) and
+            the decoder's map before the classifier.
 
     Args:
         input_channels: Channels of the images.

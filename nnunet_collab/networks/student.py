@@ -24,21 +24,27 @@ class Student(nn.Module):
         network: Maps `(B, C_in, *S)` to logits `(B, C, *S)`, or to a list of logits of falling resolution.
         taps: Submodule names by level, of `encoder` and `decoder`; a level may be missing.
         frozen: If True the student only teaches: no gradient, always in evaluation mode.
+        origin: Where its first weights came from, for the record.
 
     Raises:
         CollabError: If a tap names a submodule that the network does not have.
     """
 
-    def __init__(self, name: str, network: nn.Module, taps: dict[str, str], *, frozen: bool = False) -> None:
+    def __init__(
+        self, name: str, network: nn.Module, taps: dict[str, str], *, frozen: bool = False, origin: str = ""
+    ) -> None:
         super().__init__()
         self.name = name
         self.network = network
         self.taps = dict(taps)
         self.frozen = frozen
+        self.origin = origin
         self._features: dict[str, Tensor] = {}
         self._recording = False
-        for level, module_name in taps.items():
+        self._hooks = [
             _submodule(name, network, module_name).register_forward_hook(_Tap(self, level))
+            for level, module_name in taps.items()
+        ]
         if frozen:
             self.requires_grad_(False).eval()
 
@@ -63,6 +69,11 @@ class Student(nn.Module):
         """Switch the mode, unless the student is frozen: a teacher is never perturbed."""
         super().train(mode and not self.frozen)
         return self
+
+    def remove_taps(self) -> None:
+        """Take the hooks off the network."""
+        for hook in self._hooks:
+            hook.remove()
 
     def set_deep_supervision(self, enabled: bool) -> None:
         """Switch the auxiliary outputs of a network that has them (nnU-Net's convention: `network.decoder`)."""

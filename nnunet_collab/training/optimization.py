@@ -27,9 +27,7 @@ class StudentOptimizers:
         self.settings = settings
         self.scaler = scaler
         self.students = {s.name: group[s.name] for s in settings.students if not s.frozen}
-        self.optimizers = {
-            s.name: _make_optimizer(s, self.students[s.name]) for s in settings.students if not s.frozen
-        }
+        self.optimizers = {s.name: _make_optimizer(s, self.students[s.name]) for s in settings.students if not s.frozen}
 
     def set_learning_rates(self, iteration: int) -> None:
         """Set every learning rate for this iteration of the whole run."""

@@ -37,7 +37,9 @@ class StudentSettings:
             CollabError: Naming the setting, the rule and the value.
         """
         where = f"students.{self.name}."
-        require(bool(re.fullmatch(r"[A-Za-z0-9]+", self.name)), "students.name", "must be letters and digits", self.name)
+        require(
+            bool(re.fullmatch(r"[A-Za-z0-9]+", self.name)), "students.name", "must be letters and digits", self.name
+        )
         require(self.lr > 0, where + "lr", "must be > 0", self.lr)
         require(self.weight_decay >= 0, where + "weight_decay", "must be >= 0", self.weight_decay)
         require(0 <= self.momentum < 1, where + "momentum", "must be in [0, 1)", self.momentum)
@@ -92,7 +94,9 @@ class TrainingSettings:
         require(len(names) >= 1, "students", "must name at least one student", names)
         require(len(set(names)) == len(names), "students", "must have distinct names", names)
         require(any(not s.frozen for s in self.students), "students", "must leave one student to learn", names)
-        require(bool(re.fullmatch(r"[A-Za-z0-9]*", self.run_name)), "run_name", "must be letters and digits", self.run_name)
+        require(
+            bool(re.fullmatch(r"[A-Za-z0-9]*", self.run_name)), "run_name", "must be letters and digits", self.run_name
+        )
         require(self.seed >= 0, "seed", "must be >= 0", self.seed)
         for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch", "save_every", "max_bad_steps"):
             require(getattr(self, name) >= 1, name, "must be >= 1", getattr(self, name))

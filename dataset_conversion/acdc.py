@@ -1,0 +1,138 @@
+"""ACDC (Automated Cardiac Diagnosis Challenge, MICCAI 2017): cine MRI of the heart, from the official layout.
+
+The source, as downloaded:
+
+    training/patient001/Info.cfg                          Group: the diagnosis, used to balance the folds
+    training/patient001/patient001_4d.nii.gz              not used
+    training/patient001/patient001_frame01.nii.gz         image at end-diastole or end-systole
+    training/patient001/patient001_frame01_gt.nii.gz      its label: 0 background, 1 RV, 2 myocardium, 3 LV
+    testing/patient101/...                                the same; may be missing, or come without labels
+
+Both frames of a patient are always in the same role. Run with
+`nnunet_collab convert acdc SOURCE -d ID` or `python dataset_conversion/acdc.py SOURCE -d ID`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.data.convert_command import run_alone
+from nnunet_collab.data.raw_dataset import DatasetInfo, RawDataset, write_raw_dataset
+from nnunet_collab.data.raw_target import Target
+from nnunet_collab.data.source_check import Case, SourceRules
+
+DATASET_NAME = "ACDC"
+
+INFO = DatasetInfo(
+    channel_names={"0": "cineMRI"},  # not "CT", so that nnU-Net standardises each image by itself
+    labels={"background": 0, "RV": 1, "MYO": 2, "LV": 3},
+    file_ending=".nii.gz",
+    patient_pattern=r"(patient\d+)_frame\d+",
+    description="Right ventricle, myocardium and left ventricle in short-axis cine MRI at end-diastole and end-systole",
+    licence="CC BY-NC-SA 4.0",
+    citation=(
+        "O. Bernard, A. Lalande, C. Zotti, F. Cervenansky, et al., Deep Learning Techniques for Automatic MRI Cardiac "
+        "Multi-Structures Segmentation and Diagnosis: Is the Problem Solved?, IEEE Transactions on Medical Imaging "
+        "37(11), 2514-2525, 2018, doi:10.1109/TMI.2018.2837502"
+    ),
+    reference="https://www.creatis.insa-lyon.fr/Challenge/acdc/",
+)
+RULES = SourceRules(label_values={0: 0, 1: 1, 2: 2, 3: 3})
+FRAME = re.compile(r"(?P<case>(?P<patient>patient\d+)_frame\d+)(?P<label>_gt)?\.nii(\.gz)?")
+
+
+def convert(source: Path, target: Target) -> Path:
+    """Write ACDC as an nnU-Net raw dataset.
+
+    Args:
+        source: The folder that holds `training/`, or that holds `database/training/` as in the official archive.
+        target: Where to.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        CollabError: If source or target must be refused; nothing has been written then.
+    """
+    root = source / "database" if (source / "database").is_dir() else source
+    if not (root / "training").is_dir():
+        raise CollabError(
+            f"{source}: SOURCE must hold the folder training, as in the official archive; it does not. Give the folder "
+            "above training."
+        )
+    patients = _patient_folders(root / "training")
+    if not patients:
+        raise CollabError(
+            f"{root / 'training'}: it must hold one folder per patient, patient001 and so on; there is none. Unpack "
+            "the archive again."
+        )
+    train, problems = _find_cases(patients, labels_needed=True)
+    test_patients = _patient_folders(root / "testing")
+    # Until 2022 the organisers kept the labels of the test cases: none at all is fine, a few missing is not.
+    labels_needed = any(
+        FRAME.fullmatch(path.name) and "_gt" in path.name for p in test_patients for path in p.iterdir()
+    )
+    test, test_problems = _find_cases(test_patients, labels_needed=labels_needed)
+    groups = {folder.name: _group(folder) for folder in patients}
+    return write_raw_dataset(RawDataset(INFO, RULES, train, test, groups, [*problems, *test_problems]), target)
+
+
+def _patient_folders(folder: Path) -> list[Path]:
+    """Folders named after patients; none if `folder` is missing. Other entries are read-me files and the like."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in found if path.is_dir() and re.fullmatch(r"patient\d+", path.name))
+
+
+def _find_cases(patients: list[Path], *, labels_needed: bool) -> tuple[list[Case], list[str]]:
+    cases: list[Case] = []
+    problems: list[str] = []
+    for folder in patients:
+        images: dict[str, Path] = {}
+        labels: dict[str, Path] = {}
+        for path in sorted(folder.iterdir()):
+            match = FRAME.fullmatch(path.name)
+            if match is None or not path.is_file():
+                continue
+            kind = labels if match["label"] else images
+            if match["patient"] != folder.name:
+                problems.append(f"{path}: the file must be of {folder.name}. Move it to the folder {match['patient']}.")
+            elif other := kind.get(match["case"]):
+                problems.append(
+                    f"{path}: there must be one file per frame; found {other.name} too. Remove one of them."
+                )
+            else:
+                kind[match["case"]] = path
+        problems += _unpaired(folder, images, labels, labels_needed)
+        cases += [Case(name, (image,), labels.get(name)) for name, image in images.items()]
+    return cases, problems
+
+
+def _unpaired(folder: Path, images: dict[str, Path], labels: dict[str, Path], labels_needed: bool) -> list[str]:
+    if not images and not labels:
+        return [
+            f"{folder}: no image {folder.name}_frameNN.nii.gz is there. Copy the patient again or remove the folder."
+        ]
+    problems = [
+        f"{labels[name]}: the image of this label is missing. Copy {name}.nii.gz to it, or remove the label."
+        for name in sorted(labels.keys() - images.keys())
+    ]
+    if labels_needed:
+        problems += [
+            f"{images[name]}: the label of this image is missing. Copy {name}_gt.nii.gz to it, or remove the image."
+            for name in sorted(images.keys() - labels.keys())
+        ]
+    return problems
+
+
+def _group(folder: Path) -> str:
+    """The diagnosis in Info.cfg, or "" if it says none: it only balances the folds."""
+    info = folder / "Info.cfg"
+    text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
+    match = re.search(r"^\s*Group\s*:\s*(\S+)", text, flags=re.MULTILINE)
+    return match[1] if match else ""
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_alone(Path(__file__)))

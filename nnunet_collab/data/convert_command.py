@@ -1,0 +1,110 @@
+"""`nnunet_collab convert`: run one of the scripts in `dataset_conversion/` on a downloaded dataset.
+
+A script is a module with two names: `DATASET_NAME`, used when --name is not given, and
+`convert(source: Path, target: Target) -> object`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import nnunet_collab
+from nnunet_collab.core.errors import CollabError
+
+
+def conversion_folder() -> Path:
+    """The folder of the scripts: inside the package in a wheel, beside it in a checkout or an editable install.
+
+    Raises:
+        CollabError: If it is in neither place.
+    """
+    package = Path(nnunet_collab.__file__).parent
+    places = [package / "dataset_conversion", package.parent / "dataset_conversion"]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise CollabError(
+        f"convert: the scripts must be in {places[0]} or {places[1]}; there are none. Install the package again."
+    )
+
+
+def converter_names() -> list[str]:
+    """The datasets there is a script for, in alphabetical order."""
+    return sorted(path.stem for path in conversion_folder().glob("*.py") if not path.stem.startswith("_"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `nnunet_collab convert NAME SOURCE -d ID [--name NAME] [--overwrite]`."""
+    parser.add_argument("converter", metavar="NAME", help="which dataset: the name of a script in dataset_conversion")
+    _add_target_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert the dataset named on the command line.
+
+    Returns:
+        0.
+
+    Raises:
+        CollabError: If there is no such script, or what the script refuses.
+    """
+    names = converter_names()
+    if args.converter.lower() not in names:
+        raise CollabError(
+            f"convert: NAME must be one of {', '.join(names)}; got {args.converter!r}. For other data, write the "
+            "dataset as nnU-Net's documentation describes; nothing else is needed."
+        )
+    return _run_script(conversion_folder() / f"{args.converter.lower()}.py", args)
+
+
+def run_alone(script: Path, argv: Sequence[str] | None = None) -> int:
+    """What a script does when it is started by itself: `python dataset_conversion/acdc.py SOURCE -d ID`.
+
+    Args:
+        script: The script's file.
+        argv: Arguments; None means those of the process.
+
+    Returns:
+        0, or 2 after printing what was refused.
+    """
+    parser = argparse.ArgumentParser(description=f"Convert {script.stem} into an nnU-Net raw dataset.")
+    _add_target_arguments(parser)
+    try:
+        return _run_script(script, parser.parse_args(argv))
+    except CollabError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="the folder of the dataset, as downloaded")
+    parser.add_argument("-d", dest="dataset_id", metavar="ID", type=int, required=True, help="nnU-Net's dataset id")
+    parser.add_argument("--name", help="name of the dataset, without DatasetXXX_ (default: the converter's)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the dataset of this id and name")
+
+
+def _run_script(script: Path, args: argparse.Namespace) -> int:
+    from nnunet_collab.data.raw_target import Target
+
+    if not args.source.is_dir():
+        found = "it is a file" if args.source.exists() else "it does not exist"
+        raise CollabError(f"{args.source}: SOURCE must be the folder of the dataset; {found}. Correct the path.")
+    converter = _load(script)
+    converter.convert(args.source, Target(args.dataset_id, args.name or converter.DATASET_NAME, args.overwrite))
+    return 0
+
+
+def _load(script: Path) -> ModuleType:
+    name = f"nnunet_collab_conversion_{script.stem}"
+    spec = importlib.util.spec_from_file_location(name, script)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{script}: no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module

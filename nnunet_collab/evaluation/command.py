@@ -1,0 +1,174 @@
+"""`nnunet_collab evaluate`: predictions against labels, as a printed table and a CSV file.
+
+The CSV is one long tidy table. Rows with `statistic` = `case` hold one case and class; then come the rows of
+`metrics.summarise`, with an empty `case`: `mean`, `std` and `count` (how many cases a mean was taken over).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunet_collab.core.errors import CollabError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nnunet_collab.evaluation.folders import Plan
+
+_WIDTH = 100
+_TITLES = {"dice": "Dice", "jaccard": "Jaccard", "hd": "HD", "hd95": "HD95", "asd": "ASD", "mae": "MAE"}
+_DECIMALS = {"dice": 3, "jaccard": 3, "hd": 2, "hd95": 2, "asd": 2, "mae": 4}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `nnunet_collab evaluate` to its parser."""
+    parser.add_argument("-p", "--predictions", type=Path, required=True, help="folder of predicted segmentations")
+    parser.add_argument("-l", "--labels", type=Path, required=True, help="folder of labels with the same file names")
+    parser.add_argument("-o", "--output", type=Path, help="CSV file to write; without it, the table is only printed")
+    parser.add_argument(
+        "--dataset-json", type=Path, help="names the classes (default: found beside the predictions or the labels)"
+    )
+    parser.add_argument("--np", type=int, default=2, help="worker processes (default: 2)")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="leave out predictions or labels that have no partner"
+    )
+    parser.add_argument("--voxels", action="store_true", help="distances in voxels instead of mm")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print and write; returns the exit status 0.
+
+    Raises:
+        CollabError: If the output cannot be a file, or for the reasons of `evaluate_folders`.
+    """
+    from nnunet_collab.evaluation.folders import evaluate_folders, plan_evaluation
+    from nnunet_collab.evaluation.metrics import summarise
+
+    output: Path | None = args.output
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise CollabError(
+            f"evaluate: -o must be a file in a folder that exists; got {output}. Create the folder, or name a file."
+        )
+    plan = plan_evaluation(args.predictions, args.labels, dataset_json=args.dataset_json, voxels=args.voxels)
+    print(f"reads   {plan.predictions} and {plan.labels} ({len(plan.cases)} cases in both), {plan.dataset_json}")
+    print(f"writes  {output or 'nothing; -o OUT.csv would write every case'}", flush=True)
+    frame = evaluate_folders(
+        args.predictions,
+        args.labels,
+        dataset_json=args.dataset_json,
+        processes=args.np,
+        allow_missing=args.allow_missing,
+        voxels=args.voxels,
+    )
+    summary = summarise(frame)
+    print(
+        f"\n{scores_table(summary, plan.distance_unit)}\n\n{cases_table(summary, len(plan.cases))}\n\n{notes(plan, summary)}"
+    )
+    if output is not None:
+        write_csv(frame, summary, output)
+        print(f"\nwrote   {output}")
+    return 0
+
+
+def scores_table(summary: pd.DataFrame, distance_unit: str) -> str:
+    """One line per class: every metric as mean±standard deviation, `-` where no case has a value."""
+    metrics = {column: column.split("_")[0] for column in summary.columns if column.split("_")[0] in _TITLES}
+    units = {short: f" {distance_unit}" for short in ("hd", "hd95", "asd")}
+    lines = [["class", *(_TITLES[short] + units.get(short, "") for short in metrics.values())]]
+    for name, mean, spread, _ in _classes(summary):
+        cells = [_score(mean[column], spread[column], _DECIMALS[short]) for column, short in metrics.items()]
+        lines.append([name, *cells])
+    return _aligned(lines)
+
+
+def cases_table(summary: pd.DataFrame, cases: int) -> str:
+    """One line per class: how many of the `cases` are behind its means, and how many are not."""
+    distance = next(column for column in summary.columns if column.startswith("hd95_"))
+    columns = {
+        "in Dice": "dice",
+        "in distances": distance,
+        "missed": "missed",
+        "false positive": "false_positive",
+        "both empty": "both_empty",
+    }
+    lines = [["class", "cases", *columns]]
+    for name, _, _, count in _classes(summary):
+        lines.append([name, str(cases), *(str(int(count[column])) for column in columns.values())])
+    return _aligned(lines)
+
+
+def notes(plan: Plan, summary: pd.DataFrame) -> str:
+    """What the numbers mean, which rules were applied, and what was left out; one bullet each."""
+    from nnunet_collab.evaluation.folders import listed
+
+    total = _classes(summary)[-1][3]
+    voxels = "pixels" if plan.distance_unit == "pixel" else "voxels"
+    bullets = [
+        f"Mean±standard deviation over cases. Dice, Jaccard: 0 to 1. MAE: share of wrong {voxels}. Last line: mean of "
+        "the classes' means, ± the spread over cases of each case's mean.",
+        "HD, HD95, ASD: between surface voxels (a face neighbour is outside), each of equal weight. HD95: the larger "
+        "of the two directed 95th percentiles. ASD: the mean over both surfaces.",
+        "Empty masks: a class in neither mask of a case is left out of Dice, Jaccard and distances (both empty: "
+        f"{total['both_empty']}). A class in one mask only scores Dice and Jaccard 0 and has no distance: missed if "
+        f"only the label has it ({total['missed']}), false positive if only the prediction has it "
+        f"({total['false_positive']}). The last line adds up all classes.",
+    ]
+    if plan.distance_unit == "pixel":
+        bullets.append("These images have no spacing: distances are in pixels, in the columns named _mm too.")
+    if plan.distance_unit == "voxel":
+        bullets.append("Distances are in voxels, whatever the spacing: they do not compare with distances in mm.")
+    if plan.ignore is not None:
+        bullets.append(f"Voxels whose label is {plan.ignore} (ignore) count as background in both masks, not in MAE.")
+    if plan.without_label:
+        bullets.append(f"Left out, predicted but without a label: {listed(plan.without_label)}.")
+    if plan.without_prediction:
+        bullets.append(f"Left out, labelled but without a prediction: {listed(plan.without_prediction)}.")
+    return "\n".join(textwrap.fill(f"- {bullet}", _WIDTH, subsequent_indent="  ") for bullet in bullets)
+
+
+def write_csv(frame: pd.DataFrame, summary: pd.DataFrame, path: Path) -> None:
+    """Write all rows under a temporary name beside `path`, then rename: no reader ever sees half a table."""
+    import pandas as pd
+
+    table = pd.concat([frame.assign(statistic="case"), summary], ignore_index=True)
+    first = ["case", "class", "statistic"]
+    table["distance_unit"] = frame["distance_unit"].iloc[0]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        table[[*first, *table.columns.drop(first)]].to_csv(temporary, index=False)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _classes(summary: pd.DataFrame) -> list[tuple[str, pd.Series, pd.Series, pd.Series]]:
+    """Name, means, standard deviations and counts of each class; the mean of classes is the last."""
+    by_statistic = [summary[summary["statistic"] == which].set_index("class") for which in ("mean", "std", "count")]
+    return [(name, *(rows.loc[name] for rows in by_statistic)) for name in by_statistic[0].index]
+
+
+def _score(mean: float, spread: float, decimals: int) -> str:
+    """`mean±spread`, without the spread of a single case; NaN is `-`."""
+    parts = [f"{value:.{decimals if value < 100 else 1}f}" for value in (mean, spread) if value == value]
+    return "±".join(parts) or "-"
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    """Lines of cells under a rule, two spaces apart; a long first cell is cut so that lines fit the page."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    widths[0] = max(8, min(widths[0], _WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
+    lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
+    cut = [[_shortened(line[0], widths[0]), *line[1:]] for line in lines]
+    rows = [
+        [line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)] for line in cut
+    ]
+    return "\n".join("  ".join(row) for row in rows)
+
+
+def _shortened(text: str, width: int) -> str:
+    """The text, or its start and `~` if it is longer than the width."""
+    return text if len(text) <= width else text[: width - 1] + "~"

@@ -1,0 +1,1 @@
+"""Publishing students as ordinary nnU-Net models."""

@@ -1,0 +1,132 @@
+"""Publish each student of a run as an ordinary nnU-Net model, in a results folder of its own.
+
+A run in `<Trainer>__<plans>__<configuration>/fold_X` gives `<Trainer>_<Student>__<plans>__<configuration>/fold_X` with
+plans.json, dataset.json, dataset_fingerprint.json and the checkpoints. A published checkpoint names nnU-Net's own trainer,
+so a student whose network the plans describe predicts where this package is not installed; any other student needs the
+package importable, but not `nnUNet_extTrainer`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.files import write_json
+from nnunet_collab.core import checkpoint as checkpoints
+
+KEY = checkpoints.KEY
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
+STOCK_TRAINER = "nnUNetTrainer"
+
+
+def student_folder(run: Path, student: str) -> Path:
+    """Results folder of a published student.
+
+    Args:
+        run: `<results>/<dataset>/<Trainer>__<plans>__<configuration>`.
+        student: Its name.
+    """
+    trainer, plans, configuration = run.name.split("__")
+    return run.with_name(f"{trainer}_{student}__{plans}__{configuration}")
+
+
+def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
+    """Publish the students of one fold from the checkpoints on disk.
+
+    Args:
+        fold: `.../<Trainer>__<plans>__<configuration>/fold_X`.
+        only: Names of students; all that learned if None.
+
+    Returns:
+        The fold folders written, `.../<Trainer>_<Student>__.../fold_X`.
+
+    Raises:
+        CollabError: If the folder is not a run of this package, has no final checkpoint, names no such student, or
+            another fold of the student was published with another network.
+    """
+    run = fold.parent
+    plans, dataset = _read_json(run / "plans.json"), _read_json(run / "dataset.json")
+    if KEY not in plans:
+        raise CollabError(f"{run}: must be the results folder of an nnunet_collab trainer; its plans.json is not ours.")
+    record = plans[KEY]
+    learners = [s["name"] for s in record["settings"]["students"] if not s["frozen"]]
+    names = learners if only is None else list(only)
+    unknown = [name for name in names if name not in learners]
+    if unknown:
+        raise CollabError(f"{run}: has no student {', '.join(unknown)} to publish; it has {', '.join(learners)}.")
+    if not (fold / CHECKPOINTS[0]).is_file():
+        raise CollabError(f"{fold}: has no {CHECKPOINTS[0]}: the training is not finished. Continue it with --c.")
+    configuration = run.name.split("__")[2]
+    targets = {name: student_folder(run, name) for name in names}
+    student_plans = {name: _student_plans(plans, configuration, name) for name in names}
+    for name in names:
+        _refuse_other_network(targets[name], student_plans[name], configuration, fold.name)
+    for name in names:
+        target = targets[name]
+        target.mkdir(parents=True, exist_ok=True)
+        write_json(target / "plans.json", student_plans[name])
+        write_json(target / "dataset.json", dataset)
+        if (run / "dataset_fingerprint.json").is_file():
+            shutil.copyfile(run / "dataset_fingerprint.json", target / "dataset_fingerprint.json")
+        (target / fold.name).mkdir(exist_ok=True)
+    for file in (fold / name for name in CHECKPOINTS):
+        if file.is_file():
+            _publish_checkpoint(file, {name: targets[name] / fold.name / file.name for name in names}, student_plans)
+    return [targets[name] / fold.name for name in names]
+
+
+def _student_plans(plans: dict[str, Any], configuration: str, name: str) -> dict[str, Any]:
+    """The run's plans with the student's network in place of the planned one."""
+    own = copy.deepcopy(plans)
+    own["configurations"][configuration]["architecture"] = own[KEY]["students"][name]
+    own[KEY]["student"] = name
+    return own
+
+
+def _refuse_other_network(target: Path, plans: dict[str, Any], configuration: str, fold: str) -> None:
+    """Folds of one folder share its plans.json, so they must share the network and the patch size."""
+    path = target / "plans.json"
+    if not path.is_file():
+        return
+    new, old = (p["configurations"][configuration] for p in (plans, _read_json(path)))
+    other_folds = [f.name for f in target.glob("fold_*") if f.name != fold and (f / CHECKPOINTS[0]).is_file()]
+    for key in ("architecture", "patch_size"):
+        if new.get(key) != old.get(key) and other_folds:
+            raise CollabError(
+                f"{target}: all folds of a model share one plans.json; {', '.join(other_folds)} was published with another "
+                f"{key}. Train under another run_name, or move that folder away."
+            )
+
+
+def _publish_checkpoint(file: Path, targets: dict[str, Path], plans: dict[str, dict[str, Any]]) -> None:
+    checkpoint = checkpoints.load(file)
+    for name, target in targets.items():
+        prefix = f"students.{name}.network."
+        weights = {k.removeprefix(prefix): v for k, v in checkpoint["network_weights"].items() if k.startswith(prefix)}
+        published = {
+            "network_weights": weights,
+            "optimizer_state": {},
+            "grad_scaler_state": None,
+            "logging": checkpoint["logging"],
+            "_best_ema": checkpoint["_best_ema"],
+            "current_epoch": checkpoint["current_epoch"],
+            "init_args": {**checkpoint["init_args"], "plans": plans[name]},
+            "trainer_name": STOCK_TRAINER,
+            "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
+            KEY: {**checkpoint[KEY], "student": name, "trained_by": checkpoint["trainer_name"]},
+        }
+        published[KEY].pop("random_states", None)
+        checkpoints.save(target, published)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
+    except (OSError, json.JSONDecodeError) as error:
+        raise CollabError(f"{path}: must be a readable JSON file of a results folder; {error}.") from error

@@ -1,0 +1,1 @@
+"""A paper on one screen: settings and loss terms."""

@@ -1,0 +1,131 @@
+"""CTRCL: a CNN and a Transformer teach each other, with soft labels that the truth rectifies.
+
+Source: Wu et al., "CNN-Transformer Rectified Collaborative Learning for Medical Image Segmentation" (2024). Each student
+minimises, with the other's tensors as constants (equation 17),
+
+    L = L_seg + beta * L_rlcl + gamma1 * L_cfcl(encoder) + gamma2 * L_cfcl(decoder).
+
+No code was published; where the paper is ambiguous, the comments beside the settings say which reading is the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.settings import require
+from nnunet_collab.core.types import StudentOutput, Target, Term, region_target
+from nnunet_collab.losses.class_aware import class_aware_kl, region_class_aware_kl
+from nnunet_collab.losses.collaborative_kl import (
+    as_two_classes,
+    ensemble_kl,
+    mutual_kl,
+    rectified_kl,
+    selective_kl,
+)
+from nnunet_collab.losses.rectified import ALL_FACTORS
+from nnunet_collab.training.settings import TrainingSettings
+from nnunet_collab.training.supervision import Truth
+from nnunet_collab.training.trainer import CollabTrainer
+
+
+@dataclass(frozen=True)
+class CTRCLSettings(TrainingSettings):
+    """Every switch of the paper's ablation tables."""
+
+    beta: float = 3.0  # weight of RLCL (section IV.B, table VII); 0 switches it off (table III)
+    gamma_encoder: float = 1.0  # gamma1, weight of CFCL on the encoder's output (tables VI, VII)
+    gamma_decoder: float = 2.0  # gamma2, on the decoder's output
+    logit_mode: Literal["rlcl", "mutual", "ensemble", "selective"] = "rlcl"  # table IV: RLCL, ML, EL, BSD
+    lambda_factors: tuple[str, ...] = ALL_FACTORS  # table V; none of them: lambda = 1, which is mutual learning
+    # Equations 12 and 16 print KL(student || target); the methods they follow compute KL(target || student).
+    kl_order: Literal["target_first", "student_first"] = "target_first"
+    alpha: float = 20.0  # equation 15
+    cfcl_classes: Literal["sample", "batch"] = "sample"  # whose classes compete in the softmax of equation 15
+    detach_prototypes: bool = False  # True: no gradient through the prototypes of equation 14
+
+    def __post_init__(self) -> None:
+        """Check what a type cannot say.
+
+        Raises:
+            CollabError: Naming the setting, the rule and the value.
+        """
+        super().__post_init__()
+        for name in ("beta", "gamma_encoder", "gamma_decoder"):
+            require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
+        require(self.alpha > 0, "alpha", "must be > 0", self.alpha)
+        known = set(self.lambda_factors) <= set(ALL_FACTORS)
+        require(known, "lambda_factors", f"must be among {', '.join(ALL_FACTORS)}", self.lambda_factors)
+
+
+class CTRCLTrainer(CollabTrainer):
+    """Two students, all cases labelled; see the module's docstring."""
+
+    settings: ClassVar[CTRCLSettings] = CTRCLSettings()  # type: ignore[misc]
+
+    def check(self, settings: CTRCLSettings) -> None:  # type: ignore[override]
+        """Refuse anything but two students, unless nothing is shared between them."""
+        shares = settings.beta or settings.gamma_encoder or settings.gamma_decoder
+        if shares and len(settings.students) != 2:
+            raise CollabError(
+                f"CTRCLTrainer: two students teach each other; the setting 'students' has {len(settings.students)}. "
+                f"Name two, or set beta, gamma_encoder and gamma_decoder to 0 to train them side by side."
+            )
+
+    def loss_terms(self, outputs: dict[str, StudentOutput], target: Tensor | list[Tensor], truth: Truth) -> list[Term]:
+        """Equation 17 for every student that learns."""
+        terms = super().loss_terms(outputs, target, truth)
+        if len(outputs) == 2:
+            for student, peer in self._pairs():
+                terms += self._collaborative_terms(student, outputs[student], outputs[peer], truth)
+        return terms
+
+    def _pairs(self) -> Iterator[tuple[str, str]]:
+        """Each learning student with its peer; a frozen one teaches only (offline distillation, the paper's figure 10)."""
+        first, second = self.settings.students
+        for student, peer in ((first, second), (second, first)):
+            if not student.frozen:
+                yield student.name, peer.name
+
+    def _collaborative_terms(self, name: str, own: StudentOutput, peer: StudentOutput, truth: Truth) -> list[Term]:
+        s = self.settings
+        terms = []
+        if s.beta:
+            terms.append(Term(name, s.logit_mode, s.beta, self._logit_loss(own.logits, peer.logits, truth)))
+        levels = (("encoder", s.gamma_encoder), ("decoder", s.gamma_decoder))
+        for level, weight in levels:
+            if weight:
+                value = self._feature_loss(getattr(own, level), getattr(peer, level), truth)
+                terms.append(Term(name, f"cfcl_{level}", weight, value))
+        return terms
+
+    def _logit_loss(self, own: Tensor, peer: Tensor, truth: Truth) -> Tensor:
+        losses: dict[str, Callable[..., Tensor]] = {
+            "rlcl": partial(rectified_kl, factors=self.settings.lambda_factors),
+            "mutual": mutual_kl,
+            "ensemble": ensemble_kl,
+            "selective": selective_kl,
+        }
+        target: Target = truth.target
+        if truth.regions is not None:
+            own, peer = as_two_classes(own), as_two_classes(peer)
+            target = region_target(truth.regions, truth.target.keep)
+        return losses[self.settings.logit_mode](own, peer, target, order=self.settings.kl_order)
+
+    def _feature_loss(self, own: Tensor, peer: Tensor, truth: Truth) -> Tensor:
+        s = self.settings
+        options = {
+            "alpha": s.alpha,
+            "order": s.kl_order,
+            "classes": s.cfcl_classes,
+            "detach_prototypes": s.detach_prototypes,
+        }
+        if truth.regions is not None:
+            return region_class_aware_kl(own, peer, truth.regions, truth.target.keep, **options)  # type: ignore[arg-type]
+        classes = self.label_manager.num_segmentation_heads
+        return class_aware_kl(own, peer, truth.target, num_classes=classes, **options)  # type: ignore[arg-type]

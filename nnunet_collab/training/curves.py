@@ -1,0 +1,77 @@
+"""Curves that people look at: keys in nnU-Net's logger, a summary per epoch, and one figure per run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_collab.core.files import write_atomically
+
+
+class Curves:
+    """Adds keys to nnU-Net's logger, which knows its own only, and draws them.
+
+    Args:
+        logger: nnU-Net's `MetaLogger`; it also feeds W&B.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    @property
+    def values(self) -> dict[str, list[Any]]:
+        """All curves, one value per epoch."""
+        values: dict[str, list[Any]] = self.logger.local_logger.my_fantastic_logging
+        return values
+
+    def log(self, key: str, value: Any, epoch: int) -> None:
+        """Append the value of this epoch; once per key and epoch."""
+        self.values.setdefault(key, [])
+        self.logger.log(key, value, epoch)
+
+    def family(self, prefix: str) -> dict[str, list[float]]:
+        """Curves whose key is `prefix/...`, by what follows."""
+        return {k.removeprefix(f"{prefix}/"): v for k, v in self.values.items() if k.startswith(f"{prefix}/")}
+
+    def summary(self) -> list[str]:
+        """The last epoch in a few lines."""
+        last = {key: values[-1] for key, values in self.values.items() if values}
+        dice = {name: f"{values[-1]:.4f}" for name, values in self.family("pseudo_dice").items()}
+        terms = {name: f"{values[-1]:.4f}" for name, values in self.family("loss").items()}
+        lines = [
+            f"train loss {last['train_losses']:.4f}, validation loss {last['val_losses']:.4f}",
+            f"weighted terms: {_listing(terms)}",
+            f"pseudo Dice: {_listing(dice)}, per class {np.round(last['dice_per_class_or_region'], 4).tolist()}",
+        ]
+        if "agreement" in last:
+            lines.append(f"agreement of the students: {last['agreement']:.4f}")
+        seconds = last["epoch_end_timestamps"] - last["epoch_start_timestamps"]
+        return [*lines, f"epoch time: {seconds:.2f} s"]
+
+    def plot(self, path: Path) -> None:
+        """Draw the run so far."""
+        import matplotlib
+
+        matplotlib.use("agg")
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(3, 1, figsize=(10, 12), constrained_layout=True, sharex=True)
+        for name, values in self.family("pseudo_dice").items():
+            axes[0].plot(values, label=name)
+        for name, values in self.family("loss").items():
+            axes[1].plot(values, label=name)
+        axes[2].plot(self.values.get("agreement", []), color="black")
+        for axis, label in zip(axes, ("pseudo Dice", "weighted loss term", "agreement (Dice)"), strict=True):
+            axis.set_ylabel(label)
+            axis.grid(alpha=0.3)
+        axes[0].legend()
+        axes[1].legend(fontsize=8)
+        axes[2].set_xlabel("epoch")
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+        plt.close(figure)
+
+
+def _listing(values: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,0 +1,37 @@
+"""What nnU-Net takes for granted about distributed runs (one machine, CUDA, nccl), made general."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_collab.networks.group import StudentGroup
+
+
+def local_device(requested: torch.device, scaler: GradScaler | None) -> tuple[torch.device, GradScaler | None]:
+    """The device of this process, which nnU-Net takes to be the GPU numbered like the process among all machines.
+
+    Args:
+        requested: What the trainer was asked to use; its kind decides.
+        scaler: nnU-Net's; it makes sense on CUDA alone.
+    """
+    if requested.type != "cuda":
+        return requested, None
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", dist.get_rank() % torch.cuda.device_count()))), scaler
+
+
+def wrap(group: StudentGroup, device: torch.device) -> nn.Module:
+    """All students in one DistributedDataParallel; every parameter that learns is used in every step.
+
+    Batch normalisation is synchronised on CUDA; torch cannot on the CPU, where each process has its own statistics.
+    """
+    module: nn.Module = group
+    if device.type == "cuda":
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(group)
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)

@@ -1,0 +1,87 @@
+"""What the settings change in the plans before nnU-Net sees them, and what is refused at the door."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.settings import to_json
+from nnunet_collab.networks.blueprint import PLANS, make_blueprint
+from nnunet_collab.training.settings import TrainingSettings
+
+KEY = "nnunet_collab"  # our entry in plans.json
+
+
+def check_environment() -> None:
+    """Raise unless nnU-Net's three paths are set.
+
+    Raises:
+        CollabError: Naming the variable that is missing.
+    """
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        if not os.environ.get(name):
+            raise CollabError(
+                f"environment variable {name}: must name a folder; it is not set. "
+                f"Write e.g. `export {name}=$HOME/nnunet/{name.removeprefix('nnUNet_')}`."
+            )
+
+
+def adapt_plans(plans: dict[str, Any], configuration: str, settings: TrainingSettings, trainer_name: str) -> None:
+    """Write patch size, batch size and the students' blueprints into `plans`, in place.
+
+    The entry `nnunet_collab` makes the plans.json of the results folder all that prediction needs.
+
+    Raises:
+        CollabError: If the configuration does not exist, is a cascade, or cannot take the settings.
+    """
+    if configuration not in plans["configurations"]:
+        raise CollabError(
+            f"configuration {configuration!r}: must be one of the plans'; there are {', '.join(plans['configurations'])}. "
+            f"Run nnUNetv2_plan_and_preprocess for it."
+        )
+    entry = plans["configurations"][configuration]
+    resolved = PlansManager(plans).get_configuration(configuration).configuration
+    if resolved.get("previous_stage") is not None:
+        raise CollabError(
+            f"configuration {configuration!r}: is a cascade, whose input includes another model's segmentation; "
+            f"{trainer_name} trains from images alone. Use 3d_fullres or 3d_lowres."
+        )
+    dimensions = len(resolved["patch_size"])
+    if settings.patch_size is not None:
+        if len(settings.patch_size) != dimensions:
+            raise CollabError(
+                f"setting 'patch_size': configuration {configuration} is {dimensions}D; got {list(settings.patch_size)}."
+            )
+        entry["patch_size"] = resolved["patch_size"] = list(settings.patch_size)
+    if settings.batch_size is not None:
+        entry["batch_size"] = resolved["batch_size"] = settings.batch_size
+    _check_divisible(resolved, settings)
+    plans[KEY] = {
+        "trainer": trainer_name,
+        "settings": to_json(settings),
+        "students": {
+            s.name: make_blueprint(s.name, s.network, s.arch, resolved["architecture"], resolved["patch_size"])
+            for s in settings.students
+        },
+    }
+
+
+def _check_divisible(resolved: dict[str, Any], settings: TrainingSettings) -> None:
+    """A UNet halves the patch again and again; with a remainder, its skip connections do not fit."""
+    strides = resolved["architecture"]["arch_kwargs"].get("strides")
+    if strides is None or all(s.network != PLANS for s in settings.students):
+        return
+    for axis, size in enumerate(resolved["patch_size"]):
+        total = 1
+        for stage in strides:
+            total *= stage[axis]
+        if size % total:
+            lower, upper = size - size % total, size - size % total + total
+            nearest = f"{lower} or {upper}" if lower else str(upper)
+            raise CollabError(
+                f"setting 'patch_size': the planned UNet divides axis {axis} by {total}, so the patch must be a multiple "
+                f"of it; got {resolved['patch_size']}. Use {nearest} there."
+            )

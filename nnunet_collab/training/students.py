@@ -1,0 +1,178 @@
+"""Building the students of a run: blueprints, taps, weights to start from, and a trial on one empty patch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.types import StudentOutput
+from nnunet_collab.networks.blueprint import Blueprint, build_network, is_unet, unet_encoder_stage
+from nnunet_collab.networks.group import StudentEnsemble, StudentGroup
+from nnunet_collab.networks.pretrained import PretrainedUnavailable, load_imagenet_weights
+from nnunet_collab.networks.student import Student
+from nnunet_collab.training.settings import StudentSettings
+
+REQUIRE_PRETRAINED = "nnUNet_collab_require_pretrained"
+
+
+def build_ensemble(
+    blueprints: dict[str, Blueprint], input_channels: int, num_outputs: int, *, regions: bool
+) -> StudentEnsemble:
+    """The students for prediction; their weights are loaded by the caller."""
+    students = [
+        Student(name, build_network(blueprint, input_channels, num_outputs, deep_supervision=False), {})
+        for name, blueprint in blueprints.items()
+    ]
+    return StudentEnsemble(students, regions=regions)
+
+
+def build_students(
+    students: Sequence[StudentSettings],
+    blueprints: dict[str, Blueprint],
+    *,
+    input_channels: int,
+    num_outputs: int,
+    patch_size: Sequence[int],
+    deep_supervision: bool,
+    device: torch.device,
+    log: Callable[[str], None],
+) -> StudentGroup:
+    """The students for training, on `device`, tried out on one empty patch.
+
+    Parameters that the loss cannot reach (nnU-Net's head of lowest resolution, an unused branch of a foreign network) are
+    frozen, so that every parameter that learns has a gradient in every step, as distributed training demands.
+
+    Raises:
+        CollabError: If a network cannot be built, a tap does not exist, weights cannot be loaded although they must, or a
+            network cannot take the patch.
+    """
+    networks = {
+        s.name: build_network(
+            blueprints[s.name], input_channels, num_outputs, deep_supervision=deep_supervision and not s.frozen
+        ).to(device)
+        for s in students
+    }
+    shape = (1, input_channels, *patch_size)
+    encoder_sizes = {
+        s.name: _encoder_size(s, networks[s.name], shape)
+        for s in students
+        if "encoder" in _fixed_taps(s, networks[s.name])
+    }
+    built = []
+    for s in students:
+        network = networks[s.name]
+        taps = _fixed_taps(s, network)
+        if "encoder" not in taps and is_unet(network):
+            peers = [size for name, size in encoder_sizes.items() if name != s.name]
+            strides = blueprints[s.name]["arch_kwargs"]["strides"]
+            stage = unet_encoder_stage(strides, patch_size, peers[0]) if peers else len(strides) - 1
+            taps["encoder"] = f"encoder.stages.{stage}"
+        origin = _load_start_weights(s, network, log)
+        student = Student(s.name, network, taps, frozen=bool(s.frozen), origin=origin)
+        _try_out(student, torch.zeros(shape, device=device), num_outputs, log)
+        built.append(student)
+    return StudentGroup(built)
+
+
+def _fixed_taps(settings: StudentSettings, network: nn.Module) -> dict[str, str]:
+    """Taps that the settings or the network itself name; the encoder's stage of a UNet depends on its peer."""
+    taps = dict(getattr(network, "taps", {}))
+    if is_unet(network):
+        taps["decoder"] = f"decoder.stages.{len(network.decoder.stages) - 1}"  # type: ignore[union-attr, arg-type]
+    chosen = {"encoder": settings.encoder_tap, "decoder": settings.decoder_tap}
+    return {**taps, **{level: name for level, name in chosen.items() if name}}
+
+
+def _encoder_size(settings: StudentSettings, network: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
+    student = Student(settings.name, network, {"encoder": _fixed_taps(settings, network)["encoder"]})
+    output = _forward(student, torch.zeros(shape, device=next(network.parameters()).device))
+    student.remove_taps()
+    assert output.encoder is not None  # the tap exists, or Student would have refused it
+    return tuple(output.encoder.shape[2:])
+
+
+def _forward(student: Student, image: torch.Tensor) -> StudentOutput:
+    was_training = student.training
+    try:
+        with torch.no_grad():
+            output: StudentOutput = student.eval()(image)
+            return output
+    except (RuntimeError, ValueError, AssertionError, IndexError, AttributeError) as error:
+        raise CollabError(
+            f"student {student.name!r}: its network must take the patch of {list(image.shape[2:])} voxels with "
+            f"{image.shape[1]} channels; it says: {error}. Set patch_size to a size it takes, or change the network."
+        ) from error
+    finally:
+        student.train(was_training)
+
+
+def _try_out(student: Student, image: torch.Tensor, num_outputs: int, log: Callable[[str], None]) -> None:
+    """Check shapes on one empty patch, and freeze the parameters that no loss reaches."""
+    output = _forward(student, image)
+    expected = (image.shape[0], num_outputs, *image.shape[2:])
+    if tuple(output.logits.shape) != expected:
+        raise CollabError(
+            f"student {student.name!r}: its network must return logits of shape {expected}; got "
+            f"{tuple(output.logits.shape)}. Choose a network that predicts at full resolution."
+        )
+    for level in student.taps:
+        feature = getattr(output, level)
+        if feature is None or feature.ndim != image.ndim:
+            found = None if feature is None else tuple(feature.shape)
+            raise CollabError(
+                f"student {student.name!r}: the {level} tap {student.taps[level]!r} must give a map with "
+                f"{image.ndim} axes (B, D, *s); got {found}. Tap another layer."
+            )
+    if student.frozen:
+        return
+    student.eval()
+    trial = student(image)
+    # All outputs with a weight in nnU-Net's deep supervision: every one but the lowest resolution.
+    sum(logits.float().sum() for logits in (trial.logits, *trial.auxiliary[:-1])).backward()
+    student.train()
+    unused = [name for name, p in student.network.named_parameters() if p.requires_grad and p.grad is None]
+    for name, parameter in student.network.named_parameters():
+        parameter.grad = None
+        if name in unused:
+            parameter.requires_grad_(False)
+    if unused:
+        log(f"student {student.name}: no loss reaches {len(unused)} parameters, which stay as they are: {unused}")
+
+
+def _load_start_weights(settings: StudentSettings, network: nn.Module, log: Callable[[str], None]) -> str:
+    """Load the weights to start from, and say where they come from."""
+    origin = "random initialisation"
+    if settings.frozen:
+        _load_published(settings, network)
+        origin = f"frozen, from {settings.frozen}"
+    elif settings.pretrained:
+        try:
+            origin = load_imagenet_weights(network)
+        except PretrainedUnavailable as error:
+            if os.environ.get(REQUIRE_PRETRAINED, "").lower() in ("1", "true", "t"):
+                raise
+            log(
+                f"WARNING: student {settings.name} starts from RANDOM weights, not from ImageNet: {error} "
+                f"(Set {REQUIRE_PRETRAINED}=1 to make this an error.)"
+            )
+    log(f"student {settings.name}: {origin}")
+    return origin
+
+
+def _load_published(settings: StudentSettings, network: nn.Module) -> None:
+    path = Path(settings.frozen)
+    path = path / "checkpoint_final.pth" if path.is_dir() else path
+    try:
+        # A published model may be stock nnU-Net's own, whose checkpoints hold numpy scalars.
+        weights = torch.load(path, map_location="cpu", weights_only=False)["network_weights"]
+        network.load_state_dict(weights)
+    except (OSError, KeyError, RuntimeError, EOFError) as error:
+        raise CollabError(
+            f"student {settings.name!r}: setting 'frozen' must name the fold folder of a model whose network is the same; "
+            f"loading {path} failed: {error}"
+        ) from error

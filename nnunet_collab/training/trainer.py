@@ -1,0 +1,443 @@
+"""The life cycle that every method shares, on nnU-Net's own trainer.
+
+A method gives its settings and `loss_terms`; the rest happens here: the students are built from the plans, trained with an
+optimiser each, logged, checkpointed and published. nnU-Net calls the hooks in this order: `__init__`, `load_checkpoint`
+(with --c or --val), `on_train_start`, per epoch the train and validation steps, `on_train_end`, `perform_actual_validation`.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from torch import Tensor, nn
+
+from nnunet_collab.core import checkpoint as checkpoints
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.settings import settings_from_environment, to_json
+from nnunet_collab.core.types import StudentOutput, Term
+from nnunet_collab.data.augmentation import flips_and_rotations_only
+from nnunet_collab.data.loaders import in_background
+from nnunet_collab.networks.group import StudentGroup
+from nnunet_collab.training import distributed, planning
+from nnunet_collab.training.compilation import compile_students
+from nnunet_collab.training.curves import Curves
+from nnunet_collab.training.guard import NonFiniteGuard
+from nnunet_collab.training.metrics import agreement_counts, dice, overlap_counts, predicted_masks, true_masks
+from nnunet_collab.training.optimization import StudentOptimizers
+from nnunet_collab.training.settings import TrainingSettings
+from nnunet_collab.training.students import build_ensemble, build_students
+from nnunet_collab.training.supervision import Truth, drop_lowest_resolution, read_truth, supervised_loss
+from nnunet_collab.training.validation import validate_students
+
+TRAINING, VALIDATION = 0, 1  # streams of batches
+
+
+class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
+    """Base of all trainers of this package; a method overrides `settings` and `loss_terms`.
+
+    Users change the settings by subclassing, `settings = replace(CTRCLTrainer.settings, beta=2.0)`, or with the
+    environment variable `nnUNet_collab_settings`; see `core.settings`.
+    """
+
+    settings: ClassVar[TrainingSettings] = TrainingSettings()
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net inspects this very signature)
+    ) -> None:
+        """Check everything that can be checked before anything is written.
+
+        Raises:
+            CollabError: If a path of nnU-Net is not set, a setting is wrong, or the configuration cannot be trained.
+        """
+        planning.check_environment()
+        self.trainer_name = type(self).__name__
+        settings = settings_from_environment(type(self).settings)
+        self.check(settings)
+        planning.adapt_plans(plans, configuration, settings, self.trainer_name)
+        if settings.run_name:
+            # nnU-Net names the results folder after the class, so a named run is a class of that name.
+            self.__class__ = type(f"{self.trainer_name}_{settings.run_name}", (type(self),), {})
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.settings: TrainingSettings = settings  # type: ignore[misc]
+        self.plans_manager.plans[planning.KEY]["regions"] = self.label_manager.has_regions
+        self.num_epochs = settings.epochs
+        self.num_iterations_per_epoch = settings.iterations_per_epoch
+        self.num_val_iterations_per_epoch = settings.val_iterations_per_epoch
+        self.save_every = settings.save_every
+        self.enable_deep_supervision = settings.deep_supervision
+        self.iteration = 0  # of the whole run; it drives every schedule and every seed
+        self.guard = NonFiniteGuard(settings.max_bad_steps, self.print_to_log_file)
+        self.curves = Curves(self.logger)
+        self._resume_states: dict[str, Any] | None = None
+        if self.is_ddp:
+            self.device, self.grad_scaler = distributed.local_device(device, self.grad_scaler)
+
+    def check(self, settings: TrainingSettings) -> None:
+        """Refuse settings that the method cannot train with; overridden by methods.
+
+        Raises:
+            CollabError: Saying which and why.
+        """
+
+    def loss_terms(self, outputs: dict[str, StudentOutput], target: Tensor | list[Tensor], truth: Truth) -> list[Term]:
+        """Summands of the total loss; the base class trains every student by itself.
+
+        Args:
+            outputs: Of every student, by name.
+            target: As nnU-Net's loader delivers it.
+            truth: The same at full resolution, in the form that losses take.
+        """
+        return [
+            Term(s.name, "supervised", 1.0, self.supervised(outputs[s.name], target))
+            for s in self.settings.students
+            if not s.frozen
+        ]
+
+    # ---------------------------------------------------------------- building
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The ensemble of the students, for nnU-Net's predictor; training builds its own in `initialize`."""
+        record = plans_manager.plans[planning.KEY]
+        return build_ensemble(record["students"], num_input_channels, num_output_channels, regions=record["regions"])
+
+    def initialize(self) -> None:
+        """Build students, loss and optimisers, the same on every rank and in every run with this seed."""
+        if self.was_initialized:
+            raise RuntimeError("CollabTrainer.initialize: must be called once; it was called again.")
+        self._set_batch_size_and_oversample()
+        torch.manual_seed(self.settings.seed)
+        self.num_input_channels = determine_num_input_channels(
+            self.plans_manager, self.configuration_manager, self.dataset_json
+        )
+        self.group = build_students(
+            self.settings.students,
+            self.plans_manager.plans[planning.KEY]["students"],
+            input_channels=self.num_input_channels,
+            num_outputs=self.label_manager.num_segmentation_heads,
+            patch_size=self.configuration_manager.patch_size,
+            deep_supervision=self.enable_deep_supervision,
+            device=self.device,
+            log=self.print_to_log_file,
+        )
+        self.loss = self._build_loss()
+        self.supervised = supervised_loss(self.loss)
+        if self._do_i_compile():
+            compile_students(self.group, self.print_to_log_file)
+        self.network: nn.Module = distributed.wrap(self.group, self.device) if self.is_ddp else self.group
+        self.optimizers = StudentOptimizers(self.group, self.settings, self.grad_scaler)
+        self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        self.was_initialized = True
+        # Dropout must differ between ranks, weights must not.
+        torch.manual_seed(self.settings.seed + 1 + self.local_rank)
+
+    def _build_loss(self) -> nn.Module:
+        loss: nn.Module = super()._build_loss()
+        drop_lowest_resolution(loss)
+        if self.settings.seg_loss == "ce":
+            (loss.loss if self.enable_deep_supervision else loss).weight_dice = 0  # type: ignore[union-attr, assignment]
+        return loss
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Switch the auxiliary outputs of every student that has them."""
+        for student in self.group:
+            student.set_deep_supervision(enabled and self.enable_deep_supervision)
+
+    def plot_network_architecture(self) -> None:
+        """Nothing: nnU-Net's plot shows a single network, and needs a package that no longer works."""
+
+    # ---------------------------------------------------------------- data
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split; in a distributed run the first process alone creates the file."""
+        if self.is_ddp and self.local_rank != 0:
+            dist.barrier()
+        split: tuple[list[str], list[str]] = super().do_split()
+        if self.is_ddp and self.local_rank == 0:
+            dist.barrier()
+        return split
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """nnU-Net's transforms, or the paper's light ones."""
+        planned = super().get_training_transforms(*args, **kwargs)
+        return planned if self.settings.augmentation == "nnunet" else flips_and_rotations_only(planned)
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Training and validation batches that a seed and an iteration number determine."""
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        scales = self._get_deep_supervision_scales()
+        labels = {
+            "foreground_labels": self.label_manager.foreground_labels,
+            "regions": self.label_manager.foreground_regions if self.label_manager.has_regions else None,
+            "ignore_label": self.label_manager.ignore_label,
+        }
+        patch_size = self.configuration_manager.patch_size
+        train_transforms = self.get_training_transforms(
+            patch_size, rotation, scales, mirror_axes, dummy_2d,
+            use_mask_for_norm=self.configuration_manager.use_mask_for_norm, **labels,
+        )  # fmt: skip
+        val_transforms = self.get_validation_transforms(scales, **labels)
+        train_data, val_data = self.get_tr_and_val_datasets()
+        workers = get_allowed_n_proc_DA()
+        train = self._batches(train_data, initial_patch_size, train_transforms, TRAINING, self.iteration, workers)
+        done = self.current_epoch * self.num_val_iterations_per_epoch
+        val = self._batches(val_data, patch_size, val_transforms, VALIDATION, done, -(-workers // 2))
+        # The first batch of each is drawn and dropped, as nnU-Net does, to see a broken worker now.
+        next(train), next(val)
+        return train, val
+
+    def _batches(self, data: Any, patch_size: Any, transforms: Any, stream: int, start: int, workers: int) -> Any:
+        loader = nnUNetDataLoader(
+            data,
+            self.batch_size,
+            patch_size,
+            self.configuration_manager.patch_size,
+            self.label_manager,
+            oversample_foreground_percent=self.oversample_foreground_percent,
+            probabilistic_oversampling=self.probabilistic_oversampling,
+            transforms=transforms,
+        )
+        key = (self.settings.seed, stream, self.local_rank)
+        return in_background(loader, key, start=start, workers=workers, pin_memory=self.device.type == "cuda")
+
+    def _to_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | list[Tensor], Truth]:
+        image, target = batch["data"].to(self.device, non_blocking=True), batch["target"]
+        if isinstance(target, list):
+            target = [t.to(self.device, non_blocking=True) for t in target]
+        else:
+            target = target.to(self.device, non_blocking=True)
+        truth = read_truth(
+            target, has_regions=self.label_manager.has_regions, ignore_label=self.label_manager.ignore_label
+        )
+        return image, target, truth
+
+    def _autocast(self) -> torch.autocast:
+        # As nnU-Net: mixed precision on CUDA alone.
+        return torch.autocast(self.device.type, enabled=self.device.type == "cuda")
+
+    # ---------------------------------------------------------------- training
+
+    def on_train_start(self) -> None:
+        """Refuse to overwrite another run, then start as nnU-Net does, with the random states of a resumed run."""
+        self._refuse_to_overwrite()
+        super().on_train_start()
+        self.print_to_log_file("settings:", to_json(self.settings), add_timestamp=False)
+        if self._resume_states is not None:
+            checkpoints.restore_random_states(self._resume_states)
+
+    def _refuse_to_overwrite(self) -> None:
+        """A second training with other settings would silently replace the first one's results."""
+        if self.iteration > 0 or self.local_rank != 0:
+            return
+        for name in ("checkpoint_final.pth", "checkpoint_latest.pth"):
+            path = Path(self.output_folder, name)
+            if path.is_file():
+                checkpoints.check_fits(path, checkpoints.load(path), self.trainer_name, to_json(self.settings))
+
+    def on_train_epoch_start(self) -> None:
+        """Training mode, and the learning rates in the log."""
+        self.network.train()
+        rates = self.optimizers.learning_rates(self.iteration)
+        self.print_to_log_file("")
+        self.print_to_log_file(f"Epoch {self.current_epoch}")
+        self.print_to_log_file("learning rates:", {name: float(f"{rate:.3g}") for name, rate in rates.items()})
+        self.curves.log("lrs", next(iter(rates.values())), self.current_epoch)
+        for name, rate in rates.items():
+            self.curves.log(f"lr/{name}", rate, self.current_epoch)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One iteration: forward of all students, the terms, one backward, each student's step."""
+        image, target, truth = self._to_device(batch)
+        self.optimizers.set_learning_rates(self.iteration)
+        self.optimizers.zero_grad()
+        with self._autocast():
+            outputs = self.network(image)
+            terms = self.loss_terms(outputs, target, truth)
+        del outputs
+        values = torch.stack([term.value.detach().float() for term in terms]).cpu()
+        if self._all_ranks_finite(values):
+            self.optimizers.backward(
+                sum((t.weight * t.value for t in terms), start=torch.zeros((), device=self.device))
+            )
+            norms = self.optimizers.step()
+            self._judge_gradients(norms)
+        else:
+            wrong = [f"{t.student}/{t.name}" for t, v in zip(terms, values, strict=True) if not v.isfinite()]
+            self.guard.bad(self.iteration, wrong or ["another process"])
+        self.iteration += 1
+        weighted = {f"{t.student}/{t.name}": t.weight * v.item() for t, v in zip(terms, values, strict=True)}
+        return {"loss": sum(weighted.values()), "terms": weighted}
+
+    def _all_ranks_finite(self, values: Tensor) -> bool:
+        finite = values.isfinite().all().to(self.device, torch.int32)
+        if self.is_ddp:
+            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        return bool(finite)
+
+    def _judge_gradients(self, norms: dict[str, Tensor]) -> None:
+        """Without a scaler a gradient that is not finite is a fault; with one it is how the scale is found."""
+        wrong = [] if self.grad_scaler is not None else [n for n, norm in norms.items() if not norm.isfinite()]
+        if wrong:
+            self.guard.bad(self.iteration, [f"the gradient of {name}" for name in wrong])
+        else:
+            self.guard.good()
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Mean of the total and of every weighted term over the epoch and the ranks, skipped iterations left out."""
+        outputs = [output for rank in self._gather(train_outputs) for output in rank]
+        used = [output for output in outputs if np.isfinite(output["loss"])]
+        self.curves.log("train_losses", np.mean([o["loss"] for o in used]) if used else np.nan, self.current_epoch)
+        for key in outputs[0]["terms"]:
+            mean = np.mean([o["terms"][key] for o in used]) if used else np.nan
+            self.curves.log(f"loss/{key}", float(mean), self.current_epoch)
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Supervised loss, overlap with the truth and with each other of all students on one validation batch."""
+        image, target, truth = self._to_device(batch)
+        with self._autocast():
+            outputs: dict[str, StudentOutput] = self.network(image)
+            losses = [float(self.supervised(output, target)) for output in outputs.values()]
+        true = true_masks(truth, self.label_manager.num_segmentation_heads)
+        masks = {name: predicted_masks(output.logits, truth) for name, output in outputs.items()}
+        counts = {name: overlap_counts(mask, true) for name, mask in masks.items()}
+        agreement = agreement_counts(masks) if len(masks) > 1 else None
+        return {"loss": float(np.mean(losses)), "counts": counts, "agreement": agreement}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """Pseudo Dice per student and their mean, which chooses checkpoint_best."""
+        outputs = [output for rank in self._gather(val_outputs) for output in rank]
+        per_class = {name: dice(sum(o["counts"][name] for o in outputs)) for name in outputs[0]["counts"]}
+        epoch = self.current_epoch
+        for name, values in per_class.items():
+            self.curves.log(f"pseudo_dice/{name}", float(np.nanmean(values)), epoch)
+        mean = np.nanmean(np.stack(list(per_class.values())), axis=0)
+        self.curves.log("mean_fg_dice", float(np.nanmean(mean)), epoch)
+        self.curves.log("dice_per_class_or_region", mean.tolist(), epoch)
+        self.curves.log("val_losses", float(np.mean([o["loss"] for o in outputs])), epoch)
+        if outputs[0]["agreement"] is not None:
+            self.curves.log("agreement", float(np.nanmean(dice(sum(o["agreement"] for o in outputs)))), epoch)
+
+    def _gather(self, outputs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        if not self.is_ddp:
+            return [outputs]
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, outputs)
+        return everyone
+
+    def on_epoch_end(self) -> None:
+        """Print, save and draw what the epoch brought."""
+        epoch = self.current_epoch
+        self.on_epoch_logged()
+        best = self.logger.get_value("ema_fg_dice", step=-1)
+        improved = self._best_ema is None or best > self._best_ema
+        if improved:
+            self._best_ema = best
+            self.print_to_log_file(f"New best EMA pseudo Dice (mean of the students): {best:.4f}")
+            self.save_checkpoint(str(Path(self.output_folder, "checkpoint_best.pth")))
+        if (epoch + 1) % self.save_every == 0 and epoch != self.num_epochs - 1:
+            self.save_checkpoint(str(Path(self.output_folder, "checkpoint_latest.pth")))
+        if self.local_rank == 0:
+            self.logger.plot_progress_png(self.output_folder)
+            self.curves.plot(Path(self.output_folder, "collab_progress.png"))
+        self.current_epoch += 1
+
+    def on_epoch_logged(self) -> None:
+        """Print the epoch's numbers."""
+        self.logger.log("epoch_end_timestamps", time.time(), self.current_epoch)
+        for line in self.curves.summary():
+            self.print_to_log_file(line)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write everything a resumed run needs, atomically; on every rank's behalf the first process writes."""
+        states = self._gather_states()
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        checkpoints.save(
+            Path(filename),
+            {
+                "network_weights": self.group.state_dict(),
+                "optimizer_state": self.optimizers.state_dict(),
+                "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
+                "logging": self.logger.get_checkpoint(),
+                "_best_ema": self._best_ema,
+                "current_epoch": self.current_epoch + 1,
+                "init_args": self.my_init_kwargs,
+                "trainer_name": self.trainer_name,
+                "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+                checkpoints.KEY: {
+                    "settings": to_json(self.settings),
+                    "iteration": self.iteration,
+                    "random_states": states,
+                    "weights_from": {student.name: student.origin for student in self.group},
+                },
+            },
+        )
+
+    def _gather_states(self) -> list[dict[str, Any]]:
+        states = checkpoints.random_states()
+        if not self.is_ddp:
+            return [states]
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, states)
+        return everyone
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Continue exactly where a checkpoint was written.
+
+        Raises:
+            CollabError: If the file is broken, another trainer's, or was trained with other settings.
+        """
+        path = Path(filename_or_checkpoint)
+        checkpoint = checkpoints.load(path)
+        checkpoints.check_fits(path, checkpoint, self.trainer_name, to_json(self.settings))
+        if not self.was_initialized:
+            self.initialize()
+        self.group.load_state_dict(checkpoint["network_weights"])
+        self.optimizers.load_state_dict(checkpoint["optimizer_state"])
+        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self._best_ema = checkpoint["_best_ema"]
+        self.current_epoch = checkpoint["current_epoch"]
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        ours = checkpoint[checkpoints.KEY]
+        self.iteration = ours["iteration"]
+        states = ours["random_states"]
+        # With another number of processes no rank can go on where it was; the batches still follow from the seed.
+        self._resume_states = (
+            states[self.local_rank] if len(states) == (dist.get_world_size() if self.is_ddp else 1) else None
+        )
+
+    # ---------------------------------------------------------------- after training
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Publish every student and predict the validation cases with each, in its own results folder."""
+        validate_students(self, super().perform_actual_validation, save_probabilities)

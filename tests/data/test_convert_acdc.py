@@ -1,0 +1,329 @@
+"""A miniature ACDC with the official archive's oddities, written and read back with nibabel, not with our reader."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import subprocess
+import sys
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.data import convert_command, raw_dataset
+
+SHAPE = (9, 7, 3)
+ANGLE = 0.4
+ROTATION = np.array(
+    [[np.cos(ANGLE), -np.sin(ANGLE), 0], [np.sin(ANGLE), np.cos(ANGLE), 0], [0, 0, 1]]
+)  # not along the axes
+GROUPS = ("DCM", "NOR")
+TRAIN = [f"patient{i:03d}" for i in range(1, 11)]
+TEST = ["patient101", "patient102"]
+
+
+def affine(patient: str) -> np.ndarray:
+    result = np.eye(4)
+    result[:3, :3] = ROTATION @ np.diag([1.3671875, 1.3671875, 10.0])
+    result[:3, 3] = [-31.5, 12.25, float(patient[-3:])]
+    return result
+
+
+def write_image(path: Path, voxels: np.ndarray, grid: np.ndarray) -> None:
+    image = nib.Nifti1Image(voxels, grid)
+    image.set_qform(grid, 1)
+    image.set_sform(grid, 1)
+    nib.save(image, path)
+
+
+def write_patient(folder: Path, patient: str, frames: tuple[int, ...] = (1, 12)) -> None:
+    number = int(patient[-3:])
+    rng = np.random.default_rng(number)
+    place = folder / patient
+    place.mkdir(parents=True)
+    (place / "Info.cfg").write_text(f"ED: {frames[0]}\nES: 12\nGroup: {GROUPS[number % 2]}\nHeight: 170.0\nNbFrame: 30\n")
+    (place / "MANDATORY_CITATION.md").write_text("cite us")
+    write_image(place / f"{patient}_4d.nii.gz", rng.integers(0, 9, (*SHAPE, 2)).astype(np.int16), affine(patient))
+    for frame in frames:
+        kind = np.float32 if frame == 1 else np.int16
+        image, label = rng.integers(0, 900, SHAPE).astype(kind), rng.integers(0, 4, SHAPE)
+        write_image(place / f"{patient}_frame{frame:02d}.nii.gz", image, affine(patient))
+        name = place / f"{patient}_frame{frame:02d}_gt.nii.gz"
+        write_image(name, label.astype(np.float64 if number % 2 else np.uint8), affine(patient))
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("official")
+    for patient in TRAIN:
+        write_patient(root / "training", patient)
+    for patient in TEST:
+        write_patient(root / "testing", patient)
+    for folder in (root, root / "training", root / "testing"):
+        (folder / "MANDATORY_CITATION.md").write_text("cite us")
+    (root / "training" / "patient001" / "._patient001_frame01.nii.gz").write_bytes(b"a Mac was here")
+    return root
+
+
+@pytest.fixture
+def source(pristine, tmp_path) -> Path:
+    return shutil.copytree(pristine, tmp_path / "ACDC")
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.delenv("nnUNet_results", raising=False)
+    return tmp_path / "raw"
+
+
+def convert(source: Path, *more: str) -> int:
+    parser = argparse.ArgumentParser()
+    convert_command.add_arguments(parser)
+    return convert_command.run(parser.parse_args(["acdc", str(source), "-d", "27", *more]))
+
+
+def refusal(source: Path, raw: Path) -> str:
+    """The message of a conversion that must refuse, after making sure that nothing was written."""
+    with pytest.raises(CollabError) as caught:
+        convert(source)
+    assert not raw.exists()
+    assert not (raw.parent / "preprocessed").exists()
+    return str(caught.value)
+
+
+def test_voxels_and_geometry_are_those_of_the_source(source, raw):
+    assert convert(source) == 0
+    dataset = raw / "Dataset027_ACDC"
+    assert sorted(p.name for p in dataset.iterdir()) == sorted(raw_dataset_entries := [
+        "dataset.json", "imagesTr", "imagesTs", "labelsTr", "labelsTs", "splits_final.json",
+    ]), raw_dataset_entries  # fmt: skip
+    for role, folder, patients in (("Tr", "training", TRAIN), ("Ts", "testing", TEST)):
+        names = [f"{patient}_frame{frame}" for patient in patients for frame in ("01", "12")]
+        assert sorted(p.name for p in (dataset / f"images{role}").iterdir()) == [f"{n}_0000.nii.gz" for n in names]
+        assert sorted(p.name for p in (dataset / f"labels{role}").iterdir()) == [f"{n}.nii.gz" for n in names]
+        for name in names:
+            was = source / folder / name.split("_")[0] / f"{name}.nii.gz"
+            image, label = dataset / f"images{role}" / f"{name}_0000.nii.gz", dataset / f"labels{role}" / f"{name}.nii.gz"
+            assert image.read_bytes() == was.read_bytes()
+            old, new = nib.load(was.with_name(f"{name}_gt.nii.gz")), nib.load(label)
+            assert new.get_data_dtype() == np.uint8
+            assert np.array_equal(np.asarray(old.dataobj), np.asarray(new.dataobj))
+            assert np.allclose(new.affine, affine(name.split("_")[0]), atol=1e-4)
+
+
+def test_nnunet_finds_no_fault(source, raw, monkeypatch, capsys):
+    from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
+    convert(source)
+    # Threads instead of spawned processes: the same checks, without importing torch in each process.
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
+    verify_dataset_integrity(str(raw / "Dataset027_ACDC"), 1)
+    printed = capsys.readouterr().out
+    assert "verify_dataset_integrity Done" in printed
+    assert "Warning" not in printed
+
+
+def test_dataset_json(source, raw):
+    convert(source, "--name", "Heart")
+    facts = json.loads((raw / "Dataset027_Heart" / "dataset.json").read_text())
+    assert facts["labels"] == {"background": 0, "RV": 1, "MYO": 2, "LV": 3}
+    assert facts["channel_names"] == {"0": "cineMRI"}
+    assert facts["numTraining"] == 20
+    assert facts["file_ending"] == ".nii.gz"
+    assert facts["name"] == "Heart"
+    assert "2514-2525" in facts["citation"]
+    assert facts["licence"] == "CC BY-NC-SA 4.0"
+    assert facts["converted_by"].startswith("nnunet_collab ")
+    assert facts["patient_pattern"] == r"(patient\d+)_frame\d+"
+
+
+def test_split_is_by_patient_and_balanced_over_the_diagnoses(source, raw, capsys):
+    convert(source)
+    file = raw.parent / "preprocessed" / "Dataset027_ACDC" / "splits_final.json"
+    split = json.loads(file.read_text())
+    assert split == json.loads((raw / "Dataset027_ACDC" / "splits_final.json").read_text())
+    assert str(file) in capsys.readouterr().out
+    all_cases = {f"{patient}_frame{frame}" for patient in TRAIN for frame in ("01", "12")}
+    assert len(split) == 5
+    assert sorted(name for fold in split for name in fold["val"]) == sorted(all_cases)
+    for fold in split:
+        assert set(fold["train"]) | set(fold["val"]) == all_cases
+        patients = {role: {name[:10] for name in fold[role]} for role in ("train", "val")}
+        assert not patients["train"] & patients["val"]
+        assert sorted(int(patient[-3:]) % 2 for patient in patients["val"]) == [0, 1]  # one of each diagnosis
+
+
+def test_without_preprocessed_folder_the_last_lines_say_where_the_split_belongs(source, raw, monkeypatch, capsys):
+    monkeypatch.delenv("nnUNet_preprocessed")
+    convert(source)
+    printed = capsys.readouterr().out
+    assert f"{raw / 'Dataset027_ACDC' / 'splits_final.json'}. nnUNet_preprocessed is not set" in printed
+    assert "$nnUNet_preprocessed/Dataset027_ACDC/splits_final.json" in printed
+
+
+def test_official_archive_folder_and_missing_info_and_uncompressed_files_are_fine(source, raw):
+    (source / "database").mkdir()
+    for name in ("training", "testing"):
+        (source / name).rename(source / "database" / name)
+    folder = source / "database" / "training" / "patient004"
+    (folder / "Info.cfg").unlink()
+    for path in sorted(folder.glob("*frame*.nii.gz")):
+        nib.save(nib.load(path), path.with_suffix(""))
+        path.unlink()
+    convert(source)
+    was = nib.load(folder / "patient004_frame12.nii")
+    now = nib.load(raw / "Dataset027_ACDC" / "imagesTr" / "patient004_frame12_0000.nii.gz")
+    assert np.array_equal(np.asarray(was.dataobj), np.asarray(now.dataobj))
+    assert now.get_data_dtype() == was.get_data_dtype()
+    assert np.allclose(was.affine, now.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("without", ["folder", "labels"])
+def test_test_cases_may_be_missing_or_have_no_labels(source, raw, without):
+    if without == "folder":
+        shutil.rmtree(source / "testing")
+    else:
+        for label in source.glob("testing/*/*_gt.nii.gz"):
+            label.unlink()
+    convert(source)
+    dataset = raw / "Dataset027_ACDC"
+    assert len(list((dataset / "imagesTr").iterdir())) == 20
+    assert not (dataset / "labelsTs").exists()
+    assert (dataset / "imagesTs").exists() == (without == "labels")
+
+
+def test_missing_folders(source, raw, tmp_path):
+    assert f"{tmp_path / 'nowhere'}: SOURCE must be the folder of the dataset; it does not exist" in refusal(
+        tmp_path / "nowhere", raw
+    )
+    assert "it is a file" in refusal(source / "MANDATORY_CITATION.md", raw)
+    assert "SOURCE must hold the folder training" in refusal(source / "training", raw)
+    for patient in TRAIN:
+        shutil.rmtree(source / "training" / patient)
+    assert "it must hold one folder per patient, patient001 and so on; there is none" in refusal(source, raw)
+
+
+def test_all_faults_are_told_at_once(source, raw):
+    train, test = source / "training", source / "testing"
+    (train / "patient001/patient001_frame01_gt.nii.gz").unlink()
+    (train / "patient002/patient002_frame12.nii.gz").unlink()
+    (test / "patient101/patient101_frame12_gt.nii.gz").unlink()
+    broken = train / "patient003/patient003_frame01.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:-40])
+    grid = affine("patient004")
+    write_image(train / "patient004/patient004_frame01_gt.nii.gz", np.zeros((9, 7, 4), np.uint8), grid)
+    grid[:3, 3] += 2
+    write_image(train / "patient004/patient004_frame12_gt.nii.gz", np.zeros(SHAPE, np.uint8), grid)
+    write_image(train / "patient005/patient005_frame01_gt.nii.gz", np.full(SHAPE, 4, np.uint8), affine("patient005"))
+    write_image(train / "patient005/patient005_frame12.nii.gz", np.ones((*SHAPE, 2), np.int16), affine("patient005"))
+    shutil.rmtree(train / "patient006")
+    (train / "patient006").mkdir()
+    shutil.copy(train / "patient007/patient007_frame01.nii.gz", train / "patient007/patient070_frame01.nii.gz")
+    nib.save(nib.load(train / "patient008/patient008_frame01.nii.gz"), train / "patient008/patient008_frame01.nii")
+    shutil.copytree(train / "patient009", test / "patient009")
+
+    message = refusal(source, raw)
+    for path, fault in {
+        "training/patient001/patient001_frame01.nii.gz": "the label of this image is missing. Copy patient001_frame01_gt",
+        "training/patient002/patient002_frame12_gt.nii.gz": "the image of this label is missing. Copy patient002_frame12",
+        "testing/patient101/patient101_frame12.nii.gz": "the label of this image is missing",
+        "training/patient003/patient003_frame01.nii.gz": "cannot be read whole",
+        "training/patient004/patient004_frame01_gt.nii.gz": "the size must be that of patient004_frame01.nii.gz",
+        "training/patient004/patient004_frame12_gt.nii.gz": "the origin must be that of patient004_frame12.nii.gz",
+        "training/patient005/patient005_frame01_gt.nii.gz": "label values must be 0, 1, 2, 3; found 4",
+        "training/patient005/patient005_frame12.nii.gz": "the image must have 3 axes; it has 4",
+        "training/patient006": "no image patient006_frameNN.nii.gz is there",
+        "training/patient007/patient070_frame01.nii.gz": "the file must be of patient007",
+        "training/patient008/patient008_frame01.nii.gz": "there must be one file per frame; found patient008_frame01.nii",
+    }.items():
+        assert f"{source / path}: {fault}" in message
+    assert f"patient patient009: a patient must be either in training or in testing; found in {train}" in message
+    assert message.startswith("convert: the source has 12 faults, so nothing was written:\n- ")
+    assert len(message.splitlines()) == 13
+
+
+def test_one_patient_is_too_few_and_three_give_three_folds(source, raw, capsys):
+    for patient in TRAIN[3:]:
+        shutil.rmtree(source / "training" / patient)
+    convert(source)
+    assert len(json.loads((raw / "Dataset027_ACDC" / "splits_final.json").read_text())) == 3
+    assert "Train folds 0 to 2 only" in capsys.readouterr().out
+    for place in (raw, raw.parent / "preprocessed"):
+        shutil.rmtree(place)
+    for patient in TRAIN[1:3]:
+        shutil.rmtree(source / "training" / patient)
+    message = refusal(source, raw)
+    assert "the source has one fault" in message
+    assert "training needs labelled cases of at least two patients" in message
+    assert "found 1 (patient001)" in message
+
+
+def test_interruption_leaves_no_dataset_and_the_next_run_starts_afresh(source, raw, monkeypatch, capsys):
+    written, stop_after = [], 7
+    real = raw_dataset.shutil.copyfile
+
+    def stopping_copy(old, new):
+        if len(written) == stop_after:
+            raise KeyboardInterrupt
+        written.append(new)
+        return real(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(raw_dataset.shutil, "copyfile", stopping_copy)
+        with pytest.raises(KeyboardInterrupt):
+            convert(source)
+    assert [path.name for path in raw.iterdir()] == [".Dataset027_ACDC.partial"]
+    assert not (raw.parent / "preprocessed").exists()
+    (raw / ".Dataset027_ACDC.partial" / "imagesTr" / "leftover.nii.gz").touch()
+    capsys.readouterr()
+    convert(source)
+    assert f"Removing {raw / '.Dataset027_ACDC.partial'}, left by a conversion that was interrupted" in (
+        capsys.readouterr().out
+    )
+    assert [path.name for path in raw.iterdir()] == ["Dataset027_ACDC"]
+    assert len(list((raw / "Dataset027_ACDC" / "imagesTr").iterdir())) == 20
+
+
+def test_unknown_dataset_name_lists_the_known_ones(source, raw):
+    parser = argparse.ArgumentParser()
+    convert_command.add_arguments(parser)
+    with pytest.raises(CollabError, match=r"NAME must be one of .*acdc.*; got 'acdd'"):
+        convert_command.run(parser.parse_args(["acdd", str(source), "-d", "27"]))
+
+
+def test_scripts_are_found_inside_a_wheel_and_beside_a_checkout(tmp_path, monkeypatch):
+    package = tmp_path / "nnunet_collab"
+    package.mkdir()
+    monkeypatch.setattr(convert_command.nnunet_collab, "__file__", str(package / "__init__.py"))
+    with pytest.raises(CollabError, match=r"the scripts must be in .*; there are none\. Install the package again"):
+        convert_command.conversion_folder()
+    (tmp_path / "dataset_conversion").mkdir()
+    assert convert_command.conversion_folder() == tmp_path / "dataset_conversion"
+    (package / "dataset_conversion").mkdir()
+    (package / "dataset_conversion" / "mine.py").touch()
+    assert convert_command.conversion_folder() == package / "dataset_conversion"
+    assert convert_command.converter_names() == ["mine"]
+
+
+def test_script_runs_alone(source, raw, tmp_path):
+    script = convert_command.conversion_folder() / "acdc.py"
+    assert convert_command.run_alone(script, [str(source), "-d", "27"]) == 0
+    again = subprocess.run(  # a second time, in a process of its own: refused, without a traceback
+        [sys.executable, str(script), str(source), "-d", "27"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**dict(__import__("os").environ), "PYTHONPATH": str(script.parents[1])},
+    )
+    assert again.returncode == 2
+    assert "the dataset exists already" in again.stderr
+    assert "Traceback" not in again.stderr
