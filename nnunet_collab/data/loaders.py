@@ -44,6 +44,8 @@ class SeededBatches:
 
     def set_thread_id(self, thread_id: int) -> None:
         """Called by the augmenter in each worker: it makes the batches number start + thread_id + k * workers."""
+        # A forked worker inherits OpenMP's record of threads that only its parent has; waiting for them would hang it.
+        torch.set_num_threads(1)
         self.number = self.start + thread_id
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

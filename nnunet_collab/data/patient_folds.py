@@ -48,7 +48,7 @@ def patient_folds(
     order = [patient for group in sorted(groups) for patient in sorted(groups[group], key=lambda _: rng.random())]
     if len(order) < 2:
         raise CollabError(few_patients(order))
-    fold_of = {patient: i % min(folds, len(order)) for i, patient in enumerate(order)}
+    fold_of = {patient: i % folds for i, patient in enumerate(order)}
     return [
         {
             "train": [name for name, patient in patients.items() if fold_of[patient] != fold],

@@ -45,7 +45,9 @@ def read_image(path: Path) -> sitk.Image:
     except (RuntimeError, OSError, EOFError, zlib.error) as error:
         # SimpleITK's messages open with lines about its own source code; the last line is the reason.
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise CollabError(f"{path}: cannot be read whole ({reason}). Copy or download this file again.") from error
+        raise CollabError(
+            f"{path}: cannot be read whole ({reason}). Copy or download this file again, or save it in another format."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def _short(values: Sequence[float]) -> str:
 def _check_nifti_is_whole(path: Path) -> None:
     """Read the file to its end, so that gzip checks its sum, and count the bytes against what the header announces."""
     with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-        header = file.read(540)
+        header = file.read(348)
         held = len(header)
         while chunk := file.read(1 << 20):
             held += len(chunk)
@@ -210,16 +212,11 @@ def _check_nifti_is_whole(path: Path) -> None:
 
 
 def _nifti_bytes(header: bytes) -> int:
-    """Length in bytes that a NIfTI-1 or NIfTI-2 header announces; 0 if it is neither, which SimpleITK then reports."""
-    layouts = {348: ("8h", 40, "h", 72, "f", 108), 540: ("8q", 16, "h", 14, "q", 168)}  # dim, bitpix, vox_offset
+    """Length in bytes that a NIfTI-1 header announces; 0 if it is none, which SimpleITK then reports."""
     for order in "<>":
-        length = int.from_bytes(header[:4], "little" if order == "<" else "big")
-        if length not in layouts or len(header) < length:
-            continue
-        size_format, size_at, bits_format, bits_at, offset_format, offset_at = layouts[length]
-        axes, *size = struct.unpack_from(order + size_format, header, size_at)
-        (bits,) = struct.unpack_from(order + bits_format, header, bits_at)
-        (offset,) = struct.unpack_from(order + offset_format, header, offset_at)
-        voxels = math.prod(max(int(count), 1) for count in size[: max(axes, 0)])
-        return int(offset) + voxels * int(bits) // 8
+        if len(header) == 348 and struct.unpack_from(f"{order}i", header)[0] == 348:
+            axes, *size = struct.unpack_from(f"{order}8h", header, 40)
+            (bits,) = struct.unpack_from(f"{order}h", header, 72)
+            (offset,) = struct.unpack_from(f"{order}f", header, 108)
+            return int(offset) + math.prod(max(int(count), 1) for count in size[: max(axes, 0)]) * int(bits) // 8
     return 0

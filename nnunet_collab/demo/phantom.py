@@ -1,9 +1,8 @@
 """A cardiac phantom: synthetic short-axis MR images with exact labels, and nnU-Net datasets made of them.
 
 The left ventricle is a tapering, wobbly tube: a blood pool (with its papillary muscles, as annotators draw it) inside
-myocardium. The right ventricle is a crescent on it. Lungs, liver, stomach, aorta, chest wall and, above the base, an
-atrium lie around. Several are as bright as blood or as dark as myocardium, so intensity alone does not tell the classes
-apart; shape and place do.
+myocardium. The right ventricle is a crescent on it. Around lie lungs, liver, stomach, aorta, chest wall and, above the
+base, an atrium: some as bright as blood, some as dark as myocardium, so that intensity alone does not tell the classes.
 
 Axes are (z, y, x), z from base to apex. `u` (right) and `v` (down) are mm from the left ventricle's axis in the turned
 frame of the body. Body and heart shrink together when the field of view is smaller than 140 mm.
@@ -97,7 +96,7 @@ def make_case(rng: Rng, *, shape: Shape, spacing_mm: Spacing, kind: str = "plain
     image = _body(p, u, v, wobble, grain)
     image[(outside_mm > 0) & (outside_mm < 4 * wobble)] = p.fat
     image[outside_mm <= 0] = p.myo
-    image[labels == RV] = p.rv_blood if p.rv_contrast > 0.12 else p.myo + 0.25 * (1 - p.myo)
+    image[labels == RV] = p.rv_blood if p.rv_contrast > 0.12 else p.myo + 0.35 * (1 - p.myo)
     image[blood] = 1
     image = ndimage.gaussian_filter(image * (1 + p.texture * grain), (0.3, p.blur_px, p.blur_px))
     # The magnitude of a complex signal with Gaussian noise in both channels: Rician.
@@ -126,7 +125,6 @@ def _heart(p: SimpleNamespace, axes: list[Array], stack_mm: float) -> tuple[Arra
     u = math.cos(p.turn) * x + math.sin(p.turn) * y - 12 - p.shift_u - p.lean_u * z - p.slice_shift_mm[0]
     v = math.cos(p.turn) * y - math.sin(p.turn) * x - p.shift_v - p.lean_v * z - p.slice_shift_mm[1]
     rho, theta = np.hypot(u, v), np.arctan2(v, u)
-
     squeeze = 0.2 * p.beat if p.beat < 0.5 else 0.6 + 0.4 * p.beat
     length_mm = p.length * min(stack_mm, 95) * (1 - 0.1 * squeeze)
     depth = (z + stack_mm / 2 - p.base_at * (stack_mm - length_mm)) / length_mm  # 0 at the base, 1 at the apex
@@ -139,8 +137,9 @@ def _heart(p: SimpleNamespace, axes: list[Array], stack_mm: float) -> tuple[Arra
     epi = (endo + wall) * outline
     in_epi = here & (rho < epi)
     pool = (endo > 0) & (rho < endo * outline + p.uneven * wall * np.cos(theta - p.oval_at))
-    # However coarse the grid, the pool touches nothing but the wall.
-    pool &= ndimage.binary_erosion(in_epi, np.ones((1, 3, 3)))
+    # However coarse the grid: the pool touches only wall and has heart below it, so that the wall is in one piece.
+    below = np.pad((in_epi | ~here)[1:], ((0, 1), (0, 0), (0, 0)), constant_values=True)
+    pool &= ndimage.binary_erosion(in_epi & below, np.ones((1, 3, 3)))
 
     off_axis = np.abs((theta - p.rv_at + np.pi) % (2 * np.pi) - np.pi) / (p.rv_span * (1 - 0.25 * t))
     width = p.rv_mm * (1 - 0.25 * squeeze) * (1 - (t / 0.85) ** 1.6)
@@ -148,7 +147,6 @@ def _heart(p: SimpleNamespace, axes: list[Array], stack_mm: float) -> tuple[Arra
     parts, _ = ndimage.label(here & ~in_epi & (rho < epi + crescent))
     right = (parts > 0) & (parts == np.bincount(parts.ravel(), minlength=2)[1:].argmax() + 1)  # no crumbs at its tips
     labels = np.select([pool, in_epi, right], [LV, MYO, RV]).astype(np.uint8)
-
     surface = np.where(here, epi + np.where(crescent > 0, crescent + 2.5, 0), 0.9 * epi)
     outside_mm = np.where(depth <= 1, rho - surface, np.inf)
     blood = pool | ((depth < 0) & (outside_mm < -2))  # above the base: an atrium, which has no label
@@ -219,15 +217,8 @@ def write_dataset(
     try:
         for stream, (role, n_cases) in enumerate({"Tr": n_train, "Ts": n_test, "Un": n_unlabeled}.items()):
             for number in range(n_cases):
-                case = f"phantom{role}{number:03d}"
-                files = [
-                    partial / f"images{role}" / f"{case}_0000.nii.gz",
-                    partial / f"labels{role}" / f"{case}.nii.gz",
-                ]
                 rng = np.random.default_rng([seed, stream, number])
-                _write_case(
-                    rng, files[: 1 if role == "Un" else 2], shape, spacing_mm, kind if role == "Tr" else "plain"
-                )
+                _write_case(rng, partial, role, number, shape, spacing_mm, kind if role == "Tr" else "plain")
         labels = dict(LABELS_OF_KIND[kind])
         order = (RV, MYO, LV) if "heart" in labels else None  # regions: the whole heart first, then what lies in it
         about = {"regions_class_order": order, "license": "synthetic, no patient data", "converted_by": __name__}
@@ -237,15 +228,18 @@ def write_dataset(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_case(rng: Rng, files: list[Path], shape: Shape, spacing_mm: Spacing, kind: str) -> None:
-    """Draw a case near the given shape and spacing, and write its image and, if they have a path, its labels."""
+def _write_case(rng: Rng, folder: Path, role: str, number: int, shape: Shape, spacing_mm: Spacing, kind: str) -> None:
+    """Draw a case near the given shape and spacing; write its image and, unless the role is Un, its labels."""
     rows, columns = (max(16, round(n * rng.uniform(0.94, 1.06))) for n in shape[1:])
     shape = (max(1, shape[0] + int(rng.integers(-1, 2))), rows, columns)
     thicker, wider = rng.uniform(0.96, 1.04, 2)
     spacing_mm = (spacing_mm[0] * thicker, spacing_mm[1] * wider, spacing_mm[2] * wider)
     origin_mm, angles = rng.uniform(-150, 150, 3).tolist(), rng.uniform(-0.15, 0.15, 3).tolist()
     image, labels = make_case(rng, shape=shape, spacing_mm=spacing_mm, kind=kind)
-    for path, voxels in zip(files, (image, labels), strict=False):
+    files = {folder / f"images{role}" / f"phantom{role}{number:03d}_0000.nii.gz": image}
+    if role != "Un":
+        files[folder / f"labels{role}" / f"phantom{role}{number:03d}.nii.gz"] = labels
+    for path, voxels in files.items():
         volume = sitk.GetImageFromArray(voxels)
         volume.SetSpacing(spacing_mm[::-1])
         volume.SetOrigin(origin_mm)

@@ -65,9 +65,8 @@ def run(args: argparse.Namespace) -> int:
         voxels=args.voxels,
     )
     summary = summarise(frame)
-    print(
-        f"\n{scores_table(summary, plan.distance_unit)}\n\n{cases_table(summary, len(plan.cases))}\n\n{notes(plan, summary)}"
-    )
+    tables = (scores_table(summary, plan.distance_unit), cases_table(summary, len(plan.cases)), notes(plan, summary))
+    print("", *tables, sep="\n\n")
     if output is not None:
         write_csv(frame, summary, output)
         print(f"\nwrote   {output}")

@@ -226,7 +226,7 @@ def _check_case(plan: Plan, case: str) -> list[str]:
         if shape != label_shape:
             problems.append(f"{predicted} and {label} must have one shape; got {shape} and {label_shape}. {mend}")
         if not np.allclose(spacing, label_spacing, rtol=1e-3, atol=0):
-            got = f"{tuple(spacing.tolist())} and {tuple(label_spacing.tolist())}"
+            got = " and ".join(str([float(f"{mm:.6g}") for mm in side]) for side in (spacing, label_spacing))
             problems.append(f"{predicted} and {label} must have one spacing; got {got} mm. {mend}")
     return problems
 

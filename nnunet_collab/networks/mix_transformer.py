@@ -217,7 +217,7 @@ class MixTransformer(nn.Module):
             )
         self.total_strides = stage_strides(strides)
         deepest, previous = self.total_strides[-1], (1,) * len(self.total_strides[-1])
-        rates = iter(torch.linspace(0, drop_path, sum(variant.depths)).tolist())
+        rates = (drop_path * i / max(1, sum(variant.depths) - 1) for i in range(sum(variant.depths)))
         self.stages = nn.ModuleList()
         rows = zip(variant.embed_dims, variant.num_heads, variant.depths, self.total_strides, strict=True)
         for dim, heads, depth, total in rows:

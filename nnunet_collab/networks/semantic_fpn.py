@@ -4,9 +4,9 @@ The backbone's maps at strides 4, 8, 16 and 32 become a feature pyramid (lateral
 upsampled, then a 3x3 convolution). Each level goes through rounds of 3x3 convolution, normalisation, ReLU and doubling,
 until it has stride 4. The sum of the four is classified by a 1x1 convolution and upsampled to the input's size.
 
-Source: Kirillov et al., Panoptic Feature Pyramid Networks, arXiv:1901.02446, section 3 and figure 3; pyramid: Lin et al.,
-arXiv:1612.03144, section 3. Deliberate differences: batch norm by default where the paper uses group norm; any input size
-works, because every doubling goes to the size of the next finer map.
+Source: Kirillov et al., Panoptic Feature Pyramid Networks, arXiv:1901.02446, section 3 and figure 3; the pyramid: Lin
+et al., arXiv:1612.03144, section 3. Deliberate differences: batch norm by default where the paper uses group norm; any
+input size works, because every doubling goes to the size of the next finer map.
 
 Shapes: `B` samples, `C` classes or regions, `D` channels, `(H, W)` the patch, `*s` a map. Two dimensions only.
 """
@@ -14,6 +14,7 @@ Shapes: `B` samples, `C` classes or regions, `D` channels, `(H, W)` the patch, `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import ClassVar, cast
 
 import timm
@@ -38,9 +39,10 @@ def make_backbone(name: str, input_channels: int, *, pretrained: bool = False) -
         CollabError: If timm has no such network, or it has no maps at these strides.
     """
     if not timm.is_model(name):
-        similar = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "mobilenetv2_100, resnet50"
+        similar = ", ".join(get_close_matches(name, timm.list_models())) or "mobilenetv2_100, resnet50"
         raise CollabError(
-            f"Semantic FPN: backbone must be the name of a network in timm; found {name!r}. Choose for example {similar}."
+            f"Semantic FPN: backbone must be the name of a network in timm; found {name!r}. "
+            f"Choose for example {similar}."
         )
     levels = len(_STRIDES)
     backbone = timm.create_model(

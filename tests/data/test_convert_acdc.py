@@ -1,4 +1,4 @@
-"""A miniature ACDC with the official archive's oddities, written and read back with nibabel, not with our reader."""
+"""The conversion of ACDC, on a miniature in the official layout: voxels, geometry, split, refusals, interruption."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import argparse
 import json
 import multiprocessing
 import shutil
-import subprocess
-import sys
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,61 +13,15 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+from mini_acdc import SHAPE, TEST, TRAIN, affine, write_acdc, write_image
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.data import convert_command, raw_dataset
 
-SHAPE = (9, 7, 3)
-ANGLE = 0.4
-ROTATION = np.array(
-    [[np.cos(ANGLE), -np.sin(ANGLE), 0], [np.sin(ANGLE), np.cos(ANGLE), 0], [0, 0, 1]]
-)  # not along the axes
-GROUPS = ("DCM", "NOR")
-TRAIN = [f"patient{i:03d}" for i in range(1, 11)]
-TEST = ["patient101", "patient102"]
-
-
-def affine(patient: str) -> np.ndarray:
-    result = np.eye(4)
-    result[:3, :3] = ROTATION @ np.diag([1.3671875, 1.3671875, 10.0])
-    result[:3, 3] = [-31.5, 12.25, float(patient[-3:])]
-    return result
-
-
-def write_image(path: Path, voxels: np.ndarray, grid: np.ndarray) -> None:
-    image = nib.Nifti1Image(voxels, grid)
-    image.set_qform(grid, 1)
-    image.set_sform(grid, 1)
-    nib.save(image, path)
-
-
-def write_patient(folder: Path, patient: str, frames: tuple[int, ...] = (1, 12)) -> None:
-    number = int(patient[-3:])
-    rng = np.random.default_rng(number)
-    place = folder / patient
-    place.mkdir(parents=True)
-    (place / "Info.cfg").write_text(f"ED: {frames[0]}\nES: 12\nGroup: {GROUPS[number % 2]}\nHeight: 170.0\nNbFrame: 30\n")
-    (place / "MANDATORY_CITATION.md").write_text("cite us")
-    write_image(place / f"{patient}_4d.nii.gz", rng.integers(0, 9, (*SHAPE, 2)).astype(np.int16), affine(patient))
-    for frame in frames:
-        kind = np.float32 if frame == 1 else np.int16
-        image, label = rng.integers(0, 900, SHAPE).astype(kind), rng.integers(0, 4, SHAPE)
-        write_image(place / f"{patient}_frame{frame:02d}.nii.gz", image, affine(patient))
-        name = place / f"{patient}_frame{frame:02d}_gt.nii.gz"
-        write_image(name, label.astype(np.float64 if number % 2 else np.uint8), affine(patient))
-
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("official")
-    for patient in TRAIN:
-        write_patient(root / "training", patient)
-    for patient in TEST:
-        write_patient(root / "testing", patient)
-    for folder in (root, root / "training", root / "testing"):
-        (folder / "MANDATORY_CITATION.md").write_text("cite us")
-    (root / "training" / "patient001" / "._patient001_frame01.nii.gz").write_bytes(b"a Mac was here")
-    return root
+    return write_acdc(tmp_path_factory.mktemp("official"))
 
 
 @pytest.fixture
@@ -103,16 +55,18 @@ def refusal(source: Path, raw: Path) -> str:
 def test_voxels_and_geometry_are_those_of_the_source(source, raw):
     assert convert(source) == 0
     dataset = raw / "Dataset027_ACDC"
-    assert sorted(p.name for p in dataset.iterdir()) == sorted(raw_dataset_entries := [
-        "dataset.json", "imagesTr", "imagesTs", "labelsTr", "labelsTs", "splits_final.json",
-    ]), raw_dataset_entries  # fmt: skip
+    entries = {"dataset.json", "imagesTr", "imagesTs", "labelsTr", "labelsTs", "splits_final.json"}
+    assert {p.name for p in dataset.iterdir()} == entries
     for role, folder, patients in (("Tr", "training", TRAIN), ("Ts", "testing", TEST)):
         names = [f"{patient}_frame{frame}" for patient in patients for frame in ("01", "12")]
         assert sorted(p.name for p in (dataset / f"images{role}").iterdir()) == [f"{n}_0000.nii.gz" for n in names]
         assert sorted(p.name for p in (dataset / f"labels{role}").iterdir()) == [f"{n}.nii.gz" for n in names]
         for name in names:
             was = source / folder / name.split("_")[0] / f"{name}.nii.gz"
-            image, label = dataset / f"images{role}" / f"{name}_0000.nii.gz", dataset / f"labels{role}" / f"{name}.nii.gz"
+            image, label = (
+                dataset / f"images{role}" / f"{name}_0000.nii.gz",
+                dataset / f"labels{role}" / f"{name}.nii.gz",
+            )
             assert image.read_bytes() == was.read_bytes()
             old, new = nib.load(was.with_name(f"{name}_gt.nii.gz")), nib.load(label)
             assert new.get_data_dtype() == np.uint8
@@ -219,6 +173,7 @@ def test_all_faults_are_told_at_once(source, raw):
     (test / "patient101/patient101_frame12_gt.nii.gz").unlink()
     broken = train / "patient003/patient003_frame01.nii.gz"
     broken.write_bytes(broken.read_bytes()[:-40])
+    (test / "patient102/patient102_frame01.nii.gz").write_bytes(b"")
     grid = affine("patient004")
     write_image(train / "patient004/patient004_frame01_gt.nii.gz", np.zeros((9, 7, 4), np.uint8), grid)
     grid[:3, 3] += 2
@@ -233,22 +188,23 @@ def test_all_faults_are_told_at_once(source, raw):
 
     message = refusal(source, raw)
     for path, fault in {
-        "training/patient001/patient001_frame01.nii.gz": "the label of this image is missing. Copy patient001_frame01_gt",
-        "training/patient002/patient002_frame12_gt.nii.gz": "the image of this label is missing. Copy patient002_frame12",
+        "training/patient001/patient001_frame01.nii.gz": "the label of this image is missing. Copy patient001",
+        "training/patient002/patient002_frame12_gt.nii.gz": "the image of this label is missing. Copy patient002",
         "testing/patient101/patient101_frame12.nii.gz": "the label of this image is missing",
         "training/patient003/patient003_frame01.nii.gz": "cannot be read whole",
+        "testing/patient102/patient102_frame01.nii.gz": "cannot be read whole",
         "training/patient004/patient004_frame01_gt.nii.gz": "the size must be that of patient004_frame01.nii.gz",
         "training/patient004/patient004_frame12_gt.nii.gz": "the origin must be that of patient004_frame12.nii.gz",
         "training/patient005/patient005_frame01_gt.nii.gz": "label values must be 0, 1, 2, 3; found 4",
         "training/patient005/patient005_frame12.nii.gz": "the image must have 3 axes; it has 4",
         "training/patient006": "no image patient006_frameNN.nii.gz is there",
         "training/patient007/patient070_frame01.nii.gz": "the file must be of patient007",
-        "training/patient008/patient008_frame01.nii.gz": "there must be one file per frame; found patient008_frame01.nii",
+        "training/patient008/patient008_frame01.nii.gz": "there must be one file per frame; found patient008",
     }.items():
         assert f"{source / path}: {fault}" in message
     assert f"patient patient009: a patient must be either in training or in testing; found in {train}" in message
-    assert message.startswith("convert: the source has 12 faults, so nothing was written:\n- ")
-    assert len(message.splitlines()) == 13
+    assert message.startswith("convert: the source has 13 faults, so nothing was written:\n- ")
+    assert len(message.splitlines()) == 14
 
 
 def test_one_patient_is_too_few_and_three_give_three_folds(source, raw, capsys):
@@ -291,39 +247,3 @@ def test_interruption_leaves_no_dataset_and_the_next_run_starts_afresh(source, r
     )
     assert [path.name for path in raw.iterdir()] == ["Dataset027_ACDC"]
     assert len(list((raw / "Dataset027_ACDC" / "imagesTr").iterdir())) == 20
-
-
-def test_unknown_dataset_name_lists_the_known_ones(source, raw):
-    parser = argparse.ArgumentParser()
-    convert_command.add_arguments(parser)
-    with pytest.raises(CollabError, match=r"NAME must be one of .*acdc.*; got 'acdd'"):
-        convert_command.run(parser.parse_args(["acdd", str(source), "-d", "27"]))
-
-
-def test_scripts_are_found_inside_a_wheel_and_beside_a_checkout(tmp_path, monkeypatch):
-    package = tmp_path / "nnunet_collab"
-    package.mkdir()
-    monkeypatch.setattr(convert_command.nnunet_collab, "__file__", str(package / "__init__.py"))
-    with pytest.raises(CollabError, match=r"the scripts must be in .*; there are none\. Install the package again"):
-        convert_command.conversion_folder()
-    (tmp_path / "dataset_conversion").mkdir()
-    assert convert_command.conversion_folder() == tmp_path / "dataset_conversion"
-    (package / "dataset_conversion").mkdir()
-    (package / "dataset_conversion" / "mine.py").touch()
-    assert convert_command.conversion_folder() == package / "dataset_conversion"
-    assert convert_command.converter_names() == ["mine"]
-
-
-def test_script_runs_alone(source, raw, tmp_path):
-    script = convert_command.conversion_folder() / "acdc.py"
-    assert convert_command.run_alone(script, [str(source), "-d", "27"]) == 0
-    again = subprocess.run(  # a second time, in a process of its own: refused, without a traceback
-        [sys.executable, str(script), str(source), "-d", "27"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**dict(__import__("os").environ), "PYTHONPATH": str(script.parents[1])},
-    )
-    assert again.returncode == 2
-    assert "the dataset exists already" in again.stderr
-    assert "Traceback" not in again.stderr

@@ -1,0 +1,103 @@
+"""The console command `nnunet_collab`: a table of subcommands, each in a module that offers `add_arguments` and `run`.
+
+A module is imported when its subcommand is chosen, so `--help` and `env` do not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import nnunet_collab
+from nnunet_collab.core.errors import CollabError
+
+
+class Command(NamedTuple):
+    """One subcommand.
+
+    Attributes:
+        module: Dotted name; it has `add_arguments(parser)` and `run(args) -> int`, the exit status.
+        help: One line.
+        names: A function of the module that lists what NAME may be, shown at the end of the subcommand's help.
+    """
+
+    module: str
+    help: str
+    names: str = ""
+
+
+COMMANDS = {
+    "env": Command("nnunet_collab.env_command", "print the line for your shell that lets nnU-Net find the trainers"),
+    "demo": Command("nnunet_collab.demo.command", "train, predict and evaluate on a small made-up dataset, in minutes"),
+    "convert": Command(
+        "nnunet_collab.data.convert_command", "convert a public dataset into nnU-Net's format", names="converter_names"
+    ),
+    "doctor": Command("nnunet_collab.doctor.command", "check installation, paths, trainers and hardware"),
+    "publish": Command("nnunet_collab.inference.publish_command", "publish the students of a finished training"),
+    "evaluate": Command(
+        "nnunet_collab.evaluation.command", "compare predictions with labels: Dice, HD95, ASD and more"
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Args:
+        argv: Arguments after the program's name; None means those of the process.
+
+    Returns:
+        The exit status: the subcommand's own, or 2 if the arguments, or what they name, are at fault.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(next((word for word in argv if not word.startswith("-")), ""))
+    try:
+        args = parser.parse_args(argv)
+        if args.command is None:
+            parser.print_help(sys.stderr)
+            return 2
+        status: int = args.run(args)
+    except CollabError as error:
+        return _refuse(str(error))
+    except ImportError as error:
+        # A missing module of ours is our fault, and its traceback is needed; any other is the user's to mend.
+        if (error.name or "").split(".")[0] == nnunet_collab.__name__:
+            raise
+        return _refuse(
+            f"a package that is needed cannot be imported ({error}). `nnunet_collab doctor` says how to mend it."
+        )
+    return status
+
+
+def build_parser(chosen: str) -> argparse.ArgumentParser:
+    """The parser of all subcommands, with the arguments of the chosen one alone.
+
+    Args:
+        chosen: Name of a subcommand; any other text chooses none.
+    """
+    parser = argparse.ArgumentParser(
+        prog="nnunet_collab",
+        description=nnunet_collab.__doc__,
+        epilog="`nnunet_collab COMMAND --help` says more about each. To train and predict, use nnU-Net's own commands.",
+    )
+    parser.add_argument("--version", action="version", version=f"nnunet_collab {nnunet_collab.__version__}")
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name, help=command.help, description=f"{command.help[0].upper()}{command.help[1:]}."
+        )
+        if name == chosen:
+            module = importlib.import_module(command.module)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+            if command.names:
+                subparser.epilog = f"NAME is one of: {', '.join(getattr(module, command.names)())}."
+    return parser
+
+
+def _refuse(message: str) -> int:
+    print(f"nnunet_collab: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,111 @@
+"""The side of `doctor.probe` that runs in the child process: each step imports something heavy and looks at it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_collab.env_command import VARIABLE, folders_of
+
+
+def report(output: str, steps: str) -> None:
+    """Run steps and write what each found, as one line `[name, facts, error]` of JSON, before the next begins.
+
+    Args:
+        output: The file to write.
+        steps: JSON object: name of each step -> its keyword arguments.
+    """
+    for name, arguments in json.loads(steps).items():
+        facts, error = {}, ""
+        try:
+            facts = STEPS[name](**arguments)
+        except BaseException as fault:  # a broken package may even raise SystemExit
+            error = describe(fault)
+        with open(output, "a", encoding="utf-8") as file:
+            file.write(json.dumps([name, facts, error]) + "\n")
+
+
+def describe(fault: BaseException) -> str:
+    """An exception in one line."""
+    lines = str(fault).strip().splitlines()
+    return ": ".join([type(fault).__name__, *lines[:1]])
+
+
+def torch_facts() -> dict[str, Any]:
+    """Import torch.
+
+    Returns:
+        `version`; `cuda`, the version it was built for, or None; `gpus`, each as `[name, memory in GiB]`; `triton`, whether
+        it is there.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    properties = [torch.cuda.get_device_properties(index) for index in range(count)]
+    return {
+        "version": str(torch.__version__),
+        "cuda": torch.version.cuda or getattr(torch.version, "hip", None),
+        "gpus": [[p.name, p.total_memory / 2**30] for p in properties],
+        "triton": importlib.util.find_spec("triton") is not None,
+    }
+
+
+def timm_facts() -> dict[str, Any]:
+    """Import timm, as nnU-Net does before it looks for any trainer outside of itself."""
+    importlib.import_module("timm")
+    return {}
+
+
+def trainer_facts(expected: Mapping[str, str], folders: str) -> dict[str, Any]:
+    """Let nnU-Net's own finder look for trainers.
+
+    Args:
+        expected: Name of each trainer -> the module its class lives in.
+        folders: The value of `nnUNet_extTrainer` to search with.
+
+    Returns:
+        Per name: `ours`, whether exactly that class was found; `module`, where the one found lives; `folder`, the first
+        folder of the variable that has a trainer of that name or cannot be searched; `error`, if the finder failed.
+    """
+    os.environ[VARIABLE] = folders
+    return {name: _find(name, module, folders_of(folders)) for name, module in expected.items()}
+
+
+def _find(name: str, home: str, folders: list[str]) -> dict[str, Any]:
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        found = recursive_find_trainer_class_by_name(name)
+    except (Exception, SystemExit) as fault:
+        return {"ours": False, "module": "", "folder": _first_folder(name, folders), "error": describe(fault)}
+    ours = found is getattr(importlib.import_module(home), name)
+    return {"ours": ours, "module": found.__module__, "folder": _first_folder(name, folders), "error": ""}
+
+
+def _first_folder(name: str, folders: list[str]) -> str:
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    for folder in filter(os.path.exists, folders):
+        found = True  # also when the folder cannot be searched: nnU-Net gets no further either
+        with contextlib.suppress(Exception, SystemExit):
+            found = (
+                recursive_find_python_class(
+                    folder, name, None, base_folder=folder, cleanup_imports_from_base_folder=True
+                )
+                is not None
+            )
+        if found:
+            return str(Path(folder))
+    return ""
+
+
+STEPS: dict[str, Callable[..., dict[str, Any]]] = {
+    "torch": torch_facts,
+    "timm": timm_facts,
+    "trainers": trainer_facts,
+}

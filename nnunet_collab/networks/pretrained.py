@@ -1,0 +1,175 @@
+"""ImageNet weights for the encoders of SegFormer and SemanticFPN, from the hub's cache or, if it can be had, the hub.
+
+Licences: the `nvidia/mit-*` weights carry the NVIDIA Source Code License for SegFormer, which allows non-commercial use
+only. timm states the licence of each of its weights; `mobilenetv2_100` and `resnet50` are Apache-2.0.
+For images of one channel the first layer's weights are summed over RGB, for other numbers repeated and rescaled, by
+timm's own function.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import cast
+
+import safetensors.torch
+import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.networks.segformer import SegFormer
+from nnunet_collab.networks.semantic_fpn import SemanticFPN, make_backbone
+
+_MIT_LICENCE = "NVIDIA Source Code License for SegFormer, non-commercial use only"
+_FIRST_LAYER = "encoder.stages.0.embedding.weight"
+
+# Names in the public checkpoints | in the classes of transformers 5, and ours. Applied in turn.
+_RENAMES = tuple(
+    (re.compile(pattern), ours)
+    for pattern, ours in (
+        (r"^segformer\.", ""),
+        (
+            r"^(?:encoder\.patch_embeddings\.(\d+)|stages\.(\d+)\.patch_embeddings)\.proj\.",
+            r"encoder.stages.\1\2.embedding.",
+        ),
+        (
+            r"^(?:encoder\.patch_embeddings\.(\d+)|stages\.(\d+)\.patch_embeddings)\.layer_norm\.",
+            r"encoder.stages.\1\2.embedding_norm.",
+        ),
+        (r"^(?:encoder\.layer_norm\.(\d+)|stages\.(\d+)\.layer_norm)\.", r"encoder.stages.\1\2.norm."),
+        (r"^(?:encoder\.block\.(\d+)|stages\.(\d+)\.blocks)\.", r"encoder.stages.\1\2.blocks."),
+        (r"\.(?:layer_norm_1|layernorm_before)\.", ".attention_norm."),
+        (r"\.(?:layer_norm_2|layernorm_after)\.", ".ffn_norm."),
+        (r"\.attention\.(?:self\.query|q_proj)\.", ".attention.query."),
+        (r"\.attention\.(?:self\.key|k_proj)\.", ".attention.key."),
+        (r"\.attention\.(?:self\.value|v_proj)\.", ".attention.value."),
+        (r"\.attention\.(?:output\.dense|o_proj)\.", ".attention.output."),
+        (r"\.attention\.(?:self\.sr|sequence_reduction\.sequence_reduction)\.", ".attention.reduction."),
+        (r"\.attention\.(?:self|sequence_reduction)\.layer_norm\.", ".attention.reduction_norm."),
+        (r"\.mlp\.(?:dense1|fc1)\.", ".ffn.expand."),
+        (r"\.mlp\.dwconv\.dwconv\.", ".ffn.depthwise."),
+        (r"\.mlp\.(?:dense2|fc2)\.", ".ffn.contract."),
+        (r"^decode_head\.(?:linear_c|linear_projections)\.(\d+)\.proj\.", r"decoder.fusion.projections.\1."),
+        (r"^decode_head\.linear_fuse\.", "decoder.fusion.fuse."),
+        (r"^decode_head\.batch_norm\.", "decoder.fusion.norm."),
+        (r"^decode_head\.classifier\.", "decoder.classifier."),
+    )
+)
+
+
+class PretrainedUnavailable(CollabError):
+    """Pretrained weights cannot be had for this network, here and now; the message says why."""
+
+
+def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a SegFormer of `transformers`, under the names of ours.
+
+    Args:
+        state: State dict of `SegformerForSemanticSegmentation` or `SegformerForImageClassification`, under the names of
+            the public checkpoints or those of `transformers` 5. The ImageNet classifier is left out.
+
+    Returns:
+        State dict for `SegFormer(..., head_norm="batch")`, or its `encoder.` part if `state` has no decoder.
+    """
+    ours: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name.startswith("classifier."):
+            continue
+        for pattern, replacement in _RENAMES:
+            name = pattern.sub(replacement, name)
+        ours[name] = value
+    for name in [name for name in ours if ".attention.key." in name]:
+        parts = ours.pop(name), ours.pop(name.replace(".key.", ".value."))
+        ours[name.replace(".key.", ".key_value.")] = torch.cat(parts)
+    return ours
+
+
+def load_imagenet_weights(network: nn.Module) -> str:
+    """Replace the random weights of the encoder by ImageNet weights; the decoder keeps its own.
+
+    Args:
+        network: A `SegFormer` in two dimensions or a `SemanticFPN`, not compiled and not wrapped. Unchanged on failure.
+
+    Returns:
+        One line for the log and the checkpoint: what was loaded, and its licence.
+
+    Raises:
+        PretrainedUnavailable: If there are no weights for this network, or they are neither cached nor downloadable.
+    """
+    if isinstance(network, SegFormer):
+        return _load_mit(network)
+    if isinstance(network, SemanticFPN):
+        return _load_timm(network)
+    raise PretrainedUnavailable(
+        "pretrained weights: there are ImageNet weights for SegFormer and SemanticFPN only; found "
+        f"{type(network).__name__}. Train it from random weights, or load its weights as nnU-Net does, with "
+        "-pretrained_weights."
+    )
+
+
+def _load_mit(network: SegFormer) -> str:
+    if network.dims != 2:
+        raise PretrainedUnavailable(
+            f"pretrained weights: ImageNet weights are for 2D networks; found a SegFormer in {network.dims}D. "
+            "Train it from random weights, or choose the 2d configuration."
+        )
+    repository = f"nvidia/mit-{network.variant}"
+    try:
+        loaded = from_huggingface(_read(repository))
+        loaded[_FIRST_LAYER] = adapt_input_conv(network.input_channels, loaded[_FIRST_LAYER])
+    except Exception as error:  # whatever the hub's client or a broken file throws, the weights cannot be had
+        raise _unavailable(repository, error) from error
+    own = {name: value for name, value in network.state_dict().items() if name.startswith("encoder.")}
+    # Plans with few or anisotropic poolings ask for kernels of other sizes, which no checkpoint has.
+    fitting = {name: value for name, value in loaded.items() if name in own and value.shape == own[name].shape}
+    network.load_state_dict(fitting, strict=False)
+    line = f"{repository}: {len(fitting)} of the encoder's {len(own)} tensors, pretrained on ImageNet-1k"
+    if len(fitting) < len(own):
+        line += " (the others stay random: the plans' strides ask for kernels of other sizes)"
+    return f"{line}; licence: {_MIT_LICENCE}"
+
+
+def _read(repository: str) -> Mapping[str, Tensor]:
+    names = ("model.safetensors", "pytorch_model.bin")
+    # The cache first, under both names: on a node without network only what was fetched before can be found.
+    cached = [try_to_load_from_cache(repository, name) for name in names]
+    path = next((p for p in cached if isinstance(p, str)), None) or _fetch(repository, names)
+    if path.endswith(".safetensors"):
+        return cast(Mapping[str, Tensor], safetensors.torch.load_file(path))
+    return cast(Mapping[str, Tensor], torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _fetch(repository: str, names: tuple[str, ...]) -> str:
+    for name in names[:-1]:
+        try:
+            return str(hf_hub_download(repository, name))
+        except LocalEntryNotFoundError:  # no connection, which the next name would not change
+            raise
+        except EntryNotFoundError:  # the repository has no file of this name
+            continue
+    return str(hf_hub_download(repository, names[-1]))
+
+
+def _load_timm(network: SemanticFPN) -> str:
+    try:
+        source = make_backbone(network.backbone, network.input_channels, pretrained=True)
+    except Exception as error:  # whatever timm, the hub's client or a broken file throws, the weights cannot be had
+        raise _unavailable(f"timm/{network.backbone}", error) from error
+    network.encoder.load_state_dict(source.state_dict())
+    config: Mapping[str, object] = source.pretrained_cfg  # type: ignore[assignment]
+    name = config.get("hf_hub_id") or f"timm/{network.backbone}"
+    return (
+        f"{name}: the whole encoder, pretrained on ImageNet; licence: {config.get('license') or 'see its model card'}"
+    )
+
+
+def _unavailable(repository: str, error: Exception) -> PretrainedUnavailable:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return PretrainedUnavailable(
+        f"pretrained weights: {repository} must be in the Hugging Face cache or downloadable; found {reason}. "
+        "Fetch it once where there is a network, and set HF_HOME to a folder that this machine sees too. "
+        "HF_HUB_OFFLINE=1 skips the wait for a missing network."
+    )

@@ -1,0 +1,58 @@
+"""The promises of a split by patient, counted out by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.data.patient_folds import patient_folds
+
+CASES = tuple(f"{patient}_{i}" for patient in (f"p{n:02d}" for n in range(23)) for i in range(3))
+
+
+def patient(name: str) -> str:
+    return name.split("_")[0]
+
+
+def group(patient: str) -> str:
+    return "rare" if int(patient[1:]) < 6 else "common"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_patient_in_two_roles_and_balanced_groups(seed):
+    split = patient_folds(CASES, patient, group_of=group, seed=seed)
+    assert len(split) == 5
+    assert Counter(name for fold in split for name in fold["val"]) == Counter(CASES)
+    sizes, rare = [], []
+    for fold in split:
+        assert sorted(fold["train"] + fold["val"]) == list(CASES)
+        train, val = ({patient(name) for name in fold[role]} for role in ("train", "val"))
+        assert not train & val
+        sizes.append(len(val))
+        rare.append(sum(group(p) == "rare" for p in val))
+    assert max(sizes) - min(sizes) == 1
+    assert sorted(rare) == [1, 1, 1, 1, 2]
+
+
+def test_depends_on_the_seed_but_not_on_the_order_of_cases():
+    split = patient_folds(CASES, patient)
+    assert split == patient_folds(CASES[::-1], patient)
+    assert split != patient_folds(CASES, patient, seed=1)
+    val = [sorted({patient(n) for n in fold["val"]}) for fold in split]
+    assert val[0] != sorted(f"p{n:02d}" for n in range(0, 23, 5))  # shuffled
+
+
+def test_fewer_patients_than_folds():
+    split = patient_folds(CASES[:9], patient)
+    assert [len(fold["val"]) for fold in split] == [3, 3, 3]
+
+
+def test_refusals():
+    with pytest.raises(CollabError, match=r"at least two patients .* found 1 \(p00\)\. Add patients"):
+        patient_folds(CASES[:3], patient)
+    with pytest.raises(CollabError, match=r"found 0 \(none\)"):
+        patient_folds([], patient)
+    with pytest.raises(ValueError, match="needs at least 2 folds; got 1"):
+        patient_folds(CASES, patient, folds=1)
