@@ -1,4 +1,4 @@
-"""Train under torchrun, with the arguments of nnUNetv2_train: over several machines, or on CPUs.
+r"""Train under torchrun, with the arguments of nnUNetv2_train: over several machines, or on CPUs.
 
     torchrun --nnodes=2 --nproc_per_node=4 --node_rank=0 --master_addr=HOST --master_port=29500 \
         -m nnunet_collab.launch 27 2d 0 -tr CTRCLTrainer --npz
@@ -164,8 +164,8 @@ def prepare_device(kind: str, place: Place) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if place.local_world_size > count:
         raise CollabError(
-            f"-device cuda: each process needs a GPU of its own; got {place.local_world_size} processes and {count} GPUs on "
-            f"this machine. Lower --nproc_per_node, or train with -device cpu."
+            f"-device cuda: each process needs its own GPU; got {place.local_world_size} processes and {count} GPUs "
+            "on this machine. Lower --nproc_per_node, or train with -device cpu."
         )
     torch.set_num_threads(1)
     torch.backends.cudnn.deterministic = False

@@ -96,7 +96,7 @@ def make_case(rng: Rng, *, shape: Shape, spacing_mm: Spacing, kind: str = "plain
     image = _body(p, u, v, wobble, grain)
     image[(outside_mm > 0) & (outside_mm < 4 * wobble)] = p.fat
     image[outside_mm <= 0] = p.myo
-    image[labels == RV] = p.rv_blood if p.rv_contrast > 0.12 else p.myo + 0.35 * (1 - p.myo)
+    image[labels == RV] = p.rv_blood if p.rv_contrast > 0.12 else p.myo + 0.45 * (1 - p.myo)
     image[blood] = 1
     image = ndimage.gaussian_filter(image * (1 + p.texture * grain), (0.3, p.blur_px, p.blur_px))
     # The magnitude of a complex signal with Gaussian noise in both channels: Rician.

@@ -40,8 +40,8 @@ def torch_facts() -> dict[str, Any]:
     """Import torch.
 
     Returns:
-        `version`; `cuda`, the version it was built for, or None; `gpus`, each as `[name, memory in GiB]`; `triton`, whether
-        it is there.
+        `version`; `cuda`, the version it was built for, or None; `gpus`, each as `[name, memory in GiB]`; `triton`,
+        whether it is there.
     """
     import torch
 
@@ -83,7 +83,7 @@ def _find(name: str, home: str, folders: list[str]) -> dict[str, Any]:
         found = recursive_find_trainer_class_by_name(name)
     except (Exception, SystemExit) as fault:
         return {"ours": False, "module": "", "folder": _first_folder(name, folders), "error": describe(fault)}
-    ours = found is getattr(importlib.import_module(home), name)
+    ours = found is getattr(importlib.import_module(home), name, None)
     return {"ours": ours, "module": found.__module__, "folder": _first_folder(name, folders), "error": ""}
 
 

@@ -54,9 +54,9 @@ def check_imports(torch: Outcome, timm: Outcome) -> Finding:
         return Finding("FAIL", f"torch cannot be imported: {torch.error}", _REINSTALL_TORCH)
     if "torchvision::" in timm.error:
         mend = (
-            f"torch {torch.facts['version']} and torchvision {installed('torchvision')} are builds that do not fit, e.g. "
-            "one for the CPU beside one for CUDA.\nUntil they do, nnU-Net finds no trainer outside of itself. Install "
-            f"both from the same index, in one command:\n{_REINSTALL_TORCH}\n"
+            f"torch {torch.facts['version']} and torchvision {installed('torchvision')} are builds that do not fit, "
+            "e.g. one for the CPU beside one for CUDA.\nUntil they do, nnU-Net finds no trainer outside of itself. "
+            f"Install both from the same index, in one command:\n{_REINSTALL_TORCH}\n"
             "(for a CPU build, or another CUDA version, add one --index-url that has both)"
         )
         return Finding("FAIL", f"timm cannot be imported: {timm.error}", mend)

@@ -10,7 +10,7 @@ import timm
 import torch
 from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
-from transformers import SegformerConfig, SegformerForImageClassification
+from transformers import SegformerConfig, SegformerForImageClassification, SegformerForSemanticSegmentation
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.networks import pretrained
@@ -41,7 +41,7 @@ def published_names(state):
         "layernorm_before": "layer_norm_1", "layernorm_after": "layer_norm_2", "q_proj": "self.query",
         "k_proj": "self.key", "v_proj": "self.value", "o_proj": "output.dense",
         "sequence_reduction.sequence_reduction": "self.sr", "sequence_reduction.layer_norm": "self.layer_norm",
-        "fc1": "dense1", "fc2": "dense2",
+        "fc1": "dense1", "fc2": "dense2", "linear_projections": "linear_c",
     }  # fmt: skip
     out = {}
     for name, value in state.items():
@@ -92,9 +92,13 @@ def test_the_public_names_are_those_of_the_reference_model(classifier):
         assert name in names
 
 
-def test_both_namings_give_the_same_weights(classifier):
-    new, old = (from_huggingface(s) for s in (classifier.state_dict(), published_names(classifier.state_dict())))
-    assert new.keys() == old.keys() == {f"encoder.{name}" for name in b0(3).encoder.state_dict()}
+@pytest.mark.parametrize("kind", [SegformerForImageClassification, SegformerForSemanticSegmentation])
+def test_both_namings_give_the_same_weights_and_all_that_the_network_has(kind):
+    state = kind(SegformerConfig(num_labels=4)).state_dict()
+    new, old = from_huggingface(state), from_huggingface(published_names(state))
+    ours = SegFormer(3, 4, variant="b0", strides=ISO_2D, head_norm="batch").state_dict()
+    wanted = {n for n in ours if n.startswith("encoder.") or kind is SegformerForSemanticSegmentation}
+    assert new.keys() == old.keys() == wanted
     assert all(torch.equal(new[name], old[name]) for name in new)
 
 

@@ -1,0 +1,166 @@
+"""The shape of the house: which way imports point, how long a file may be, what a doorway is. By `ast` alone."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "nnunet_collab"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = sorted((ROOT / "dataset_conversion").glob("*.py"))
+DOORWAYS = sorted((ROOT / "trainers").glob("*.py"))
+
+# A layer may import itself and what stands here; a module beside the layers counts as a layer of its own.
+MAY_IMPORT = {
+    "core": set(),
+    "data": {"core"},
+    "networks": {"core"},
+    "losses": {"core"},
+    "inference": {"core"},
+    "training": {"core", "data", "networks", "losses", "inference"},
+    "methods": {"core", "data", "networks", "losses", "training"},
+    "evaluation": {"core"},
+    "env_command": {"core"},
+    "doctor": {"core", "env_command"},
+    "launch": {"core", "doctor"},
+    "cli": {"core"},
+    "__main__": {"cli"},
+    "demo": {"core", "data", "networks", "losses", "inference", "training", "methods", "evaluation"},
+    "dataset_conversion": {"core", "data"},
+}
+MOST_LINES = 300
+LONG = {"training/trainer.py"}  # nnU-Net's life cycle is one class; its parts live in the modules beside it
+RUN_WITH_DASH_M = {"launch.py"}
+
+
+def layer_of(path):
+    if path in SCRIPTS:
+        return "dataset_conversion"
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_modules(source):
+    """Dotted names of everything a source imports, wherever in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def forbidden_imports(source, layer):
+    allowed = {layer, *MAY_IMPORT[layer]}
+    layers = (name.split(".")[1] for name in imported_modules(source) if name.startswith("nnunet_collab."))
+    return sorted({name for name in layers if name in MAY_IMPORT and name not in allowed})
+
+
+def doorway_fault(source, name):
+    """What makes a source no doorway of the class `name`, or None."""
+    body = ast.parse(source).body
+    kinds = [type(node) for node in body]
+    if kinds != [ast.Expr, ast.ImportFrom, ast.Assign] or ast.get_docstring(ast.parse(source)) is None:
+        return "must be a docstring, one import and __all__"
+    _, node, assignment = body
+    if [alias.name for alias in node.names] != [name] or node.names[0].asname:
+        return f"must import {name}, after which the file is named, and nothing else"
+    if not (node.module or "").startswith("nnunet_collab.methods."):
+        return "must import from nnunet_collab.methods"
+    if ast.unparse(assignment) != f"__all__ = ['{name}']":
+        return f"must set __all__ to [{name!r}]"
+    return None
+
+
+def guards_and_asserts(source):
+    nodes = list(ast.walk(ast.parse(source)))
+    guards = [n for n in nodes if isinstance(n, ast.If) and "__name__" in ast.unparse(n.test)]
+    return bool(guards), any(isinstance(n, ast.Assert) for n in nodes)
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_point_down(path):
+    if path == PACKAGE / "__init__.py":
+        assert not [name for name in imported_modules(path.read_text()) if name.startswith((".", "nnunet_collab"))]
+        return
+    assert layer_of(path) in MAY_IMPORT, "a new layer: say here what it may import"
+    assert forbidden_imports(path.read_text(), layer_of(path)) == []
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_are_absolute_and_the_package_has_no_bare_assert_and_no_main_guard(path):
+    source = path.read_text()
+    assert not [name for name in imported_modules(source) if name.startswith(".")]
+    guard, bare_assert = guards_and_asserts(source)
+    assert not bare_assert
+    assert not guard or path in SCRIPTS or path.name in RUN_WITH_DASH_M
+
+
+def test_no_file_is_long_but_those_that_are_known():
+    long = {p.relative_to(PACKAGE).as_posix() for p in MODULES if len(p.read_text().splitlines()) > MOST_LINES}
+    assert long == LONG
+
+
+@pytest.mark.parametrize("path", DOORWAYS, ids=lambda path: path.stem)
+def test_a_doorway_imports_the_class_it_is_named_after_and_nothing_else(path):
+    assert doorway_fault(path.read_text(), path.stem) is None
+
+
+def test_folders_of_scripts_hold_nothing_else():
+    # nnU-Net imports every file it finds in trainers/, and each file of dataset_conversion/ is offered as a converter.
+    for folder, scripts in (("trainers", DOORWAYS), ("dataset_conversion", SCRIPTS)):
+        visible = [path for path in (ROOT / folder).iterdir() if path.name != "__pycache__"]
+        assert sorted(visible) == scripts != []
+
+
+# ---------------------------------------------------------------- the rules themselves, seen to fail
+
+
+@pytest.mark.parametrize(
+    ("layer", "source", "found"),
+    [
+        ("losses", "from nnunet_collab.networks.student import Student", ["networks"]),
+        ("losses", "from nnunet_collab.losses.rectified import rectify", []),
+        ("core", "def f():\n    import nnunet_collab.data.loaders as loaders", ["data"]),
+        ("training", "from nnunet_collab import methods, core", ["methods"]),
+        ("data", "if TYPE_CHECKING:\n    from nnunet_collab.training.trainer import CollabTrainer", ["training"]),
+        ("evaluation", "from nnunet_collab import __version__\nimport nnunet_collab", []),
+        ("methods", "from nnunet_collab.demo.phantom import x", ["demo"]),
+        ("cli", "import nnunet_collab.demo.command", ["demo"]),
+    ],
+)
+def test_the_rule_of_imports_sees(layer, source, found):
+    assert forbidden_imports(source, layer) == found
+
+
+def test_relative_imports_are_seen():
+    assert ".errors" in set(imported_modules("from .errors import CollabError"))
+    assert "." in set(imported_modules("def f():\n    from . import errors"))
+
+
+GOOD = '"""Doorway."""\nfrom nnunet_collab.methods.x import ATrainer\n__all__ = ["ATrainer"]\n'
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        (GOOD, None),
+        (GOOD.replace("import ATrainer", "import BTrainer"), "must import ATrainer"),
+        (GOOD.replace("import ATrainer", "import ATrainer, Other"), "must import ATrainer"),
+        (GOOD.replace("import ATrainer", "import BTrainer as ATrainer"), "must import ATrainer"),
+        (GOOD.replace("methods.x", "training.x"), "must import from nnunet_collab.methods"),
+        (GOOD.replace('["ATrainer"]', "[]"), "must set __all__"),
+        (GOOD + "import torch\n", "must be a docstring, one import and __all__"),
+        (GOOD.replace('"""Doorway."""', "1"), "must be a docstring"),
+    ],
+)
+def test_the_rule_of_doorways_sees(source, fault):
+    found = doorway_fault(source, "ATrainer")
+    assert found is None if fault is None else found.startswith(fault)
+
+
+def test_guards_and_asserts_are_seen():
+    assert guards_and_asserts("if __name__ == '__main__':\n    main()") == (True, False)
+    assert guards_and_asserts("def f(x):\n    assert x") == (False, True)
