@@ -163,7 +163,9 @@ def test_a_folder_that_no_list_of_paths_can_hold_is_refused(tmp_path):
 def test_scripts_lie_inside_an_installed_package_and_beside_a_checkout(tmp_path, monkeypatch):
     package = tmp_path / "site" / "nnunet_collab"
     monkeypatch.setattr(shipped, "PACKAGE", package)
-    with pytest.raises(CollabError, match=r"trainers: must be the folder .*; there is none\. Install the package again\."):
+    with pytest.raises(
+        CollabError, match=r"trainers: must be the folder .*; there is none\. Install the package again\."
+    ):
         shipped.shipped_folder("trainers")
     (tmp_path / "site" / "trainers").mkdir(parents=True)
     assert shipped.doorway_folder() == (tmp_path / "site" / "trainers").resolve()

@@ -256,17 +256,20 @@ def test_ignored_voxels_cannot_leak(kind: str, order: str, poison: float) -> Non
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @each_order
 @each_loss
-def test_extreme_logits_stay_finite(kind: str, order: str, dtype: torch.dtype, size: float) -> None:
+def test_extreme_logits_stay_finite_and_right(kind: str, order: str, dtype: torch.dtype, size: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    student, peer = ((torch.randint(0, 2, (2, 2, 4, 8, 8), generator=generator) * 2 - 1) * size).to(dtype)
-    labels = torch.randint(0, 4, (2, 8, 8), generator=generator)
-    target = Target(labels, torch.rand(2, 8, 8, generator=generator) < 0.8)
+    ranks = torch.rand(2, 2, 4, 6, 6, generator=generator).argsort(2)
+    student, peer = torch.tensor([1.0, 0.5, -0.5, -1.0])[ranks] * size  # four levels: no ties
+    student, peer = student.to(dtype), (0.9 * peer).to(dtype)
+    labels = torch.randint(0, 4, (2, 6, 6), generator=generator)
+    target = Target(labels, torch.rand(2, 6, 6, generator=generator) < 0.8)
     value, slope = value_and_grad(LOSSES[kind], student, peer, target, order=order)
     assert value.dtype is torch.float32
-    assert value.isfinite()
-    assert value > 0.1
     assert slope.dtype is dtype
-    assert slope.isfinite().all()
+    want, want_slope = logit_loss(kind, *arrays(student, peer, target), order)
+    assert value.item() == pytest.approx(want, rel=1e-4)
+    assert want > 0.1
+    torch.testing.assert_close(slope.double(), torch.from_numpy(want_slope), rtol=1e-2, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -198,6 +198,15 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_expectation():
     assert rates == pytest.approx([0.1 * i for i in range(8)])
 
 
+def test_dropout_comes_after_the_tapped_map_and_before_the_classifier():
+    network = b0(drop_path=0.0, head_dropout=0.5)
+    seen = []
+    network.get_submodule(SegFormer.taps["decoder"]).register_forward_hook(lambda module, args, out: seen.append(out))
+    x = torch.randn(2, 1, 32, 32)
+    assert not torch.equal(network(x), network(x))
+    assert torch.equal(*seen)
+
+
 def test_randomness_is_for_training_only():
     network = b0(drop_path=0.5, head_dropout=0.5)
     x = torch.randn(4, 1, 32, 32)

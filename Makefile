@@ -1,0 +1,45 @@
+# make demo, make test, make check: each works from a fresh clone with Python and make alone.
+# The packages go to .venv: several GB, because nnU-Net brings torch with CUDA. Another Python: make test PYTHON=python3.12
+# Arguments for the command behind a target: make demo ARGS="--help", make test ARGS="-k doctor"
+
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help demo test test-fast check format clean
+
+help:
+	@echo 'make demo       train, predict and evaluate on a small made-up dataset'
+	@echo 'make test       run all tests'
+	@echo 'make test-fast  run the tests that take seconds'
+	@echo 'make check      look for faults without running anything: ruff, mypy'
+	@echo 'make format     let ruff format the code'
+	@echo 'make clean      remove .venv and what the tools left behind'
+
+demo: $(STAMP)
+	$(BIN)/nnunet_collab demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build dist
+
+$(STAMP): pyproject.toml
+	@test -n '$(PYTHON)' || { echo 'No Python from 3.10 to 3.13 found. Name one: make PYTHON=/path/to/python' >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -e '.[test,dev]'
+	@touch $@
