@@ -482,6 +482,13 @@ def test_an_id_that_two_datasets_have(preprocessed, tmp_path):
     assert len(list(dataset.check_dataset("Dataset027_ACDC"))) == 1
 
 
+def test_a_configuration_s_own_data_win_over_what_it_inherits(tmp_path):
+    preprocess(tmp_path, "planned", 3)
+    preprocess(tmp_path, "own", 1)
+    configurations = {"2d": {"data_identifier": "planned"}, "mine": {"inherits_from": "2d", "data_identifier": "own"}}
+    assert dataset.preprocessed_cases(tmp_path, {"configurations": configurations}) == {"2d": 3, "mine": 1}
+
+
 def test_inheritance_that_runs_in_a_circle_ends():
     plans = {"configurations": {"a": {"inherits_from": "b"}, "b": {"inherits_from": "a", "data_identifier": "x"}}}
     assert dataset.preprocessed_cases(Path("nowhere"), plans) == {"a": 0, "b": 0}

@@ -7,7 +7,6 @@ only, so that `torch.load(..., weights_only=True)` reads it.
 
 from __future__ import annotations
 
-import pickle
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,10 +41,11 @@ def load(path: Path) -> dict[str, Any]:
         raise CollabError(f"checkpoint {path}: there is no such file. Train first, or check the path.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # there is no telling in which way a damaged file fails
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise CollabError(
             f"checkpoint {path}: must be a complete file of this package; reading it failed "
-            f"({str(error).splitlines()[0][:200]}). It is truncated or was written by something else: "
+            f"({reason}). It is truncated or was written by something else: "
             f"move it away and continue from another checkpoint of the folder, or train anew."
         ) from error
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:

@@ -1,7 +1,8 @@
 """Sums over all processes of a distributed run; in a single process, the identity.
 
 DistributedDataParallel averages the gradients of the ranks' losses. A mean over the voxels of the *whole* batch is
-therefore written, on each rank, as `world_size * local_sum / global_count`: its average over the ranks is the global mean.
+therefore written, on each rank, as `world_size * local_sum / global_count`: its average over the ranks is the global
+mean.
 """
 
 from __future__ import annotations

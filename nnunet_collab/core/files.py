@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -20,17 +21,20 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "rb+") as file:  # Windows flushes only what is open for writing
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        old = "The file that was there before is untouched." if path.exists() else "There was no such file before."
+        old = (
+            "The file that was there before is untouched." if os.path.exists(path) else "There was no such file before."
+        )
         raise CollabError(
             f"{path}: could not be written ({error}). {old} Free some disk space or mend the permissions, "
             f"then run the command again (training: with --c)."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be written, it need not be removable
+            temporary.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from nnunet_collab.core.errors import CollabError
 
@@ -50,12 +51,22 @@ def settings_from_environment(default: T) -> T:
     return change(default, read(value), VARIABLE) if value else default
 
 
-def read(value: str) -> dict[str, Any]:
-    """What inline JSON, a JSON file or a preset's name says, with the preset it builds on already merged in."""
+def read(value: str, *, built_on_by: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What inline JSON, a JSON file or a preset's name says, with the preset it builds on already merged in.
+
+    Raises:
+        CollabError: If it cannot be read, presets build on each other in a circle, or a student is not the preset's.
+    """
+    if value in built_on_by:
+        chain = " -> ".join([*built_on_by, value])
+        raise CollabError(
+            f"{VARIABLE}: presets must not build on each other in a circle; got {chain}. Remove a 'preset'."
+        )
     changes = _parse(value)
     base = changes.pop("preset", None)
     if base is not None:
-        changes = _merge(read(str(base)), changes)
+        _expect(isinstance(base, str), f"{VARIABLE}: 'preset'", "the name of a preset or a file", base)
+        changes = _merge(read(base, built_on_by=(*built_on_by, value)), changes)
     return {key: item for key, item in changes.items() if key not in COMMENTS}
 
 
@@ -105,15 +116,20 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str 
 def _parse(value: str) -> dict[str, Any]:
     if value.startswith("{"):
         return _load(value, VARIABLE)
-    preset, path = PRESETS / f"{value}.json", Path(value)
-    if preset.is_file():
-        return _load(preset.read_text(), str(preset))
-    if path.is_file():
-        return _load(path.read_text(), str(path))
+    for path in (PRESETS / f"{value}.json", Path(value)):
+        if os.path.isfile(path):  # False also for what can be no path at all
+            return _load(_text(path), str(path))
     raise CollabError(
         f"{VARIABLE}: must be inline JSON, a JSON file or a preset; {value!r} is none of them. "
         f"Presets: {', '.join(preset_names())}."
     )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CollabError(f"{VARIABLE}: {path} must be a readable text file; {error}. Correct the path.") from error
 
 
 def _load(text: str, where: str) -> dict[str, Any]:
@@ -130,13 +146,27 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(below, list):
-            merged[key] = [_merge(item, value.get(item.get("name"), {})) for item in below]
+        if isinstance(value, Mapping) and _are_named(below):
+            _check_members(value, [member["name"] for member in below], f"{VARIABLE}: setting {key!r}")
+            merged[key] = [_merge(member, value.get(member["name"], {})) for member in below]
         elif isinstance(value, Mapping) and isinstance(below, Mapping):
             merged[key] = _merge(below, value)
         else:
             merged[key] = value
     return merged
+
+
+def _are_named(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value)
+
+
+def _check_members(changes: Mapping[str, Any], names: list[str], where: str) -> None:
+    """Raise unless `changes` maps names of members to the changes of each."""
+    unknown = [name for name in changes if name not in names]
+    if unknown:
+        raise CollabError(f"{where}: no member is called {', '.join(unknown)}. There are: {', '.join(names)}.")
+    for name, change_of_one in changes.items():
+        _expect(isinstance(change_of_one, dict), f"{where}, {name}", "a JSON object", change_of_one)
 
 
 def _convert(value: Any, hint: Any, current: Any, where: str) -> Any:
@@ -159,7 +189,8 @@ def _convert(value: Any, hint: Any, current: Any, where: str) -> Any:
         _expect(isinstance(value, dict), where, "a JSON object", value)
         return change(current if current is not None else _bare(hint, value, where), value, where)  # type: ignore[arg-type]
     if hint is float:
-        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        _expect(is_number and abs(value) <= sys.float_info.max, where, "a finite number", value)
         return float(value)
     _expect(type(value) is hint, where, {int: "an integer", bool: "true or false", str: "a text"}[hint], value)
     return value
@@ -167,11 +198,9 @@ def _convert(value: Any, hint: Any, current: Any, where: str) -> Any:
 
 def _convert_tuple(value: Any, item: Any, current: Any, where: str) -> tuple[Any, ...]:
     if isinstance(value, dict) and dataclasses.is_dataclass(item):
-        names = [member.name for member in current or ()]
-        unknown = [name for name in value if name not in names]
-        if unknown:
-            raise CollabError(f"{where}: no member is called {', '.join(unknown)}. There are: {', '.join(names)}.")
-        return tuple(change(m, value.get(m.name, {}), f"{where}, {m.name}") for m in current)
+        members = current or ()
+        _check_members(value, [member.name for member in members], where)
+        return tuple(change(member, value.get(member.name, {}), f"{where}, {member.name}") for member in members)
     _expect(isinstance(value, (list, tuple)), where, "a list", value)
     return tuple(_convert(member, item, None, f"{where}[{i}]") for i, member in enumerate(value))
 
@@ -182,7 +211,8 @@ def _bare(kind: Any, value: Mapping[str, Any], where: str) -> Any:
     missing = [name for name in required if name not in value]
     if missing:
         raise CollabError(f"{where}: {', '.join(map(repr, missing))} is required; got {sorted(value)}.")
-    return kind(**{name: value[name] for name in required})
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _convert(value[name], hints[name], None, f"{where}: setting {name!r}") for name in required})
 
 
 def _expect(condition: bool, where: str, kind: str, value: Any) -> None:

@@ -9,8 +9,8 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
-# CTRCL (section IV.B) says "random flip and random rotation" without numbers. The code its protocol follows (TransUNet's,
-# also SSL4MIS's) rotates half of the samples by up to 20 degrees; flips are nnU-Net's mirroring.
+# CTRCL (section IV.B) says "random flip and random rotation" without numbers. The code its protocol follows
+# (TransUNet's, also SSL4MIS's) rotates half of the samples by up to 20 degrees; flips are nnU-Net's mirroring.
 ROTATION_PROBABILITY = 0.5
 ROTATION_RADIANS = (-20 / 180 * math.pi, 20 / 180 * math.pi)
 

@@ -73,7 +73,7 @@ def in_background(
 @contextmanager
 def seeded(key: tuple[int, ...]) -> Iterator[None]:
     """Seed Python's, numpy's and torch's CPU generators from `key`, and restore their states afterwards."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     state = np.random.SeedSequence(key).generate_state(3)
     random.seed(int(state[0]))
     np.random.seed(state[1])  # noqa: NPY002  (nnU-Net and batchgenerators draw from the global generator)

@@ -32,7 +32,6 @@ _STUDENT_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (10, 2)), (0, (2, 3)))
 _GREY = "#555555"
 _FORMATS = (".png", ".pdf", ".svg")
-_MIN_WIDTH_PX = 1200
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,8 @@ def overlay_figure(rows: Sequence[OverlayRow], out: Path, *, classes: Mapping[in
         ValueError: If there is no row, or shapes or names of predictions disagree.
     """
     _check_rows(rows)
-    found = {int(c) for row in rows for labels in (row.truth, *row.predictions.values()) for c in np.unique(labels)}
-    numbers = sorted((found | set(classes)) - {0})
+    drawn = [labels for row in rows for labels in (row.truth, *row.predictions.values())]
+    numbers = sorted({*classes, *(int(c) for labels in drawn for c in np.unique(labels))} - {0})
     colours = {c: _CLASS_COLOURS[i % len(_CLASS_COLOURS)] for i, c in enumerate(numbers)}
     titles = ["image", "truth", *rows[0].predictions]
     with matplotlib.rc_context(_style()):
@@ -90,13 +89,12 @@ def overlay_figure(rows: Sequence[OverlayRow], out: Path, *, classes: Mapping[in
                     _draw_labels(axes, labels[window], colours)
             axes_of_row[0].set_ylabel(row.case)
             for axes, name in zip(axes_of_row[2:], row.predictions, strict=True):
-                dice = row.dice[name]
-                axes.set_xlabel("Dice not defined" if np.isnan(dice) else f"Dice {dice:.3f}")
+                axes.set_xlabel("Dice not defined" if np.isnan(row.dice[name]) else f"Dice {row.dice[name]:.3f}")
         for axes, title in zip(grid[0], titles, strict=True):
             axes.set_title(title, fontweight="bold")
         handles = [Patch(facecolor=to_rgba(colours[c], 0.55), edgecolor=colours[c], linewidth=1.5) for c in numbers]
         names = [classes.get(c, f"class {c}") for c in numbers]
-        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), len(titles)), frameon=False)
+        figure.legend(handles, names, loc="outside lower center", ncols=len(titles), frameon=False)
         _save(figure, out)
 
 
@@ -104,9 +102,9 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
     """Draw how a training went: pseudo Dice, loss terms, and agreement between the students if it was measured.
 
     Args:
-        curves: `epochs`: numbers of the epochs, at least one. `pseudo_dice`: student -> values in [0, 1]. `losses`:
+        curves: `epochs`: their numbers, at least one. `pseudo_dice`: student -> values in [0, 1]. `losses`:
             `student/term` -> values. `agreement`: values in [0, 1], or None. Every list is as long as `epochs`; NaN
-            leaves a gap. Losses are on a log scale if all are positive and they span more than a factor of 50.
+            leaves a gap. Losses are on a log scale if none is negative and they span more than a factor of 50.
         out: The file, .png (at least 1200 pixels wide), .pdf or .svg; its folder is made, an old file is replaced.
 
     Raises:
@@ -128,22 +126,24 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
         panels[0].set(title="Pseudo Dice", ylabel="mean over classes, 0 to 1", ylim=(0, 1.02))
         for name, (student, term) in split.items():
             _draw_curve(panels[1], epochs, curves["losses"][name], colours.get(student, _GREY), dashes[term])
-        scale = "log" if _wants_log(curves["losses"]) else "linear"
-        panels[1].set(title="Loss terms", ylabel=f"loss, no unit, {scale} scale", yscale=scale)
+        panels[1].set(title="Loss terms", ylabel="loss, no unit")
+        if (lowest := _lowest_on_log_scale(curves["losses"])) is not None:
+            panels[1].set_yscale("log", nonpositive="mask")
+            panels[1].set(ylabel="loss, no unit, log scale", ylim=(lowest, None))
         if agreement is not None:
             _draw_curve(panels[2], epochs, agreement, _GREY, "-")
-            lowest = np.nanmin([*agreement, 0.9])
-            panels[2].set(title="Agreement between students", ylabel="0 to 1", ylim=(np.floor(10 * lowest) / 10, 1.005))
+            least = np.floor(10 * np.nanmin([*agreement, 0.9])) / 10
+            panels[2].set(title="Agreement between students", ylabel="agreement, 0 to 1", ylim=(least, 1.005))
         for axes in panels:
             axes.set(xlabel="epoch", xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
             axes.grid(color="#E3E3E3", linewidth=0.8)
             axes.spines[["top", "right"]].set_visible(False)
         handles = [Line2D([], [], color=colours[name], linewidth=4) for name in students]
         handles += [Line2D([], [], color=_GREY, linewidth=1.8, linestyle=dashes[name]) for name in terms]
         figure.legend(handles, students + terms, loc="outside lower center", ncols=8, frameon=False, handlelength=3)
         if _smoothed_over(epochs) > 1:
-            panels[0].set_xlabel(f"epoch (thin: each one; thick: mean over {_smoothed_over(epochs)})")
+            figure.supxlabel(f"thin: every epoch; thick: mean of {_smoothed_over(epochs)}", fontsize=9, color=_GREY)
         _save(figure, out)
 
 
@@ -152,17 +152,16 @@ def _style() -> dict[str, Any]:
     ink = {name: "black" for name in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")}
     ground = {name: "white" for name in ("figure.facecolor", "axes.facecolor", "savefig.facecolor")}
     sizes = {"font.size": 11, "axes.titlesize": 12, "axes.labelsize": 11, "legend.fontsize": 10}
-    return {**ink, **ground, **sizes, "font.family": "sans-serif", "svg.hashsalt": "nnunet_collab"}
+    return {**ink, **ground, **sizes, "font.family": "sans-serif"}
 
 
 def _save(figure: Figure, out: Path) -> None:
     if out.suffix.lower() not in _FORMATS:
         raise CollabError(f"figure: the format is one of {', '.join(_FORMATS)}; got {out}. Change the file's ending.")
-    partial = out.with_name(f".{out.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
     try:
-        dpi = max(150.0, _MIN_WIDTH_PX / figure.get_figwidth())
-        figure.savefig(partial, format=out.suffix[1:].lower(), dpi=dpi)
+        figure.savefig(partial, format=out.suffix[1:].lower(), dpi=max(150.0, 1200 / figure.get_figwidth()))
         os.replace(partial, out)
     finally:
         partial.unlink(missing_ok=True)
@@ -177,12 +176,10 @@ def _check_rows(rows: Sequence[OverlayRow]) -> None:
                 f"overlay_figure: every row has predictions and Dice named {list(rows[0].predictions)}; "
                 f"{row.case} has predictions {list(row.predictions)} and Dice {list(row.dice)}"
             )
-        for name, labels in {"truth": row.truth, **row.predictions}.items():
-            if labels.shape != row.image.shape or labels.ndim != 2:
-                raise ValueError(
-                    f"overlay_figure: image and labels are (rows, columns) of one shape; in {row.case} the image has "
-                    f"{row.image.shape}, {name} has {labels.shape}"
-                )
+        pictures = {"image": row.image, "truth": row.truth, **row.predictions}
+        shapes = {name: picture.shape for name, picture in pictures.items()}
+        if row.image.ndim != 2 or len(set(shapes.values())) > 1:
+            raise ValueError(f"overlay_figure: all are (rows, columns) of one shape; {row.case} has {shapes}")
 
 
 def _window(row: OverlayRow) -> tuple[slice, slice]:
@@ -199,8 +196,8 @@ def _window(row: OverlayRow) -> tuple[slice, slice]:
 
 def _draw_image(axes: Axes, row: OverlayRow, window: tuple[slice, slice]) -> None:
     low, high = np.nanpercentile(row.image, (1, 99.5))
-    aspect = row.spacing_mm[0] / row.spacing_mm[1]
-    axes.imshow(row.image[window], cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="bicubic")
+    axes.imshow(row.image[window], cmap="gray", vmin=low, vmax=high, interpolation="bicubic")
+    axes.set_aspect(row.spacing_mm[0] / row.spacing_mm[1])
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
@@ -213,23 +210,19 @@ def _draw_labels(axes: Axes, labels: npt.NDArray[Any], colours: Mapping[int, str
         tint[mask] = to_rgba(colour, 0.25)
         if mask.any():
             # Padded, so that an outline is closed where the class reaches the border.
-            padded = np.pad(mask, 1).astype(float)
             x, y = np.arange(-1, mask.shape[1] + 1), np.arange(-1, mask.shape[0] + 1)
-            axes.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=1.6)
+            axes.contour(x, y, np.pad(mask, 1).astype(float), levels=[0.5], colors=[colour], linewidths=1.6)
     axes.imshow(tint, interpolation="nearest", aspect=axes.get_aspect())
 
 
 def _check_curves(curves: Mapping[str, Any]) -> None:
     if not {"epochs", "pseudo_dice", "losses"} <= set(curves) or len(curves["epochs"]) == 0:
-        raise ValueError(
-            f"learning_curves_figure: pseudo_dice, losses and epochs, at least one, are needed; got {dict(curves)}"
-        )
+        raise ValueError(f"learning_curves_figure: it takes pseudo_dice, losses and some epochs; got {sorted(curves)}")
+    n_epochs = len(curves["epochs"])
     agreement = {} if curves.get("agreement") is None else {"agreement": curves["agreement"]}
     for name, values in {**curves["pseudo_dice"], **curves["losses"], **agreement}.items():
-        if len(values) != len(curves["epochs"]):
-            raise ValueError(
-                f"learning_curves_figure: there is one value per epoch, {len(curves['epochs'])}; {name} has {len(values)}"
-            )
+        if len(values) != n_epochs:
+            raise ValueError(f"learning_curves_figure: one value per epoch, {n_epochs}; {name} has {len(values)}")
 
 
 def _smoothed_over(epochs: Sequence[float]) -> int:
@@ -247,6 +240,10 @@ def _draw_curve(axes: Axes, epochs: Sequence[float], values: Sequence[float], co
     axes.plot(epochs, smooth, color=colour, linestyle=dash, linewidth=1.8, marker="o" if len(epochs) == 1 else "")
 
 
-def _wants_log(losses: Mapping[str, Sequence[float]]) -> bool:
-    finite = [value for values in losses.values() for value in values if np.isfinite(value)]
-    return bool(finite) and min(finite) > 0 and max(finite) > 50 * min(finite)
+def _lowest_on_log_scale(losses: Mapping[str, Sequence[float]]) -> float | None:
+    """Lower end of a log axis (at most five decades), or None: negative values, or all within a factor of 50."""
+    finite = np.array([value for values in losses.values() for value in values if np.isfinite(value)])
+    positive = finite[finite > 0]
+    if (finite < 0).any() or len(positive) == 0 or positive.max() < 50 * positive.min():
+        return None
+    return float(max(0.7 * positive.min(), 1e-5 * positive.max()))

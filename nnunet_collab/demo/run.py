@@ -59,14 +59,28 @@ def run_demo(folder: Path, *, device: str, overwrite: bool) -> None:
     device = _device(device)
     folder = folder.resolve()
     _make_room(folder, overwrite)
-    paths = {name: folder / name.removeprefix("nnUNet_") for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    paths = {
+        name: folder / name.removeprefix("nnUNet_") for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    }
     run = _Commands(folder / "logs", _environment(paths), began)
     raw = paths["nnUNet_raw"] / DATASET
 
     run.step(f"making {TRAINING_CASES} training and {TEST_CASES} test cases of a cardiac phantom")
     write_dataset(raw, n_train=TRAINING_CASES, n_test=TEST_CASES, seed=0)
     run.step("planning and preprocessing")
-    run("plan", "nnUNetv2_plan_and_preprocess", "-d", DATASET_ID, "-c", CONFIGURATION, "-np", 2, "-npfp", 2, "--verify_dataset_integrity")
+    run(
+        "plan",
+        "nnUNetv2_plan_and_preprocess",
+        "-d",
+        DATASET_ID,
+        "-c",
+        CONFIGURATION,
+        "-np",
+        2,
+        "-npfp",
+        2,
+        "--verify_dataset_integrity",
+    )
     run.step(f"training a CNN and a Transformer together on {device}")
     run("train", "nnUNetv2_train", DATASET_ID, CONFIGURATION, 0, "-tr", TRAINER, "-device", device, echo=_epoch_line)
     predictions = {}
@@ -105,7 +119,9 @@ def _device(asked: str) -> str:
 def _make_room(folder: Path, overwrite: bool) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not (folder / MARKER).exists():
-            raise CollabError(f"{folder}: must be empty or an earlier demo's; it holds other files. Name another folder.")
+            raise CollabError(
+                f"{folder}: must be empty or an earlier demo's; it holds other files. Name another folder."
+            )
         if not overwrite:
             raise CollabError(f"{folder}: holds an earlier demo. Name another folder, or replace it with --overwrite.")
         shutil.rmtree(folder)
@@ -172,7 +188,9 @@ def _draw(
 ) -> None:
     cases = sorted(path.name.removesuffix(".nii.gz") for path in (raw / "labelsTs").glob("*.nii.gz"))
     overlay_figure([_row(case, raw, predictions, frames) for case in cases[:3]], folder / "overlays.png")
-    curves = json.loads((results / DATASET / f"{TRAINER}__{PLANS}__{CONFIGURATION}" / "fold_0" / "curves.json").read_text())
+    curves = json.loads(
+        (results / DATASET / f"{TRAINER}__{PLANS}__{CONFIGURATION}" / "fold_0" / "curves.json").read_text()
+    )
     learning_curves_figure(curves, folder / "learning_curves.png")
 
 
@@ -202,7 +220,12 @@ def _array(path: Path) -> Any:
 
 def _print_table(frames: Mapping[str, pd.DataFrame]) -> None:
     """Dice per class, mean and standard deviation over the test cases."""
-    titles = {"CNN": "CNN student", "Transformer": "Transformer student", "both": "both, one pass", "ensemble": "nnUNetv2_ensemble"}
+    titles = {
+        "CNN": "CNN student",
+        "Transformer": "Transformer student",
+        "both": "both, one pass",
+        "ensemble": "nnUNetv2_ensemble",
+    }
     summaries = {name: summarise(frame) for name, frame in frames.items()}
     classes = list(dict.fromkeys(next(iter(summaries.values()))["class"]))
     print(f"\nDice on {TEST_CASES} cases held out from training, mean ± standard deviation over the cases\n")

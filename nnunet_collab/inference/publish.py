@@ -1,9 +1,9 @@
 """Publish each student of a run as an ordinary nnU-Net model, in a results folder of its own.
 
 A run in `<Trainer>__<plans>__<configuration>/fold_X` gives `<Trainer>_<Student>__<plans>__<configuration>/fold_X` with
-plans.json, dataset.json, dataset_fingerprint.json and the checkpoints. A published checkpoint names nnU-Net's own trainer,
-so a student whose network the plans describe predicts where this package is not installed; any other student needs the
-package importable, but not `nnUNet_extTrainer`.
+plans.json, dataset.json, dataset_fingerprint.json and the checkpoints. A published checkpoint names nnU-Net's own
+trainer, so a student whose network the plans describe predicts where this package is not installed; any other student
+needs the package importable, but not `nnUNet_extTrainer`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import copy
 import json
 import shutil
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.files import write_json
 from nnunet_collab.core import checkpoint as checkpoints
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.files import write_atomically, write_json
 
 KEY = checkpoints.KEY
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
@@ -46,8 +47,8 @@ def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
         The fold folders written, `.../<Trainer>_<Student>__.../fold_X`.
 
     Raises:
-        CollabError: If the folder is not a run of this package, has no final checkpoint, names no such student, or
-            another fold of the student was published with another network.
+        CollabError: If the folder is not a run of this package, has no final checkpoint, names no such student, another
+            fold of the student was published with another network, or another run was trained in the student's folder.
     """
     run = fold.parent
     plans, dataset = _read_json(run / "plans.json"), _read_json(run / "dataset.json")
@@ -66,13 +67,14 @@ def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
     student_plans = {name: _student_plans(plans, configuration, name) for name in names}
     for name in names:
         _refuse_other_network(targets[name], student_plans[name], configuration, fold.name)
+    fingerprint = run / "dataset_fingerprint.json"
     for name in names:
         target = targets[name]
         target.mkdir(parents=True, exist_ok=True)
         write_json(target / "plans.json", student_plans[name])
         write_json(target / "dataset.json", dataset)
-        if (run / "dataset_fingerprint.json").is_file():
-            shutil.copyfile(run / "dataset_fingerprint.json", target / "dataset_fingerprint.json")
+        if fingerprint.is_file():
+            write_atomically(target / fingerprint.name, partial(shutil.copyfile, fingerprint))
         (target / fold.name).mkdir(exist_ok=True)
     for file in (fold / name for name in CHECKPOINTS):
         if file.is_file():
@@ -93,13 +95,19 @@ def _refuse_other_network(target: Path, plans: dict[str, Any], configuration: st
     path = target / "plans.json"
     if not path.is_file():
         return
-    new, old = (p["configurations"][configuration] for p in (plans, _read_json(path)))
+    published = _read_json(path)
+    if "student" not in published.get(KEY, {}):
+        raise CollabError(
+            f"{target}: must hold a published student; it is the results folder of another training, whose run_name is "
+            f"this student's name. Rename that folder, or train one of the two under another run_name."
+        )
+    new, old = (p["configurations"][configuration] for p in (plans, published))
     other_folds = [f.name for f in target.glob("fold_*") if f.name != fold and (f / CHECKPOINTS[0]).is_file()]
     for key in ("architecture", "patch_size"):
         if new.get(key) != old.get(key) and other_folds:
             raise CollabError(
-                f"{target}: all folds of a model share one plans.json; {', '.join(other_folds)} was published with another "
-                f"{key}. Train under another run_name, or move that folder away."
+                f"{target}: all folds of a model share one plans.json; {', '.join(other_folds)} was published with "
+                f"another {key}. Train under another run_name, or move that folder away."
             )
 
 
@@ -128,5 +136,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return content
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no JSON, or no text
         raise CollabError(f"{path}: must be a readable JSON file of a results folder; {error}.") from error

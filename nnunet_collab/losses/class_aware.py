@@ -8,8 +8,8 @@ Each student's features :math:`F` are turned into a map over the classes (catego
     R^n_{i,s} = \mathrm{softmax}_{i \in K^n}\bigl(-\alpha (1 - \cos(F^n_s, p_i))\bigr),
 
 and the loss is the mean over the cells of :math:`KL` between the two students' :math:`R`, the peer's without gradient.
-:math:`N_l` counts the samples of the batch that contain class :math:`l`; :math:`K^n` are the classes in sample n's label,
-both at the resolution of the features.
+:math:`N_l` counts the samples of the batch that contain class :math:`l`; :math:`K^n` are the classes in sample n's
+label, both at the resolution of the features.
 
 Source: Wu et al., CTRCL, section III.C, equations 13-16; alpha = 20 as in PANet (Wang et al. 2019). Where the paper is
 silent: features of unequal size are average-pooled to the coarser grid, labels are sampled nearest-exact (the cell's
@@ -20,11 +20,13 @@ features), for 20 * cos has an error of 0.03 in bfloat16. Units: nats.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nnunet_collab.core.checks import check_target
 from nnunet_collab.core.distributed import global_mean, sum_over_ranks
@@ -65,6 +67,7 @@ def class_aware_kl(
         TypeError: If `target.keep` is not boolean.
     """
     _check("class_aware_kl", student_features, peer_features, alpha, order, classes)
+    _check_spatial_axes("class_aware_kl", "labels", target.labels, 1, student_features)
     check_target("class_aware_kl", target, student_features.shape[0])
     size = common_grid(student_features, peer_features)
     labels, keep = _sample_centres(target.labels, size), _sample_centres(target.keep, size)
@@ -114,6 +117,10 @@ def region_class_aware_kl(
     """
     if regions.ndim < 3 or regions.shape[1] < 1:
         raise ValueError(f"region_class_aware_kl: regions must be (B, R, *S) with R >= 1; got {tuple(regions.shape)}.")
+    _check("region_class_aware_kl", student_features, peer_features, alpha, order, classes)
+    _check_spatial_axes("region_class_aware_kl", "regions", regions, 2, student_features)
+    whole = Target(torch.zeros_like(regions[:, 0], dtype=torch.long), keep)
+    check_target("region_class_aware_kl", whole, student_features.shape[0])
     terms = [
         class_aware_kl(
             student_features,
@@ -141,29 +148,72 @@ def _class_aware_log_map(
     """Logarithm of R (equation 15), `(B, K, N)`; meaningless at classes outside `in_softmax`.
 
     Args:
-        features: `(B, D, N)`.
-        member: `(B, K, N)` 1 where a kept cell has the class.
+        features: `(B, D, N)`, in any floating dtype.
+        member: `(B, K, N)` 1 where a kept cell has the class; in the arithmetic dtype, like the result.
         in_softmax: `(B, K)` bool, the classes that compete.
         alpha: Factor of the cosine.
         detach_prototypes: Whether the prototypes are constants.
     """
-    prototypes = _prototypes(features.detach() if detach_prototypes else features, member)
-    cosine = torch.einsum("bdn,kd->bkn", _unit(features, dim=1), _unit(prototypes, dim=1))
+    products, norms, prototypes = _Comparison.apply(features, member, detach_prototypes)  # type: ignore[no-untyped-call]
+    lengths = torch.linalg.vector_norm(prototypes, dim=1).clamp_min(1e-8)
+    cosine = products / (norms.clamp_min(1e-8).unsqueeze(1) * lengths.view(1, -1, 1))
     # A finite fill: -inf would give NaN where a probability of 0 meets a logarithm of -inf. Without any class (nothing
     # kept) the fill leaves a uniform map, which the caller's masks remove.
     return (alpha * cosine).masked_fill(~in_softmax.unsqueeze(2), -1e9).log_softmax(dim=1)
 
 
-def _prototypes(features: Tensor, member: Tensor) -> Tensor:
-    """`(K, D)` mean over the samples that contain the class of its masked average there (equation 14)."""
-    count = member.sum(dim=2)
-    average = torch.einsum("bdn,bkn->bkd", features, member) / (count + 1e-6).unsqueeze(2)
-    samples = sum_over_ranks((count > 0).to(features.dtype).sum(dim=0))
-    return sum_over_ranks(average.sum(dim=0)) / samples.clamp(min=1).unsqueeze(1)
+class _Comparison(torch.autograd.Function):
+    """Prototypes (equation 14), and what their cosine with the features needs.
+
+    The features are by far the largest tensors here: hundreds of channels against a handful of classes. Written with
+    autograd's own operations they would be copied for the normalisation, for float32 and once per use in the backward
+    pass. Here they are read sample by sample, and the backward pass fills one gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, member: Tensor, detach_prototypes: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Products `(B, K, N)` of features and prototypes, norms `(B, N)` of the features, prototypes `(K, D)`."""
+        dtype = member.dtype
+        count = member.sum(dim=2)
+        samples = sum_over_ranks((count > 0).to(dtype).sum(dim=0)).clamp(min=1)
+        # What one cell of sample b and class k contributes to prototype k.
+        share = 1 / ((count + 1e-6) * samples)
+        totals = torch.stack([m @ f.t() for f, m in _kept_cells(features, member)])
+        prototypes = sum_over_ranks((totals * share.unsqueeze(2)).sum(dim=0))
+        products = torch.stack([prototypes @ f for f, _ in _kept_cells(features, member)])
+        norms = torch.stack([torch.linalg.vector_norm(f, dim=0) for f, _ in _kept_cells(features, member)])
+        ctx.save_for_backward(features, member, share, prototypes, norms)
+        ctx.detach_prototypes = detach_prototypes
+        return products, norms, prototypes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient with respect to the features, through their cells and through the prototypes."""
+        features, member, share, prototypes, norms = ctx.saved_tensors
+        to_products, to_norms, to_prototypes = grads
+        dtype = member.dtype
+        if not ctx.detach_prototypes:
+            for (f, _), g in zip(_kept_cells(features, member), to_products, strict=True):
+                to_prototypes = to_prototypes + g @ f.t()
+            to_prototypes = sum_over_ranks(to_prototypes)
+        along = to_norms / norms.clamp_min(torch.finfo(dtype).tiny)
+        gradient = torch.empty_like(features)
+        for b, ((f, m), g) in enumerate(zip(_kept_cells(features, member), to_products, strict=True)):
+            sample = torch.addcmul(prototypes.t() @ g, f, along[b])
+            if not ctx.detach_prototypes:
+                sample.addmm_((to_prototypes * share[b].unsqueeze(1)).t(), m)
+            gradient[b] = sample
+        return gradient, None, None
 
 
-def _unit(x: Tensor, dim: int) -> Tensor:
-    return F.normalize(x, dim=dim, eps=1e-8)
+def _kept_cells(features: Tensor, member: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features `(D, N)` in the arithmetic dtype and membership `(K, N)` of one sample after the other.
+
+    Dropped cells read 0, because an inf or NaN there would survive a product with 0.
+    """
+    for f, m in zip(features, member, strict=True):
+        yield f.to(m.dtype).masked_fill(m.sum(dim=0) == 0, 0), m
 
 
 def _anywhere(present: Tensor) -> Tensor:
@@ -187,19 +237,27 @@ def _sample_centres(voxels: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def _pool(features: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Average-pool to `size` and flatten: `(B, D, N)` in the arithmetic dtype."""
-    if tuple(features.shape[2:]) != size:
-        features = _average_pool(features, size)
-    return features.flatten(2).to(torch.promote_types(features.dtype, torch.float32))
+    """Average-pool to `size` and flatten: `(B, D, N)`, in float32 at least if there is something to pool."""
+    if tuple(features.shape[2:]) == size:
+        return features.flatten(2)
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    factors = [old // new for old, new in zip(features.shape[2:], size, strict=True)]
+    if any(new * factor != old for old, new, factor in zip(features.shape[2:], size, factors, strict=True)):
+        adaptive = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
+        return adaptive(features.to(dtype), size).flatten(2)  # type: ignore[arg-type]
+    # Equal to adaptive pooling, but deterministic on CUDA, and without a float32 copy of the whole map.
+    for axis, factor in reversed(list(enumerate(factors, start=2))):
+        features = features.unflatten(axis, (-1, factor))
+    inner = tuple(range(3, 3 + 2 * len(size), 2))
+    return features.mean(dim=inner, dtype=dtype).flatten(2)
 
 
-def _average_pool(features: Tensor, size: tuple[int, ...]) -> Tensor:
-    pool = F.avg_pool2d if len(size) == 2 else F.avg_pool3d
-    adaptive = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
-    if all(old % new == 0 for old, new in zip(features.shape[2:], size, strict=True)):
-        # Equal to adaptive pooling here, but deterministic and faster on CUDA.
-        return pool(features, [old // new for old, new in zip(features.shape[2:], size, strict=True)])
-    return adaptive(features, size)  # type: ignore[arg-type]
+def _check_spatial_axes(where: str, name: str, truth: Tensor, leading: int, features: Tensor) -> None:
+    if truth.ndim - leading != features.ndim - 2:
+        raise ValueError(
+            f"{where}: {name} must have as many spatial axes as the features {tuple(features.shape)}; "
+            f"got {tuple(truth.shape)}."
+        )
 
 
 def _check(where: str, student: Tensor, peer: Tensor, alpha: float, order: str, classes: str) -> None:

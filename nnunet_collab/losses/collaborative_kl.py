@@ -14,8 +14,8 @@ equation 12). The paper prints "student first", the methods it follows implement
 :math:`p - q` is bounded; that is the default. In "student first", q is clamped at 1e-8 before its logarithm.
 
 All arithmetic is float32 (float64 for float64 logits) whatever autocast says. The gradient with respect to the logits
-has a closed form, so it is computed in the forward pass, slab by slab, and kept in the logits' own dtype: the loss costs
-one copy of the logits in memory, instead of the five that autograd would store. Units: nats. Range: `[0, inf)`.
+has a closed form, so it is computed in the forward pass, slab by slab, and kept in the logits' own dtype: the loss
+costs one copy of the logits in memory, instead of the five that autograd would store. Units: nats. Range: `[0, inf)`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Order = Literal["target_first", "student_first"]
 SoftLabel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 SLABS = 16  # the working memory is this fraction of what the whole patch would need
-MIN_SLAB_VOXELS = 2**15  # below that, launching kernels costs more than it saves
+MIN_SLAB_VOXELS = {"cuda": 2**15}  # below that, launching kernels costs more than it saves; a CPU launches none
 
 
 def mutual_kl(student_logits: Tensor, peer_logits: Tensor, target: Target, *, order: Order = "target_first") -> Tensor:
@@ -111,7 +111,7 @@ def rectified_kl(
 
 
 def as_two_classes(region_logits: Tensor) -> Tensor:
-    """Region logits `(B, R, *S)` as `(B * R, 2, *S)` two-class logits (0, z), whose softmax is (1 - sigmoid, sigmoid)."""
+    """Region logits `(B, R, *S)` as two-class logits (0, z), `(B * R, 2, *S)`, of softmax (1 - sigmoid, sigmoid)."""
     inside = region_logits.flatten(0, 1).unsqueeze(1)
     return torch.cat([torch.zeros_like(inside), inside], dim=1)
 
@@ -178,7 +178,11 @@ class _SumOfKL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0], None, None, None, None, None
+        result = torch.empty_like(gradient)
+        for slab in _slabs(gradient[:, 0]):
+            # In the arithmetic dtype: a loss scale may be beyond what half precision holds.
+            result[:, :, slab] = gradient[:, :, slab].to(grads[0].dtype) * grads[0]
+        return result, None, None, None, None, None
 
 
 def _divergence(log_p: Tensor, q: Tensor, order: Order) -> tuple[Tensor, Tensor]:
@@ -195,5 +199,5 @@ def _slabs(labels: Tensor) -> Iterator[slice]:
     """Split the first spatial axis of `(B, *S)` so that each slab holds about 1/SLABS of the voxels."""
     length = labels.shape[1]
     voxels_per_row = max(1, labels.numel() // max(1, length))
-    rows = max(1, -(-length // SLABS), MIN_SLAB_VOXELS // voxels_per_row)
+    rows = max(1, -(-length // SLABS), MIN_SLAB_VOXELS.get(labels.device.type, 0) // voxels_per_row)
     return (slice(start, min(start + rows, length)) for start in range(0, length, rows))

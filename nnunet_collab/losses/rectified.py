@@ -44,10 +44,9 @@ def rectify(probs: Tensor, labels: Tensor, *, factors: Collection[str] = ALL_FAC
     unknown = set(factors) - set(ALL_FACTORS)
     if unknown:
         raise ValueError(f"rectify: factors must be among {ALL_FACTORS}; got {sorted(unknown)}.")
-    if labels.shape != (probs.shape[0], *probs.shape[2:]):
-        raise ValueError(
-            f"rectify: labels have one value per voxel, so {(probs.shape[0], *probs.shape[2:])}; got {tuple(labels.shape)}."
-        )
+    expected = (probs.shape[0], *probs.shape[2:])
+    if labels.shape != expected:
+        raise ValueError(f"rectify: labels have one value per voxel, so {expected}; got {tuple(labels.shape)}.")
     index = labels.unsqueeze(1)
     p_true = probs.gather(1, index)
     p_mistaken, predicted = probs.max(dim=1, keepdim=True)

@@ -1,7 +1,7 @@
 """CTRCL: a CNN and a Transformer teach each other, with soft labels that the truth rectifies.
 
-Source: Wu et al., "CNN-Transformer Rectified Collaborative Learning for Medical Image Segmentation" (2024). Each student
-minimises, with the other's tensors as constants (equation 17),
+Source: Wu et al., "CNN-Transformer Rectified Collaborative Learning for Medical Image Segmentation" (2024). Each
+student minimises, with the other's tensors as constants (equation 17),
 
     L = L_seg + beta * L_rlcl + gamma1 * L_cfcl(encoder) + gamma2 * L_cfcl(decoder).
 
@@ -77,6 +77,23 @@ class CTRCLTrainer(CollabTrainer):
                 f"Name two, or set beta, gamma_encoder and gamma_decoder to 0 to train them side by side."
             )
 
+    def initialize(self) -> None:
+        """Build everything, and refuse students without the feature maps that CFCL compares.
+
+        Raises:
+            CollabError: Naming the student and the tap it needs.
+        """
+        super().initialize()
+        for level in ("encoder", "decoder"):
+            weight = getattr(self.settings, f"gamma_{level}")
+            for student in self.group:
+                if weight and level not in student.taps:
+                    raise CollabError(
+                        f"student {student.name!r}: gamma_{level} is {weight}, so the {level}'s feature map is needed, "
+                        f"but no layer is known to give it. Name one as '{level}_tap' in the student's settings, or "
+                        f"set gamma_{level} to 0."
+                    )
+
     def loss_terms(self, outputs: dict[str, StudentOutput], target: Tensor | list[Tensor], truth: Truth) -> list[Term]:
         """Equation 17 for every student that learns."""
         terms = super().loss_terms(outputs, target, truth)
@@ -86,7 +103,7 @@ class CTRCLTrainer(CollabTrainer):
         return terms
 
     def _pairs(self) -> Iterator[tuple[str, str]]:
-        """Each learning student with its peer; a frozen one teaches only (offline distillation, the paper's figure 10)."""
+        """Each learning student with its peer; a frozen one only teaches (offline distillation, figure 10)."""
         first, second = self.settings.students
         for student, peer in ((first, second), (second, first)):
             if not student.frozen:

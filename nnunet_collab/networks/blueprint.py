@@ -1,12 +1,13 @@
 """From a student's settings to a network that nnU-Net plans describe, and from there to the network.
 
-A blueprint is the `architecture` entry of a plans file: an importable class and the keywords to build it with. Published
-students carry it in their plans.json, so that nnU-Net alone rebuilds them.
+A blueprint is the `architecture` entry of a plans file: an importable class and the keywords to build it with.
+Published students carry it in their plans.json, so that nnU-Net alone rebuilds them.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,13 @@ def make_blueprint(
     if network == PLANS:
         return {**planned, "arch_kwargs": {**planned["arch_kwargs"], **arch}}
     if network in SEGFORMERS:
-        kwargs = {"variant": network.removeprefix("segformer_"), "strides": planned["arch_kwargs"]["strides"], **arch}
+        strides = {**planned["arch_kwargs"], **arch}.get("strides")
+        if strides is None:
+            raise CollabError(
+                f"student {student!r}: {network} takes its strides from the plans, but their "
+                f'{planned["network_class_name"]} has none. Give arch {{"strides": ...}}, or use plans of a UNet.'
+            )
+        kwargs = {"variant": network.removeprefix("segformer_"), "strides": strides, **arch}
         return _entry("nnunet_collab.networks.segformer.SegFormer", kwargs)
     if network in FPN_BACKBONES:
         if len(patch_size) != 2:
@@ -59,21 +66,32 @@ def make_blueprint(
         _check_importable(student, network)
         return _entry("nnunet_collab.networks.foreign.ForeignNetwork", {"path": network, "kwargs": kwargs})
     raise CollabError(
-        f"student {student!r}: network must be one of {', '.join(NETWORKS)}, or the dotted path of a class; got {network!r}."
+        f"student {student!r}: network must be one of {', '.join(NETWORKS)}, or the dotted path of a class; "
+        f"got {network!r}."
     )
 
 
 def build_network(blueprint: Blueprint, input_channels: int, num_outputs: int, *, deep_supervision: bool) -> nn.Module:
-    """Build the network as nnU-Net does, its initialisation included."""
-    return get_network_from_plans(  # type: ignore[no-any-return]
-        blueprint["network_class_name"],
-        blueprint["arch_kwargs"],
-        blueprint["_kw_requires_import"],
-        input_channels,
-        num_outputs,
-        allow_init=True,
-        deep_supervision=deep_supervision,
-    )
+    """Build the network as nnU-Net does, its initialisation included.
+
+    Raises:
+        CollabError: If its constructor does not take the keywords.
+    """
+    try:
+        return get_network_from_plans(  # type: ignore[no-any-return]
+            blueprint["network_class_name"],
+            blueprint["arch_kwargs"],
+            blueprint["_kw_requires_import"],
+            input_channels,
+            num_outputs,
+            allow_init=True,
+            deep_supervision=deep_supervision,
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise CollabError(
+            f"network {blueprint['network_class_name']}: its constructor must take the keywords "
+            f"{sorted(blueprint['arch_kwargs'])}; it says: {error}. Correct 'arch' in the student's settings."
+        ) from error
 
 
 def unet_encoder_stage(strides: Sequence[Sequence[int]], patch_size: Sequence[int], wanted: Sequence[int]) -> int:
@@ -106,7 +124,7 @@ def _entry(path: str, kwargs: dict[str, Any]) -> Blueprint:
 
 def _check_importable(student: str, path: str) -> None:
     package = path.split(".")[0]
-    if importlib.util.find_spec(package) is None:
+    if package not in sys.modules and (not package or importlib.util.find_spec(package) is None):
         raise CollabError(
             f"student {student!r}: network {path!r} must be importable; there is no package {package!r} here. "
             f"Install it into this environment, or correct the path."

@@ -48,9 +48,10 @@ class ForeignNetwork(nn.Module):
         }
         try:
             self.model = cls(**channels, **kwargs)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # a foreign constructor fails as it likes
             raise CollabError(
-                f"network {path}: its constructor must take {sorted({**channels, **kwargs})}; it says: {error}. "
+                f"network {path}: its constructor must take {sorted({**channels, **kwargs})}; it says: "
+                f"{error or type(error).__name__}. "
                 f"Its parameters are {', '.join(names)}; set them under 'arch' in the student's settings."
             ) from error
 
@@ -65,7 +66,7 @@ def _locate(path: str) -> Any:
         cls = pydoc.locate(path)
     except pydoc.ErrorDuringImport as error:
         raise CollabError(f"network {path}: importing it failed: {error}. Mend that import first.") from error
-    if cls is None:
+    if not callable(cls):
         raise CollabError(f"network {path}: there is no such class. Check the dotted path and that it is installed.")
     return cls
 

@@ -1,8 +1,8 @@
 """A student: any network that maps an image to logits, with its inner feature maps made visible by taps.
 
-A tap is the dotted name of a submodule whose output is the wanted feature map, e.g. `encoder.stages.5`. Taps are forward
-hooks, so that the network stays exactly the class that the plans describe: its weights carry the same names as when it
-is trained alone, and it predicts without this wrapper.
+A tap is the dotted name of a submodule whose output is the wanted feature map, e.g. `encoder.stages.5`. Taps are
+forward hooks, so that the network stays exactly the class that the plans describe: its weights carry the same names as
+when it is trained alone, and it predicts without this wrapper.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ def adapt_plans(plans: dict[str, Any], configuration: str, settings: TrainingSet
     """
     if configuration not in plans["configurations"]:
         raise CollabError(
-            f"configuration {configuration!r}: must be one of the plans'; there are {', '.join(plans['configurations'])}. "
-            f"Run nnUNetv2_plan_and_preprocess for it."
+            f"configuration {configuration!r}: must be one of the plans'; there are "
+            f"{', '.join(plans['configurations'])}. Run nnUNetv2_plan_and_preprocess for it."
         )
     entry = plans["configurations"][configuration]
     resolved = PlansManager(plans).get_configuration(configuration).configuration
@@ -53,7 +53,8 @@ def adapt_plans(plans: dict[str, Any], configuration: str, settings: TrainingSet
     if settings.patch_size is not None:
         if len(settings.patch_size) != dimensions:
             raise CollabError(
-                f"setting 'patch_size': configuration {configuration} is {dimensions}D; got {list(settings.patch_size)}."
+                f"setting 'patch_size': {configuration} is {dimensions}D and takes {dimensions} sizes; "
+                f"got {list(settings.patch_size)}."
             )
         entry["patch_size"] = resolved["patch_size"] = list(settings.patch_size)
     if settings.batch_size is not None:
@@ -82,6 +83,6 @@ def _check_divisible(resolved: dict[str, Any], settings: TrainingSettings) -> No
             lower, upper = size - size % total, size - size % total + total
             nearest = f"{lower} or {upper}" if lower else str(upper)
             raise CollabError(
-                f"setting 'patch_size': the planned UNet divides axis {axis} by {total}, so the patch must be a multiple "
-                f"of it; got {resolved['patch_size']}. Use {nearest} there."
+                f"setting 'patch_size': the planned UNet divides axis {axis} by {total}, so the patch must be a "
+                f"multiple of it; got {resolved['patch_size']}. Use {nearest} there."
             )

@@ -97,6 +97,8 @@ class TrainingSettings:
         require(
             bool(re.fullmatch(r"[A-Za-z0-9]*", self.run_name)), "run_name", "must be letters and digits", self.run_name
         )
+        # <Trainer>_<student> is where a student of the run without a name is published.
+        require(self.run_name not in names, "run_name", "must not be a student's name", self.run_name)
         require(self.seed >= 0, "seed", "must be >= 0", self.seed)
         for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch", "save_every", "max_bad_steps"):
             require(getattr(self, name) >= 1, name, "must be >= 1", getattr(self, name))

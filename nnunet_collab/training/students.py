@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -44,12 +45,12 @@ def build_students(
 ) -> StudentGroup:
     """The students for training, on `device`, tried out on one empty patch.
 
-    Parameters that the loss cannot reach (nnU-Net's head of lowest resolution, an unused branch of a foreign network) are
-    frozen, so that every parameter that learns has a gradient in every step, as distributed training demands.
+    Parameters that the loss cannot reach (nnU-Net's head of lowest resolution, an unused branch of a foreign network)
+    are frozen, so that every parameter that learns has a gradient in every step, as distributed training demands.
 
     Raises:
-        CollabError: If a network cannot be built, a tap does not exist, weights cannot be loaded although they must, or a
-            network cannot take the patch.
+        CollabError: If a network cannot be built, a tap does not exist, weights cannot be loaded although they must, or
+            a network cannot take the patch.
     """
     networks = {
         s.name: build_network(
@@ -92,8 +93,7 @@ def _encoder_size(settings: StudentSettings, network: nn.Module, shape: Sequence
     student = Student(settings.name, network, {"encoder": _fixed_taps(settings, network)["encoder"]})
     output = _forward(student, torch.zeros(shape, device=next(network.parameters()).device))
     student.remove_taps()
-    assert output.encoder is not None  # the tap exists, or Student would have refused it
-    return tuple(output.encoder.shape[2:])
+    return tuple(_checked_map(student, output, "encoder", len(shape)).shape[2:])
 
 
 def _forward(student: Student, image: torch.Tensor) -> StudentOutput:
@@ -115,19 +115,13 @@ def _try_out(student: Student, image: torch.Tensor, num_outputs: int, log: Calla
     """Check shapes on one empty patch, and freeze the parameters that no loss reaches."""
     output = _forward(student, image)
     expected = (image.shape[0], num_outputs, *image.shape[2:])
-    if tuple(output.logits.shape) != expected:
+    if not isinstance(output.logits, torch.Tensor) or tuple(output.logits.shape) != expected:
         raise CollabError(
             f"student {student.name!r}: its network must return logits of shape {expected}; got "
-            f"{tuple(output.logits.shape)}. Choose a network that predicts at full resolution."
+            f"{_described(output.logits)}. Choose a network that predicts at full resolution."
         )
     for level in student.taps:
-        feature = getattr(output, level)
-        if feature is None or feature.ndim != image.ndim:
-            found = None if feature is None else tuple(feature.shape)
-            raise CollabError(
-                f"student {student.name!r}: the {level} tap {student.taps[level]!r} must give a map with "
-                f"{image.ndim} axes (B, D, *s); got {found}. Tap another layer."
-            )
+        _checked_map(student, output, level, image.ndim)
     if student.frozen:
         return
     student.eval()
@@ -142,6 +136,21 @@ def _try_out(student: Student, image: torch.Tensor, num_outputs: int, log: Calla
             parameter.requires_grad_(False)
     if unused:
         log(f"student {student.name}: no loss reaches {len(unused)} parameters, which stay as they are: {unused}")
+
+
+def _checked_map(student: Student, output: StudentOutput, level: str, axes: int) -> torch.Tensor:
+    """The feature map of a level; a tapped layer may exist and yet not be called, or give something else."""
+    feature: object = getattr(output, level)
+    if not isinstance(feature, torch.Tensor) or feature.ndim != axes:
+        raise CollabError(
+            f"student {student.name!r}: the {level} tap {student.taps[level]!r} must give a map with {axes} axes "
+            f"(B, D, *s); got {_described(feature)}. Tap another layer."
+        )
+    return feature
+
+
+def _described(output: object) -> str:
+    return str(tuple(output.shape)) if isinstance(output, torch.Tensor) else type(output).__name__
 
 
 def _load_start_weights(settings: StudentSettings, network: nn.Module, log: Callable[[str], None]) -> str:
@@ -171,8 +180,8 @@ def _load_published(settings: StudentSettings, network: nn.Module) -> None:
         # A published model may be stock nnU-Net's own, whose checkpoints hold numpy scalars.
         weights = torch.load(path, map_location="cpu", weights_only=False)["network_weights"]
         network.load_state_dict(weights)
-    except (OSError, KeyError, RuntimeError, EOFError) as error:
+    except (OSError, LookupError, RuntimeError, EOFError, ValueError, TypeError, pickle.UnpicklingError) as error:
         raise CollabError(
-            f"student {settings.name!r}: setting 'frozen' must name the fold folder of a model whose network is the same; "
-            f"loading {path} failed: {error}"
+            f"student {settings.name!r}: setting 'frozen' must name the fold folder of a model whose network is the "
+            f"same; loading {path} failed: {error}"
         ) from error

@@ -28,8 +28,8 @@ def read_truth(target: Tensor | list[Tensor], *, has_regions: bool, ignore_label
     """Truth of a batch as nnU-Net's loader delivers it.
 
     Args:
-        target: `(B, 1, *S)` labels, or `(B, R, *S)` regions followed by one channel of the ignore label if there is one;
-            or the list of such tensors of falling resolution that deep supervision uses.
+        target: `(B, 1, *S)` labels, or `(B, R, *S)` regions followed by one channel of the ignore label if there is
+            one; or the list of such tensors of falling resolution that deep supervision uses.
         has_regions: Which of the two it is.
         ignore_label: The dataset's ignore label.
     """
@@ -51,18 +51,30 @@ SupervisedLoss = Callable[[StudentOutput, "Tensor | list[Tensor]"], Tensor]
 def supervised_loss(nnunet_loss: nn.Module) -> SupervisedLoss:
     """nnU-Net's loss for students with and without deep supervision.
 
+    Where nothing counts (every voxel ignored, cross-entropy alone) the loss is 0 with zero gradient.
+
     Args:
         nnunet_loss: What `nnUNetTrainer._build_loss` returns; wrapped for deep supervision if that is on.
+
+    Returns:
+        Function of a student's output and nnU-Net's target. It raises ValueError if the target is no list although the
+        loss is wrapped: nnU-Net's loader makes lists exactly when nnU-Net makes the wrapper.
     """
 
     def loss(output: StudentOutput, target: Tensor | list[Tensor]) -> Tensor:
-        if isinstance(nnunet_loss, DeepSupervisionWrapper):
-            assert isinstance(target, list)  # nnU-Net's loader makes lists exactly when it makes the wrapper
-            if output.auxiliary:
-                value: Tensor = nnunet_loss([output.logits, *output.auxiliary], target)
-                return value.float()
-            return nnunet_loss.loss(output.logits, target[0]).float()  # type: ignore[operator, no-any-return]
-        return nnunet_loss(output.logits, target).float()  # type: ignore[no-any-return]
+        value: Tensor | float
+        outputs = [output.logits, *output.auxiliary]
+        if not isinstance(nnunet_loss, DeepSupervisionWrapper):
+            value = nnunet_loss(output.logits, target)
+        elif not isinstance(target, list):
+            raise ValueError("supervised_loss: with deep supervision the target must be a list; got one tensor.")
+        elif output.auxiliary:
+            value = nnunet_loss(outputs, target)
+        else:
+            value = nnunet_loss.loss(output.logits, target[0])  # type: ignore[operator]
+        if not isinstance(value, Tensor):  # nnU-Net's plain 0 has no gradient, but distributed training needs one
+            value = torch.stack([logits[:0].sum() for logits in outputs]).sum()
+        return value.float()
 
     return loss
 

@@ -1,8 +1,9 @@
 """The life cycle that every method shares, on nnU-Net's own trainer.
 
-A method gives its settings and `loss_terms`; the rest happens here: the students are built from the plans, trained with an
-optimiser each, logged, checkpointed and published. nnU-Net calls the hooks in this order: `__init__`, `load_checkpoint`
-(with --c or --val), `on_train_start`, per epoch the train and validation steps, `on_train_end`, `perform_actual_validation`.
+A method gives its settings and `loss_terms`; the rest happens here: the students are built from the plans, trained with
+an optimiser each, logged, checkpointed and published. nnU-Net calls the hooks in this order: `__init__`,
+`load_checkpoint` (with --c or --val), `on_train_start`, per epoch the train and validation steps, `on_train_end`,
+`perform_actual_validation`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from torch import Tensor, nn
 
 from nnunet_collab.core import checkpoint as checkpoints
-from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.settings import settings_from_environment, to_json
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.data.augmentation import flips_and_rotations_only
 from nnunet_collab.data.loaders import in_background
-from nnunet_collab.networks.group import StudentGroup
 from nnunet_collab.training import distributed, planning
 from nnunet_collab.training.compilation import compile_students
 from nnunet_collab.training.curves import Curves
@@ -298,8 +297,10 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         return bool(finite)
 
     def _judge_gradients(self, norms: dict[str, Tensor]) -> None:
-        """Without a scaler a gradient that is not finite is a fault; with one it is how the scale is found."""
-        wrong = [] if self.grad_scaler is not None else [n for n, norm in norms.items() if not norm.isfinite()]
+        """A gradient that is not finite is a fault, unless a gradient scaler is finding its scale by it."""
+        # A scale below 1 is no search any more: the gradient would not be finite without a scaler either.
+        scaling = self.grad_scaler is not None and self.grad_scaler.get_scale() >= 1
+        wrong = [] if scaling else [name for name, norm in norms.items() if not norm.isfinite()]
         if wrong:
             self.guard.bad(self.iteration, [f"the gradient of {name}" for name in wrong])
         else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+Kind = TypeVar("Kind", np.int64, np.bool_)
 
 FACTORS = ("alignment", "similarity", "certainty")
 TARGET_FLOOR = 1e-8  # of the target inside the logarithm, order "student_first" of the logit losses only
@@ -136,7 +138,7 @@ def pool(features: Array, size: Sequence[int]) -> Array:
     return coarse
 
 
-def nearest(labels: NDArray[np.generic], size: Sequence[int]) -> NDArray[np.generic]:
+def nearest(labels: NDArray[Kind], size: Sequence[int]) -> NDArray[Kind]:
     """Nearest-exact down-sampling of `(B, *S)`: index floor((i + 1/2) * in / out), in whole numbers."""
     picks = [[(2 * i + 1) * n // (2 * m) for i in range(m)] for n, m in zip(labels.shape[1:], size, strict=True)]
     return labels[np.ix_(range(labels.shape[0]), *picks)]
@@ -150,9 +152,9 @@ def prototypes_of(features: Array, labels: Labels, keep: Mask, num_classes: int)
         for b in range(features.shape[0]):
             cells = [features[(b, slice(None), *v)] for v in np.argwhere((labels[b] == k) & keep[b])]
             if cells:
-                averages.append(sum(cells) / (len(cells) + 1e-6))
+                averages.append(np.sum(cells, axis=0) / (len(cells) + 1e-6))
         if averages:
-            prototypes[k] = sum(averages) / len(averages)
+            prototypes[k] = np.sum(averages, axis=0) / len(averages)
     return prototypes
 
 

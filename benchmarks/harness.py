@@ -1,0 +1,173 @@
+"""What the benchmarks share: a trainer that steps on made-up batches, without datasets, folders or logs."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
+from nnunet_collab.methods.ctrcl import CTRCLSettings, CTRCLTrainer
+from nnunet_collab.networks.blueprint import make_blueprint
+from nnunet_collab.training.compilation import compile_students
+from nnunet_collab.training.guard import NonFiniteGuard
+from nnunet_collab.training.optimization import StudentOptimizers
+from nnunet_collab.training.settings import CNN, TRANSFORMER
+from nnunet_collab.training.students import build_students
+from nnunet_collab.training.supervision import supervised_loss
+
+# nnU-Net's plans for ACDC: batch 14 at 256 x 224 in 2d, batch 2 at 10 x 256 x 224 in 3d_fullres.
+SCALES = {
+    "2d": {"patch": (256, 224), "batch": 14, "features": [32, 64, 128, 256, 512, 512]},
+    "3d": {"patch": (16, 256, 224), "batch": 2, "features": [32, 64, 128, 256, 320, 320]},
+    "2d_small": {"patch": (128, 128), "batch": 4, "features": [16, 32, 64, 128, 128, 128]},
+    "3d_small": {"patch": (8, 96, 96), "batch": 2, "features": [16, 32, 64, 96, 96, 96]},
+}
+CLASSES = 4
+
+
+class _Labels:
+    """The part of nnU-Net's LabelManager that a step asks for."""
+
+    has_regions = False
+    ignore_label = None
+    num_segmentation_heads = CLASSES
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """Command line of every benchmark."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--scale", choices=SCALES, default="2d_small", help="small ones are for the CPU")
+    parser.add_argument("--transformer", default="segformer_b0", help="network of the Transformer student")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=10, help="measured steps of each variant, after 3 to warm up")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, as nnU-Net does on CUDA")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    return args
+
+
+def hardware(device: str, threads: int) -> str:
+    """One line for the head of a table."""
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {threads} threads"
+    return f"{name}, torch {torch.__version__}"
+
+
+def planned_architecture(scale: str) -> dict[str, Any]:
+    """The `architecture` entry of nnU-Net's plans, six stages deep."""
+    features = SCALES[scale]["features"]
+    three = len(SCALES[scale]["patch"]) == 3
+    dims = "3d" if three else "2d"
+    flat, full = ([1, 2, 2], [2, 2, 2]) if three else ([2, 2], [2, 2])
+    strides = [[1] * len(flat), flat, flat, full, flat, flat]
+    kernels = [[1, 3, 3] if three and i < 2 else [3] * len(flat) for i in range(len(features))]
+    return {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": len(features),
+            "features_per_stage": features,
+            "conv_op": f"torch.nn.modules.conv.Conv{dims}",
+            "kernel_sizes": kernels,
+            "strides": strides,
+            "n_conv_per_stage": [2] * len(features),
+            "n_conv_per_stage_decoder": [2] * (len(features) - 1),
+            "conv_bias": True,
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
+def make_trainer(args: argparse.Namespace, settings: CTRCLSettings) -> CTRCLTrainer:
+    """A trainer that can run `train_step`, and nothing else."""
+    scale = SCALES[args.scale]
+    trainer: CTRCLTrainer = object.__new__(CTRCLTrainer)
+    trainer.device = torch.device(args.device)
+    trainer.settings = settings
+    trainer.is_ddp = False
+    trainer.iteration = 0
+    trainer.label_manager = _Labels()
+    trainer.grad_scaler = torch.amp.GradScaler("cuda") if args.device == "cuda" else None
+    trainer.guard = NonFiniteGuard(settings.max_bad_steps, print)
+    planned = planned_architecture(args.scale)
+    blueprints = {s.name: make_blueprint(s.name, s.network, s.arch, planned, scale["patch"]) for s in settings.students}
+    trainer.group = build_students(
+        settings.students,
+        blueprints,
+        input_channels=1,
+        num_outputs=CLASSES,
+        patch_size=scale["patch"],
+        deep_supervision=True,
+        device=trainer.device,
+        log=lambda line: None,
+    )
+    if args.compile:
+        compile_students(trainer.group, lambda line: None)
+    trainer.network = trainer.group.train()
+    trainer.supervised = supervised_loss(_nnunet_loss(len(planned["arch_kwargs"]["strides"]) - 1))
+    trainer.optimizers = StudentOptimizers(trainer.group, settings, trainer.grad_scaler)
+    return trainer
+
+
+def _nnunet_loss(outputs: int) -> DeepSupervisionWrapper:
+    """nnUNetTrainer._build_loss, for plain classes."""
+    loss = DC_and_CE_loss(
+        {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, dice_class=MemoryEfficientSoftDiceLoss
+    )
+    weights = [0.5**i for i in range(outputs - 1)] + [0.0]
+    return DeepSupervisionWrapper(loss, [w / sum(weights) for w in weights])
+
+
+def pair_settings(args: argparse.Namespace, **changes: Any) -> CTRCLSettings:
+    """Settings of a CNN and a Transformer."""
+    students = (CNN, replace(TRANSFORMER, network=args.transformer))
+    return replace(CTRCLSettings(students=students), **changes)
+
+
+def make_batch(args: argparse.Namespace) -> dict[str, Any]:
+    """One batch as nnU-Net's loader delivers it, with blobs for labels and a list for deep supervision."""
+    scale = SCALES[args.scale]
+    patch, batch = scale["patch"], scale["batch"]
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(batch, 1, *patch, generator=generator)
+    coarse = torch.randint(0, CLASSES, (batch, 1, *[max(1, n // 16) for n in patch]), generator=generator).float()
+    strides = planned_architecture(args.scale)["arch_kwargs"]["strides"]
+    sizes, size = [], list(patch)
+    for stage in strides[:-1]:
+        size = [n // s for n, s in zip(size, stage, strict=True)]
+        sizes.append(tuple(size))
+    target = [torch.nn.functional.interpolate(coarse, s, mode="nearest").short() for s in sizes]
+    return {"data": image.to(args.device), "target": [t.to(args.device) for t in target]}
+
+
+def alternate(steps: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
+    """Median seconds of each step; variants take turns, so that a slow moment of the machine hits all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 3):
+        for name, step in steps.items():
+            _synchronize(device)
+            start = time.perf_counter()
+            step()
+            _synchronize(device)
+            if turn >= 3:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

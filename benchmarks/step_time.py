@@ -1,0 +1,48 @@
+"""Time of a CTRCL step against the two supervised steps it replaces. Bar: at most 1.10 times their sum.
+
+python benchmarks/step_time.py                                    on the CPU
+python benchmarks/step_time.py --scale 2d --transformer segformer_b2 --compile    on a GPU
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import harness
+
+BAR = 1.10
+
+
+def main() -> None:
+    """Measure and print the table."""
+    args = harness.arguments(__doc__)
+    both = harness.pair_settings(args)
+    cnn, transformer = both.students
+    off = {"beta": 0.0, "gamma_encoder": 0.0, "gamma_decoder": 0.0}
+    variants = {
+        "CNN alone": replace(both, students=(cnn,), **off),
+        "Transformer alone": replace(both, students=(transformer,), **off),
+        "both, supervised": replace(both, **off),
+        "both, RLCL": replace(both, gamma_encoder=0.0, gamma_decoder=0.0),
+        "both, CFCL": replace(both, beta=0.0),
+        "both, CTRCL": both,
+    }
+    batch = harness.make_batch(args)
+    trainers = {name: harness.make_trainer(args, settings) for name, settings in variants.items()}
+    steps = {name: lambda trainer=trainer: trainer.train_step(batch) for name, trainer in trainers.items()}
+    seconds = harness.alternate(steps, args.rounds, args.device)
+    alone = seconds["CNN alone"] + seconds["Transformer alone"]
+    print(
+        f"{harness.hardware(args.device, args.threads)}; {args.scale} {harness.SCALES[args.scale]}, {args.transformer}"
+    )
+    print(f"{'step':24}{'median ms':>12}{'/ (CNN + Transformer)':>24}")
+    for name, value in seconds.items():
+        print(f"{name:24}{value * 1e3:12.1f}{value / alone:24.3f}")
+    ratio = seconds["both, CTRCL"] / alone
+    print(
+        f"CTRCL step / (CNN step + Transformer step) = {ratio:.3f}, bar {BAR:.2f}: {'met' if ratio <= BAR else 'MISSED'}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""nnU-Net's real commands on tiny phantoms: the folders, the environment, and running a command to its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_collab.demo.phantom import write_dataset
+
+ROOT = Path(__file__).parents[2]
+INTERPRETER = Path(__file__).with_name("interpreter")
+KILLED_TRAIN = Path(__file__).with_name("killed_train.py")
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+DATASETS = {"plain": 901, "ignore": 902, "regions": 903, "regions_ignore": 904}
+CONFIGURATIONS = ("2d", "3d_fullres")
+STUDENTS = ("CNN", "Transformer")
+TINY = {
+    "epochs": 2,
+    "iterations_per_epoch": 2,
+    "val_iterations_per_epoch": 1,
+    "save_every": 1,
+    "students": {"Transformer": {"network": "segformer_b0"}},
+}
+HANGING_S = 900  # no command takes a tenth of it on a machine that is not busy
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """nnU-Net's folders `raw`, `preprocessed` and, for every group of runs, one of results."""
+
+    root: Path
+
+    def dataset(self, kind):
+        return f"Dataset{DATASETS[kind]}_{kind}"
+
+    def preprocessed(self, kind):
+        return self.root / "preprocessed" / self.dataset(kind)
+
+    def results(self, group, kind="plain"):
+        return self.root / group / self.dataset(kind)
+
+    def fold(self, group, kind, configuration, trainer="CTRCLTrainer", fold=0):
+        return self.results(group, kind) / f"{trainer}__nnUNetPlans__{configuration}" / f"fold_{fold}"
+
+    def variables(self, group, settings=None, workers=0):
+        """nnU-Net's and this package's environment variables; `group` is the folder of results."""
+        (self.root / group).mkdir(exist_ok=True)
+        return {
+            "nnUNet_raw": str(self.root / "raw"),
+            "nnUNet_preprocessed": str(self.root / "preprocessed"),
+            "nnUNet_results": str(self.root / group),
+            "nnUNet_extTrainer": str(ROOT / "trainers"),
+            "nnUNet_n_proc_DA": str(workers),
+            "nnUNet_def_n_proc": "1",
+            "nnUNet_collab_settings": json.dumps(settings or {}),
+        }
+
+    def run(self, *command, group="results", settings=None, workers=0, fails=False, **changes):
+        """Run a command; an unexpected end, or none at all, is a failure that shows what it printed.
+
+        Args:
+            command: A console script or a path of Python code, then its arguments.
+            group: Folder of results.
+            settings: For `nnUNet_collab_settings`.
+            workers: Processes that load data.
+            fails: Whether it must fail.
+            changes: Further environment variables; None removes one.
+        """
+        program, *arguments = (str(word) for word in command)
+        start = [sys.executable, program] if program.endswith(".py") else [str(SCRIPTS / program)]
+        if program == "python":
+            start = [sys.executable]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet_", "E2E_"))}
+        environment |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "E2E_FORK": "1"}
+        environment |= {"PYTHONPATH": os.pathsep.join([str(INTERPRETER), str(ROOT)]), "CUDA_VISIBLE_DEVICES": ""}
+        environment |= self.variables(group, settings, workers)
+        for name, value in changes.items():
+            environment.pop(name, None)
+            environment |= {} if value is None else {name: str(value)}
+        done = run_to_end([*start, *arguments], environment, self.root)
+        assert (done.code != 0) == fails, f"{' '.join(map(str, command))}: ended with {done.code}\n{shown(done)}"
+        return done
+
+    def train(self, kind, configuration, *flags, fold=0, settings=TINY, **options):
+        """`nnUNetv2_train` with CTRCLTrainer on the CPU."""
+        arguments = (DATASETS[kind], configuration, fold, "-tr", "CTRCLTrainer", "-device", "cpu", *flags)
+        return self.run("nnUNetv2_train", *arguments, settings=settings, **options)
+
+    def predict(self, kind, configuration, trainer, output, *flags, **options):
+        """`nnUNetv2_predict` of the test case into `root/output`; returns that folder."""
+        images, target = self.root / "raw" / self.dataset(kind) / "imagesTs", self.root / output
+        model = ("-d", DATASETS[kind], "-c", configuration, "-f", 0, "-tr", trainer)
+        few = ("-device", "cpu", "-npp", 0, "-nps", 0)
+        self.run("nnUNetv2_predict", "-i", images, "-o", target, *model, *few, *flags, **options)
+        return target
+
+
+def shown(done):
+    """The end of what a command printed."""
+    return f"--- stdout\n{done.out[-6000:]}\n--- stderr\n{done.err[-6000:]}"
+
+
+def run_to_end(command, environment, folder):
+    """Run in a session of its own, so that a command that hangs can be ended with all its children."""
+    process = subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        out, err = process.communicate(timeout=HANGING_S)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its processes, which have sessions of their own
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            pass
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"{command} hangs\n{shown(Done(-1, out, err))}") from None
+    return Done(process.returncode, out, err)
+
+
+def make_workspace(root):
+    """Four datasets, planned by nnU-Net and preprocessed, whose planned networks are then made tiny."""
+    for number, kind in enumerate(DATASETS):
+        folder = root / "raw" / f"Dataset{DATASETS[kind]}_{kind}"
+        write_dataset(folder, n_train=4, n_test=1, seed=number, shape=(6, 48, 48), spacing_mm=(8, 3, 3), kind=kind)
+    workspace = Workspace(root)
+    one = ("-np", 1, 1, "-npfp", 1)
+    planned = ("-d", *DATASETS.values(), "-c", *CONFIGURATIONS)
+    # Planning sets as many threads as there are loader processes, so there must be one.
+    workspace.run("nnUNetv2_plan_and_preprocess", *planned, *one, workers=1)
+    for kind in DATASETS:
+        folder = workspace.preprocessed(kind)
+        shrink(folder / "nnUNetPlans.json")
+        cases = [f"phantomTr{number:03d}" for number in range(4)]
+        folds = [{"train": cases[:3], "val": cases[3:]}, {"train": cases[:2], "val": cases[2:]}]
+        (folder / "splits_final.json").write_text(json.dumps(folds))
+    return workspace
+
+
+def shrink(path):
+    """Few features, one convolution per stage, two samples per batch."""
+    plans = json.loads(path.read_text())
+    for name in CONFIGURATIONS:
+        configuration = plans["configurations"][name]
+        configuration["batch_size"] = 2
+        network = configuration["architecture"]["arch_kwargs"]
+        stages = network["n_stages"]
+        network["features_per_stage"] = [4, *[8] * (stages - 1)]
+        network["n_conv_per_stage"] = [1] * stages
+        network["n_conv_per_stage_decoder"] = [1] * (stages - 1)
+    path.write_text(json.dumps(plans))
+
+
+def remove(root):
+    """Forget a workspace: it holds gigabytes."""
+    shutil.rmtree(root, ignore_errors=True)
