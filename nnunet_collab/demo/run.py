@@ -19,7 +19,7 @@ from nnunet_collab.demo.figure import OverlayRow, largest_slice, learning_curves
 from nnunet_collab.demo.phantom import write_dataset
 from nnunet_collab.evaluation.folders import evaluate_folders
 from nnunet_collab.evaluation.metrics import summarise
-from nnunet_collab.paths import doorway_folder
+from nnunet_collab.core.shipped import doorway_folder
 
 if TYPE_CHECKING:
     import pandas as pd
