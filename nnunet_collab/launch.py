@@ -1,7 +1,9 @@
 r"""Train under torchrun, with the arguments of nnUNetv2_train: over several machines, or on CPUs.
 
-    torchrun --nnodes=2 --nproc_per_node=4 --node_rank=0 --master_addr=HOST --master_port=29500 \
+    torchrun --nnodes 2 --nproc_per_node 4 --rdzv_backend c10d --rdzv_endpoint HOST:29500 \
         -m nnunet_collab.launch 27 2d 0 -tr CTRCLTrainer --npz
+
+written on each machine, HOST being one of them.
 
 nnU-Net starts its processes itself (`-num_gpus`), for one machine with CUDA. Here torchrun starts them and says, in
 environment variables, which is which; everything after that is nnU-Net's own.
@@ -119,8 +121,8 @@ def read_place(environment: Mapping[str, str], argv: Sequence[str]) -> Place:
         raise CollabError(
             f"it must be started by torchrun, which sets {', '.join(missing)}; not set here. Write\n"
             f"    torchrun --standalone --nproc_per_node=2 -m nnunet_collab.launch {shlex.join(argv)}\n"
-            "for two processes on this machine; over several machines, torchrun also needs --nnodes, --node_rank, "
-            "--master_addr and --master_port in place of --standalone."
+            "for two processes on this machine. Over several machines, write on each, in place of --standalone, "
+            "--nnodes with their number, --rdzv_backend c10d and --rdzv_endpoint HOST:29500, HOST being one of them."
         )
     return Place(*(int(environment[name]) for name in VARIABLES[:4]))
 

@@ -115,11 +115,15 @@ def make_batch(trainer, kind="plain", seed=0):
     generator = torch.Generator().manual_seed(seed)
     patch = trainer.configuration_manager.patch_size
     image = torch.randn((2, 1, *patch), generator=generator)
-    blocks = torch.randint(0, 4 if "ignore" in kind else 3, (2, 1, *[max(1, n // 4) for n in patch]), generator=generator)
+    blocks = torch.randint(
+        0, 4 if "ignore" in kind else 3, (2, 1, *[max(1, n // 4) for n in patch]), generator=generator
+    )
     labels = torch.nn.functional.interpolate(blocks.float(), size=tuple(patch), mode="nearest").to(torch.int16)
     full = labels
     if "regions" in kind:
-        channels = [labels > 0, labels == 2] if kind == "regions" else [(labels > 0) & (labels < 3), labels == 2, labels == 3]
+        channels = (
+            [labels > 0, labels == 2] if kind == "regions" else [(labels > 0) & (labels < 3), labels == 2, labels == 3]
+        )
         full = torch.cat(channels, dim=1)
     scales = trainer._get_deep_supervision_scales()
     if scales is None:

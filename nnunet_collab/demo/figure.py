@@ -83,10 +83,10 @@ def overlay_figure(rows: Sequence[OverlayRow], out: Path, *, classes: Mapping[in
         grid = figure.subplots(len(rows), len(titles), squeeze=False)
         for axes_of_row, row in zip(grid, rows, strict=True):
             window = _window(row)
-            for axes, labels in zip(axes_of_row, (None, row.truth, *row.predictions.values()), strict=True):
+            for axes in axes_of_row:
                 _draw_image(axes, row, window)
-                if labels is not None:
-                    _draw_labels(axes, labels[window], colours)
+            for axes, labels in zip(axes_of_row[1:], (row.truth, *row.predictions.values()), strict=True):
+                _draw_labels(axes, labels[window], colours)
             axes_of_row[0].set_ylabel(row.case)
             for axes, name in zip(axes_of_row[2:], row.predictions, strict=True):
                 axes.set_xlabel("Dice not defined" if np.isnan(row.dice[name]) else f"Dice {row.dice[name]:.3f}")
@@ -114,9 +114,9 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
     _check_curves(curves)
     epochs, agreement = curves["epochs"], curves.get("agreement")
     split = {name: name.rpartition("/")[::2] for name in curves["losses"]}  # student, term
-    students = list(dict.fromkeys([*curves["pseudo_dice"], *(student for student, _ in split.values() if student)]))
-    terms = list(dict.fromkeys(term for _, term in split.values()))
+    students = dict.fromkeys([*curves["pseudo_dice"], *(student for student, _ in split.values() if student)])
     colours = {name: _STUDENT_COLOURS[i % len(_STUDENT_COLOURS)] for i, name in enumerate(students)}
+    terms = dict.fromkeys(term for _, term in split.values())
     dashes = {name: _DASHES[i % len(_DASHES)] for i, name in enumerate(terms)}
     with matplotlib.rc_context(_style()):
         figure = Figure(figsize=(12.0, 4.3), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
@@ -139,11 +139,13 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
             axes.grid(color="#E3E3E3", linewidth=0.8)
             axes.spines[["top", "right"]].set_visible(False)
-        handles = [Line2D([], [], color=colours[name], linewidth=4) for name in students]
-        handles += [Line2D([], [], color=_GREY, linewidth=1.8, linestyle=dashes[name]) for name in terms]
-        figure.legend(handles, students + terms, loc="outside lower center", ncols=8, frameon=False, handlelength=3)
+        handles = [Line2D([], [], color=colour, linewidth=4) for colour in colours.values()]
+        handles += [Line2D([], [], color=_GREY, linewidth=1.8, linestyle=dash) for dash in dashes.values()]
+        names = [*colours, *dashes]
         if _smoothed_over(epochs) > 1:
-            figure.supxlabel(f"thin: every epoch; thick: mean of {_smoothed_over(epochs)}", fontsize=9, color=_GREY)
+            handles.append(Line2D([], [], color=_GREY, linewidth=0.7))
+            names.append(f"every epoch (thick: mean of {_smoothed_over(epochs)})")
+        figure.legend(handles, names, loc="outside lower center", ncols=6, frameon=False, handlelength=3)
         _save(figure, out)
 
 
@@ -197,8 +199,7 @@ def _window(row: OverlayRow) -> tuple[slice, slice]:
 def _draw_image(axes: Axes, row: OverlayRow, window: tuple[slice, slice]) -> None:
     low, high = np.nanpercentile(row.image, (1, 99.5))
     axes.imshow(row.image[window], cmap="gray", vmin=low, vmax=high, interpolation="bicubic")
-    axes.set_aspect(row.spacing_mm[0] / row.spacing_mm[1])
-    axes.set(xticks=[], yticks=[])
+    axes.set(xticks=[], yticks=[], aspect=row.spacing_mm[0] / row.spacing_mm[1])
     axes.spines[:].set_visible(False)
 
 
@@ -219,9 +220,8 @@ def _check_curves(curves: Mapping[str, Any]) -> None:
     if not {"epochs", "pseudo_dice", "losses"} <= set(curves) or len(curves["epochs"]) == 0:
         raise ValueError(f"learning_curves_figure: it takes pseudo_dice, losses and some epochs; got {sorted(curves)}")
     n_epochs = len(curves["epochs"])
-    agreement = {} if curves.get("agreement") is None else {"agreement": curves["agreement"]}
-    for name, values in {**curves["pseudo_dice"], **curves["losses"], **agreement}.items():
-        if len(values) != n_epochs:
+    for name, values in {"agreement": curves.get("agreement"), **curves["pseudo_dice"], **curves["losses"]}.items():
+        if values is not None and len(values) != n_epochs:
             raise ValueError(f"learning_curves_figure: one value per epoch, {n_epochs}; {name} has {len(values)}")
 
 

@@ -59,9 +59,11 @@ class Student(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             self._recording = True
-            output = self.network(image)
-            self._recording = False
-        features, self._features = self._features, {}
+            try:
+                output = self.network(image)
+            finally:
+                self._recording = False
+                features, self._features = self._features, {}
         outputs = list(output) if isinstance(output, (list, tuple)) else [output]
         return StudentOutput(outputs[0], features.get("encoder"), features.get("decoder"), tuple(outputs[1:]))
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_collab.core.files import write_atomically
+from nnunet_collab.core.files import write_json
+from nnunet_collab.figures import learning_curves_figure
 
 
 class Curves:
@@ -50,27 +51,23 @@ class Curves:
         seconds = last["epoch_end_timestamps"] - last["epoch_start_timestamps"]
         return [*lines, f"epoch time: {seconds:.2f} s"]
 
-    def plot(self, path: Path) -> None:
-        """Draw the run so far."""
-        import matplotlib
+    def as_plain(self) -> dict[str, Any]:
+        """The curves in the form that `figures.learning_curves_figure` draws."""
+        losses = self.family("loss")
+        epochs = len(self.values.get("epoch_end_timestamps", []))
+        agreement = self.values.get("agreement")
+        return {
+            "epochs": list(range(epochs)),
+            "pseudo_dice": {name: values[:epochs] for name, values in self.family("pseudo_dice").items()},
+            "losses": {name: values[:epochs] for name, values in losses.items()},
+            "agreement": None if agreement is None else agreement[:epochs],
+        }
 
-        matplotlib.use("agg")
-        import matplotlib.pyplot as plt
-
-        figure, axes = plt.subplots(3, 1, figsize=(10, 12), constrained_layout=True, sharex=True)
-        for name, values in self.family("pseudo_dice").items():
-            axes[0].plot(values, label=name)
-        for name, values in self.family("loss").items():
-            axes[1].plot(values, label=name)
-        axes[2].plot(self.values.get("agreement", []), color="black")
-        for axis, label in zip(axes, ("pseudo Dice", "weighted loss term", "agreement (Dice)"), strict=True):
-            axis.set_ylabel(label)
-            axis.grid(alpha=0.3)
-        axes[0].legend()
-        axes[1].legend(fontsize=8)
-        axes[2].set_xlabel("epoch")
-        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
-        plt.close(figure)
+    def write(self, folder: Path) -> None:
+        """Write the run so far as numbers, `curves.json`, and as a figure, `collab_progress.png`."""
+        plain = self.as_plain()
+        write_json(folder / "curves.json", plain)
+        learning_curves_figure(plain, folder / "collab_progress.png")
 
 
 def _listing(values: dict[str, str]) -> str:

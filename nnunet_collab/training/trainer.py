@@ -362,7 +362,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             self.save_checkpoint(str(Path(self.output_folder, "checkpoint_latest.pth")))
         if self.local_rank == 0:
             self.logger.plot_progress_png(self.output_folder)
-            self.curves.plot(Path(self.output_folder, "collab_progress.png"))
+            self.curves.write(Path(self.output_folder))
         self.current_epoch += 1
 
     def on_epoch_logged(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,9 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+import SimpleITK as sitk
+import torch
+
 from nnunet_collab.demo.phantom import write_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +25,7 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 DATASETS = {"plain": 901, "ignore": 902, "regions": 903, "regions_ignore": 904}
 CONFIGURATIONS = ("2d", "3d_fullres")
 STUDENTS = ("CNN", "Transformer")
+VALIDATION_CASE, TEST_CASE = "phantomTr003", "phantomTs000"
 TINY = {
     "epochs": 2,
     "iterations_per_epoch": 2,
@@ -103,12 +108,53 @@ class Workspace:
         return self.run("nnUNetv2_train", *arguments, settings=settings, **options)
 
     def predict(self, kind, configuration, trainer, output, *flags, **options):
-        """`nnUNetv2_predict` of the test case into `root/output`; returns that folder."""
-        images, target = self.root / "raw" / self.dataset(kind) / "imagesTs", self.root / output
+        """`nnUNetv2_predict` of fold 0's validation case and the test case into `root/output`; returns that folder."""
+        images, target = self.root / "inputs" / kind, self.root / output
         model = ("-d", DATASETS[kind], "-c", configuration, "-f", 0, "-tr", trainer)
         few = ("-device", "cpu", "-npp", 0, "-nps", 0)
         self.run("nnUNetv2_predict", "-i", images, "-o", target, *model, *few, *flags, **options)
         return target
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training and where its results are."""
+
+    workspace: Workspace
+    kind: str
+    configuration: str
+    done: Done
+    group: str = "results"
+    trainer: str = "CTRCLTrainer"
+    number: int = 0
+
+    @property
+    def fold(self):
+        """The trainer's own folder."""
+        return self.workspace.fold(self.group, self.kind, self.configuration, self.trainer, self.number)
+
+    def student(self, name):
+        """A published student's folder."""
+        trainer = f"{self.trainer}_{name}"
+        return self.workspace.fold(self.group, self.kind, self.configuration, trainer, self.number)
+
+    def checkpoint(self, student=None, name="checkpoint_final.pth"):
+        folder = self.fold if student is None else self.student(student)
+        return torch.load(folder / name, map_location="cpu", weights_only=True)
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def read_mask(path):
+    """Labels of a NIfTI file, axes (z, y, x)."""
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def differing_tensors(a, b):
+    """Names of the entries in which two state dicts differ, in any bit."""
+    return [name for name in sorted({*a, *b}) if name not in a or name not in b or not torch.equal(a[name], b[name])]
 
 
 def shown(done):
@@ -126,10 +172,8 @@ def run_to_end(command, environment, folder):
         out, err = process.communicate(timeout=HANGING_S)
     except subprocess.TimeoutExpired:
         process.terminate()  # torchrun ends its processes, which have sessions of their own
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        except subprocess.TimeoutExpired:
-            pass
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
         raise AssertionError(f"{command} hangs\n{shown(Done(-1, out, err))}") from None
@@ -152,12 +196,18 @@ def make_workspace(root):
         cases = [f"phantomTr{number:03d}" for number in range(4)]
         folds = [{"train": cases[:3], "val": cases[3:]}, {"train": cases[:2], "val": cases[2:]}]
         (folder / "splits_final.json").write_text(json.dumps(folds))
+        raw, inputs = root / "raw" / workspace.dataset(kind), root / "inputs" / kind
+        shutil.copytree(raw / "imagesTs", inputs)
+        shutil.copy(raw / "imagesTr" / f"{VALIDATION_CASE}_0000.nii.gz", inputs)
     return workspace
 
 
 def shrink(path):
-    """Few features, one convolution per stage, two samples per batch."""
-    plans = json.loads(path.read_text())
+    """Few features, one convolution per stage, two samples per batch; and a cascade, which small images do not get.
+
+    Its low resolution is the full one, whose preprocessed cases exist.
+    """
+    plans = read_json(path)
     for name in CONFIGURATIONS:
         configuration = plans["configurations"][name]
         configuration["batch_size"] = 2
@@ -166,6 +216,9 @@ def shrink(path):
         network["features_per_stage"] = [4, *[8] * (stages - 1)]
         network["n_conv_per_stage"] = [1] * stages
         network["n_conv_per_stage_decoder"] = [1] * (stages - 1)
+    full = plans["configurations"]["3d_fullres"]
+    plans["configurations"]["3d_lowres"] = {**full, "next_stage": "3d_cascade_fullres"}
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     path.write_text(json.dumps(plans))
 
 

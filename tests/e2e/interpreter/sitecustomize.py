@@ -1,7 +1,7 @@
 """Python runs this at its start where this folder is on PYTHONPATH: what the tests change in nnU-Net's commands.
 
-`nnUNetv2_train -device cpu` uses as many threads as there are cores, which makes tiny networks slower. `E2E_FORK` starts
-nnU-Net's helper processes by forking: a spawned one imports torch anew, which takes longer than the work it is given.
+`nnUNetv2_train -device cpu` uses as many threads as there are cores, which makes tiny networks slower. `E2E_FORK`
+starts nnU-Net's helper processes by forking: a spawned one imports torch anew, which takes longer than its work.
 `E2E_WITHOUT_PACKAGE` makes an environment in which this package was never installed.
 """
 

@@ -1,0 +1,257 @@
+"""Settings: what may be written, in which form it arrives, and the message for everything else."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import pytest
+
+from nnunet_collab.core import settings as settings_module
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.settings import (
+    VARIABLE,
+    change,
+    differences,
+    from_json,
+    preset_names,
+    read,
+    settings_from_environment,
+    to_json,
+)
+from nnunet_collab.methods.ctrcl import CTRCLSettings
+from nnunet_collab.training.settings import CNN
+
+
+@dataclass(frozen=True)
+class Member:
+    name: str
+    size: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+    mode: Literal["a", "b"] = "a"
+
+
+@dataclass(frozen=True)
+class Some:
+    members: tuple[Member, ...] = (Member("A"), Member("B", size=2))
+    one: Member = Member("only")
+    flag: bool = False
+    text: str = ""
+    number: float = 1.0
+    count: int | None = None
+    sizes: tuple[int, ...] | None = None
+
+
+@pytest.fixture
+def presets(tmp_path, monkeypatch):
+    """A folder of presets of our own."""
+    monkeypatch.setattr(settings_module, "PRESETS", tmp_path)
+
+    def write(name, content):
+        (tmp_path / f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(tmp_path / f"{name}.json")
+
+    return write
+
+
+def test_without_the_variable_the_default_stays(monkeypatch):
+    assert settings_from_environment(Some()) == Some()
+    monkeypatch.setenv(VARIABLE, "  \n")
+    assert settings_from_environment(Some()) == Some()
+
+
+def test_every_type_is_taken_and_the_default_is_not_touched():
+    before = Some()
+    new = change(
+        before,
+        {"flag": True, "text": "x", "number": 3, "count": 4, "sizes": [1, 2], "one": {"options": {"k": [1]}}},
+        "V",
+    )
+    assert new == Some(flag=True, text="x", number=3.0, count=4, sizes=(1, 2), one=Member("only", options={"k": [1]}))
+    assert type(new.number) is float
+    assert before == Some()
+    assert change(new, {"count": None, "sizes": None}, "V").sizes is None
+
+
+def test_members_are_changed_by_name_or_given_as_a_list():
+    by_name = change(Some(), {"members": {"B": {"mode": "b"}}}, "V")
+    assert by_name.members == (Member("A"), Member("B", size=2, mode="b"))
+    as_list = change(Some(), {"members": [{"name": "C", "size": 7}, {"name": "B"}]}, "V")
+    assert as_list.members == (Member("C", size=7), Member("B"))  # nothing is kept of the default's B
+
+
+def test_inline_file_and_preset_say_the_same(presets, monkeypatch):
+    content = {"description": "for people", "number": 2.5, "members": {"A": {"size": 9}}}
+    want = Some(number=2.5, members=(Member("A", size=9), Member("B", size=2)))
+    for value in (json.dumps(content), presets("mine", content), "mine", f"  {json.dumps(content)}\n"):
+        monkeypatch.setenv(VARIABLE, value)
+        assert settings_from_environment(Some()) == want
+
+
+def test_json_wins_over_the_preset_it_builds_on(presets):
+    presets("base", {"number": 1.5, "text": "base", "members": [{"name": "A", "options": {"x": 1, "y": 2}, "size": 3}]})
+    presets("middle", {"preset": "base", "text": "middle", "description": "d", "members": {"A": {"options": {"y": 5}}}})
+    value = read('{"preset": "middle", "number": 4, "members": {"A": {"size": 8}}}')
+    assert value == {
+        "number": 4,
+        "text": "middle",
+        "members": [{"name": "A", "options": {"x": 1, "y": 5}, "size": 8}],
+    }
+    assert change(Some(), value, "V").members == (Member("A", size=8, options={"x": 1, "y": 5}),)
+    whole_list = read('{"preset": "base", "members": [{"name": "Z"}]}')
+    assert whole_list["members"] == [{"name": "Z"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"nope": 1, "members": {}},
+            "V: unknown setting 'nope'. Valid are: members, one, flag, text, number, count, sizes",
+        ),
+        ({"flag": 1}, "V: setting 'flag' must be true or false; got 1 (int)"),
+        ({"count": True}, "V: setting 'count' must be an integer; got True (bool)"),
+        ({"count": 1.5}, "setting 'count' must be an integer; got 1.5"),
+        ({"number": "1"}, "setting 'number' must be a finite number; got '1' (str)"),
+        ({"number": True}, "setting 'number' must be a finite number; got True"),
+        ({"number": math.inf}, "must be a finite number; got inf"),
+        ({"number": math.nan}, "must be a finite number; got nan"),
+        ({"number": 10**400}, "must be a finite number; got 1"),
+        ({"number": None}, "must be a finite number; got None"),
+        ({"text": 1}, "setting 'text' must be a text; got 1"),
+        ({"sizes": 5}, "setting 'sizes' must be a list; got 5"),
+        ({"sizes": {"a": 1}}, "setting 'sizes' must be a list"),
+        ({"sizes": [1, "2"]}, "setting 'sizes'[1] must be an integer; got '2'"),
+        ({"one": {"mode": "c"}}, "setting 'one': setting 'mode' must be one of 'a', 'b'; got 'c'"),
+        ({"one": {"mode": ["a"]}}, "must be one of 'a', 'b'; got ['a']"),
+        ({"one": []}, "setting 'one' must be a JSON object; got [] (list)"),
+        ({"one": {"options": []}}, "setting 'options' must be a JSON object"),
+        ({"members": {"C": {}}}, "V: setting 'members': no member is called C. There are: A, B."),
+        ({"members": {"A": 5}}, "setting 'members', A must be a JSON object; got 5"),
+        (
+            {"members": {"A": {"sise": 1}}},
+            "setting 'members', A: unknown setting 'sise'. Valid are: name, size, options",
+        ),
+        ({"members": {"A": {"size": "1"}}}, "setting 'members', A: setting 'size' must be an integer"),
+        ({"members": [{"size": 1}]}, "setting 'members'[0]: 'name' is required; got ['size']"),
+        ({"members": [{"name": 1}]}, "setting 'members'[0]: setting 'name' must be a text; got 1"),
+        ({"members": [5]}, "setting 'members'[0] must be a JSON object; got 5"),
+        ({"members": "A"}, "setting 'members' must be a list; got 'A'"),
+    ],
+)
+def test_wrong_keys_and_types_are_refused_by_name(changes, message):
+    with pytest.raises(CollabError) as caught:
+        change(Some(), changes, "V")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{'beta': 2}", f"{VARIABLE}: not valid JSON (Expecting property name"),
+        ("{]", "Mend the text"),
+        ("no_such_preset", "'no_such_preset' is none of them. Presets: base, circle, numbers"),
+        ("x" * 5000, "is none of them"),
+        ("[1]", "must be inline JSON, a JSON file or a preset"),
+        ("numbers", 'numbers.json: must be a JSON object such as {"beta": 2.0}; got list'),
+        ("circle", "must not build on each other in a circle; got circle -> circle"),
+        ('{"preset": {}}', "'preset' must be the name of a preset or a file; got {}"),
+        ('{"preset": "nope"}', "'nope' is none of them"),
+        ('{"preset": "base", "members": {"Z": {}}}', "'members': no member is called Z. There are: A."),
+        ('{"preset": "base", "members": {"A": 5}}', "'members', A must be a JSON object; got 5"),
+    ],
+)
+def test_values_that_say_nothing_valid_are_refused(presets, value, message):
+    presets("base", {"members": [{"name": "A"}]})
+    presets("circle", {"preset": "circle"})
+    presets("numbers", [1, 2])
+    with pytest.raises(CollabError) as caught:
+        read(value)
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path):
+    path = tmp_path / "settings.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CollabError, match=r"settings\.json must be a readable text file; .*utf-8.*Correct the path"):
+        read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *[
+            ({name: -0.1}, f"setting '{name}': must be >= 0; got -0.1")
+            for name in ("beta", "gamma_encoder", "gamma_decoder")
+        ],
+        ({"alpha": 0}, "setting 'alpha': must be > 0"),
+        (
+            {"lambda_factors": ["alignment", "a"]},
+            "setting 'lambda_factors': must be among alignment, similarity, certainty",
+        ),
+        ({"students": []}, "setting 'students': must name at least one student"),
+        ({"students": [{"name": "A"}, {"name": "A"}]}, "setting 'students': must have distinct names; got ['A', 'A']"),
+        ({"students": [{"name": "A", "frozen": "x"}]}, "setting 'students': must leave one student to learn"),
+        ({"students": [{"name": "A_B"}]}, "setting 'students.name': must be letters and digits; got 'A_B'"),
+        ({"run_name": "a__b"}, "setting 'run_name': must be letters and digits"),
+        ({"run_name": "CNN"}, "setting 'run_name': must not be a student's name; got 'CNN'"),
+        ({"seed": -1}, "setting 'seed': must be >= 0"),
+        *[
+            ({name: 0}, f"setting '{name}': must be >= 1; got 0")
+            for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch", "save_every", "batch_size")
+        ],
+        ({"max_bad_steps": 0}, "setting 'max_bad_steps': must be >= 1"),
+        *[({"patch_size": size}, "must be two or three sizes >= 1") for size in ([], [32], [32, 0], [8, 8, 8, 8])],
+        *[
+            ({"students": {"CNN": {name: value}}}, f"setting 'students.CNN.{name}': {rule}; got {value!r}")
+            for name, value, rule in (
+                ("lr", 0.0, "must be > 0"),
+                ("weight_decay", -1.0, "must be >= 0"),
+                ("momentum", 1.0, "must be in [0, 1)"),
+                ("warmup", 1.0, "must be a share of the run, in [0, 1)"),
+                ("poly_power", 0.0, "must be > 0"),
+                ("grad_clip", -1.0, "must be >= 0"),
+            )
+        ],
+        ({"students": {"CNN": {"betas": [0.9]}}}, "setting 'students.CNN.betas': must be two numbers"),
+        ({"students": {"CNN": {"betas": [0.9, 1.0]}}}, "setting 'students.CNN.betas': must be in [0, 1)"),
+    ],
+)
+def test_values_out_of_range_are_refused_with_their_rule(changes, message):
+    with pytest.raises(CollabError) as caught:
+        change(CTRCLSettings(), changes, "V")
+    assert message in str(caught.value)
+    assert f"Change it in {VARIABLE} or in your subclass." in str(caught.value)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_shipped_preset_loads_and_changes_something(name, monkeypatch):
+    monkeypatch.setenv(VARIABLE, name)
+    settings = settings_from_environment(CTRCLSettings())
+    assert settings != CTRCLSettings()
+    assert from_json(CTRCLSettings, to_json(settings)) == settings
+
+
+def test_there_are_presets():
+    assert len(preset_names()) >= 4
+
+
+def test_json_round_trip_keeps_every_value():
+    settings = CTRCLSettings(
+        students=(replace(CNN, arch={"strides": [[1, 1]]}, betas=(0.5, 0.75)), replace(CNN, name="Two", frozen="f")),
+        patch_size=(8, 16),
+        lambda_factors=(),
+        beta=0.1 + 0.2,
+    )
+    text = json.dumps(to_json(settings))
+    assert from_json(CTRCLSettings, json.loads(text)) == settings
+    assert from_json(CTRCLSettings, to_json(CTRCLSettings())) == CTRCLSettings()
+
+
+def test_differences_name_the_settings_with_both_values():
+    ours, theirs = {"a": 1, "b": {"c": 2, "d": [1]}, "e": 5}, {"a": 1, "b": {"c": 3, "d": [1]}, "f": None}
+    assert differences(ours, theirs) == ["b.c: 2 here, 3 there", "e: 5 here, None there"]
+    assert differences(to_json(CTRCLSettings()), to_json(CTRCLSettings())) == []
+    assert differences(to_json(CTRCLSettings()), to_json(CTRCLSettings(seed=1))) == ["seed: 0 here, 1 there"]

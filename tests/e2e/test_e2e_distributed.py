@@ -1,0 +1,65 @@
+"""Two processes on the CPU: the gradients of one with the whole batch, and a training from torchrun to publication."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from ddp_gradients import CASES
+from e2e_nnunet import DATASETS, STUDENTS, TINY, Training, read_json
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).with_name("ddp_gradients.py")
+TORCHRUN = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+@pytest.fixture(scope="session")
+def gradients(workspace):
+    """Of every case: those of one process and those of two."""
+    results = []
+    for number, start in {1: (SCRIPT,), 2: (*TORCHRUN, SCRIPT)}.items():
+        output = workspace.root / f"gradients_{number}.pt"
+        workspace.run(*start, workspace.root / "batches.pt", output, group="gradients")
+        results.append(torch.load(output, weights_only=True))
+    return results
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_have_the_gradients_of_one(case, gradients):
+    alone, shared = (result[case] for result in gradients)
+    assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert shared["terms"].keys() == alone["terms"].keys()
+    for name, value in alone["terms"].items():
+        assert value != 0, name
+        assert shared["terms"][name] == pytest.approx(value, rel=1e-5), name
+    assert shared["gradients"].keys() == alone["gradients"].keys()
+    for student in STUDENTS:
+        names = [name for name in alone["gradients"] if f".{student}." in name]
+        assert len(names) > 20
+        # Biases before a normalisation have gradient 0 but for rounding: the student's whole gradient is a measure, too.
+        whole = torch.stack([alone["gradients"][name].norm() for name in names]).norm()
+        for name in names:
+            a, b = alone["gradients"][name], shared["gradients"][name]
+            assert (a - b).norm() <= 1e-4 * a.norm() + 1e-6 * whole, name
+
+
+def test_torchrun_trains_publishes_and_validates(workspace):
+    arguments = (DATASETS["plain"], "2d", 1, "-tr", "CTRCLTrainer", "-device", "cpu", "--npz")
+    done = workspace.run(
+        *TORCHRUN, "-m", "nnunet_collab.launch", *arguments, settings=TINY, group="torchrun", workers=1
+    )
+    training = Training(workspace, "plain", "2d", done, "torchrun", number=1)
+    run = training.checkpoint()
+    assert run["nnunet_collab"]["iteration"] == 4
+    assert len(run["nnunet_collab"]["random_states"]) == 2
+    states = [state["torch"] for state in run["nnunet_collab"]["random_states"]]
+    assert not torch.equal(*states)  # dropout differs between processes
+    assert all(len(values) == 2 for values in run["logging"].values())
+    for folder in (training.fold, *map(training.student, STUDENTS)):
+        summary = read_json(folder / "validation" / "summary.json")
+        assert len(summary["metric_per_case"]) == 2  # one case for each process
+        assert len(list((folder / "validation").glob("*.npz"))) == 2
+    for student in STUDENTS:
+        assert training.checkpoint(student)["trainer_name"] == "nnUNetTrainer"

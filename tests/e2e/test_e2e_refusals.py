@@ -1,0 +1,70 @@
+"""What nnUNetv2_train says to a mistake, and that what was there before stays as it was."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from e2e_nnunet import STUDENTS, TINY
+
+pytestmark = pytest.mark.slow
+
+OTHER = {**TINY, "beta": 2.0}
+
+
+def contents(folder):
+    """Every file's bytes, the logs of trainings left out: nnU-Net starts a new one before it asks anything."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("training_log_"))
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("configuration", "settings", "message"),
+    [
+        ("2d", {"betta": 2.0}, "nnUNet_collab_settings: unknown setting 'betta'. Valid are: students, run_name"),
+        ("2d", {"beta": -1}, "setting 'beta': must be >= 0; got -1.0"),
+        ("2d", {"patch_size": [40, 40]}, "setting 'patch_size': "),
+        ("3d_cascade_fullres", {}, "configuration '3d_cascade_fullres': is a cascade"),
+        ("3d_highres", {}, "configuration '3d_highres': must be one of the plans'; there are 2d, "),
+    ],
+    ids=["unknown-key", "negative-weight", "patch-size", "cascade", "unknown-configuration"],
+)
+def test_wrong_settings_leave_no_results_folder(configuration, settings, message, workspace):
+    done = workspace.train("plain", configuration, settings={**TINY, **settings}, group="refused", fails=True)
+    assert message in done.err
+    assert list((workspace.root / "refused").iterdir()) == []
+
+
+def test_a_training_is_continued_with_its_own_settings_alone(workspace, trainings):
+    folder = trainings["plain", "2d"].fold.parent.parent
+    before = contents(folder)
+    done = workspace.train("plain", "2d", "--c", settings=OTHER, fails=True)
+    assert (
+        "a training is continued with the settings it began with; these differ:\n  beta: 2.0 here, 3.0 there"
+        in done.err
+    )
+    assert "checkpoint_final.pth" in done.err
+    assert contents(folder) == before
+
+
+def test_another_training_does_not_overwrite_a_finished_one(workspace, trainings):
+    folder = trainings["plain", "2d"].fold.parent.parent
+    before = contents(folder)
+    done = workspace.train("plain", "2d", settings=OTHER, fails=True)
+    assert "beta: 2.0 here, 3.0 there" in done.err
+    assert "under another run_name" in done.err
+    assert contents(folder) == before
+    assert {path.name.split("__")[0] for path in folder.glob("*__2d")} >= {f"CTRCLTrainer_{s}" for s in STUDENTS}
+
+
+@pytest.mark.parametrize("flag", ["--c", "--val"])
+def test_a_truncated_checkpoint_is_named(flag, workspace, trainings):
+    group = f"truncated{flag}"
+    fold = workspace.fold(group, "plain", "2d")
+    shutil.copytree(trainings["plain", "2d"].fold, fold, ignore=lambda _, names: [n for n in names if "final" not in n])
+    checkpoint = fold / "checkpoint_final.pth"
+    half = checkpoint.read_bytes()[: checkpoint.stat().st_size // 2]
+    checkpoint.write_bytes(half)
+    done = workspace.train("plain", "2d", flag, group=group, fails=True)
+    assert f"checkpoint {checkpoint}: must be a complete file of this package" in done.err
+    assert checkpoint.read_bytes() == half
