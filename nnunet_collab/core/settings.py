@@ -187,7 +187,7 @@ def _convert(value: Any, hint: Any, current: Any, where: str) -> Any:
         return value
     if dataclasses.is_dataclass(hint):
         _expect(isinstance(value, dict), where, "a JSON object", value)
-        return change(current if current is not None else _bare(hint, value, where), value, where)  # type: ignore[arg-type]
+        return change(current if current is not None else _bare(hint, value, where), value, where)
     if hint is float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _expect(is_number and abs(value) <= sys.float_info.max, where, "a finite number", value)

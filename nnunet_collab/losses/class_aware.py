@@ -154,12 +154,13 @@ def _class_aware_log_map(
         alpha: Factor of the cosine.
         detach_prototypes: Whether the prototypes are constants.
     """
-    products, norms, prototypes = _Comparison.apply(features, member, detach_prototypes)  # type: ignore[no-untyped-call]
+    products, norms, prototypes = _Comparison.apply(features, member, detach_prototypes)
     lengths = torch.linalg.vector_norm(prototypes, dim=1).clamp_min(1e-8)
     cosine = products / (norms.clamp_min(1e-8).unsqueeze(1) * lengths.view(1, -1, 1))
     # A finite fill: -inf would give NaN where a probability of 0 meets a logarithm of -inf. Without any class (nothing
     # kept) the fill leaves a uniform map, which the caller's masks remove.
-    return (alpha * cosine).masked_fill(~in_softmax.unsqueeze(2), -1e9).log_softmax(dim=1)
+    log_map: Tensor = (alpha * cosine).masked_fill(~in_softmax.unsqueeze(2), -1e9).log_softmax(dim=1)
+    return log_map
 
 
 class _Comparison(torch.autograd.Function):
@@ -247,7 +248,7 @@ def _pool(features: Tensor, size: tuple[int, ...]) -> Tensor:
         return adaptive(features.to(dtype), size).flatten(2)  # type: ignore[arg-type]
     # Equal to adaptive pooling, but deterministic on CUDA, and without a float32 copy of the whole map.
     for axis, factor in reversed(list(enumerate(factors, start=2))):
-        features = features.unflatten(axis, (-1, factor))
+        features = features.unflatten(axis, (-1, factor))  # type: ignore[no-untyped-call]
     inner = tuple(range(3, 3 + 2 * len(size), 2))
     return features.mean(dim=inner, dtype=dtype).flatten(2)
 

@@ -142,9 +142,7 @@ def _collaborative_kl(
     check_target(where, target, student_logits.shape[0], tuple(student_logits.shape[2:]))
     if order not in ("target_first", "student_first"):
         raise ValueError(f"{where}: order must be 'target_first' or 'student_first'; got {order!r}.")
-    total: Tensor = _SumOfKL.apply(  # type: ignore[no-untyped-call]
-        student_logits, peer_logits.detach(), target.labels, target.keep, soft_label, order
-    )
+    total: Tensor = _SumOfKL.apply(student_logits, peer_logits.detach(), target.labels, target.keep, soft_label, order)
     return global_mean(total, target.keep.sum())
 
 

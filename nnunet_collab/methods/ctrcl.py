@@ -66,7 +66,7 @@ class CTRCLSettings(TrainingSettings):
 class CTRCLTrainer(CollabTrainer):
     """Two students, all cases labelled; see the module's docstring."""
 
-    settings: ClassVar[CTRCLSettings] = CTRCLSettings()  # type: ignore[misc]
+    settings: ClassVar[CTRCLSettings] = CTRCLSettings()
 
     def check(self, settings: CTRCLSettings) -> None:  # type: ignore[override]
         """Refuse anything but two students, unless nothing is shared between them."""

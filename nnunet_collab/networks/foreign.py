@@ -58,7 +58,8 @@ class ForeignNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Logits `(B, C, *S)` of `(B, C_in, *S)`; of a network with several outputs, the first."""
         output = self.model(image)
-        return output[0] if isinstance(output, (list, tuple)) else output
+        logits: Tensor = output[0] if isinstance(output, (list, tuple)) else output
+        return logits
 
 
 def _locate(path: str) -> Any:

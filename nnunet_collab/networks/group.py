@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,8 @@ class StudentGroup(nn.Module):
         """Every student's output on `(B, C_in, *S)`, by name."""
         return {name: student(image) for name, student in self.students.items()}
 
-    def __iter__(self) -> Iterable[Student]:  # type: ignore[override]
-        return iter(self.students.values())  # type: ignore[arg-type]
+    def __iter__(self) -> Iterator[Student]:
+        return (self[name] for name in self.students)
 
     def __getitem__(self, name: str) -> Student:
         return self.students[name]  # type: ignore[return-value]

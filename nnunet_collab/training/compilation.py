@@ -19,7 +19,7 @@ def compile_students(group: StudentGroup, log: Callable[[str], None]) -> None:
     for student in group:
         log(f"student {student.name}: compiled with torch.compile")
         student.compile()
-        student._compiled_call_impl = _EagerOnFailure(student, log)  # type: ignore[assignment]
+        student._compiled_call_impl = _EagerOnFailure(student, log)
 
 
 class _EagerOnFailure:

@@ -32,6 +32,6 @@ def wrap(group: StudentGroup, device: torch.device) -> nn.Module:
     """
     module: nn.Module = group
     if device.type == "cuda":
-        module = nn.SyncBatchNorm.convert_sync_batchnorm(group)
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(group)  # type: ignore[no-untyped-call]
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)

@@ -44,7 +44,8 @@ def overlap_counts(predicted: Tensor, true: Tensor) -> Counts:
 def dice(counts: Counts) -> Counts:
     """Dice per class from summed `overlap_counts`; NaN where a class is neither there nor predicted."""
     both, either = counts
-    return np.divide(2 * both, either, out=np.full_like(both, np.nan), where=either > 0)
+    ratio: Counts = np.divide(2 * both, either, out=np.full_like(both, np.nan), where=either > 0)
+    return ratio
 
 
 def agreement_counts(masks: Mapping[str, Tensor]) -> Counts:

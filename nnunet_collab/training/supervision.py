@@ -71,7 +71,7 @@ def supervised_loss(nnunet_loss: nn.Module) -> SupervisedLoss:
         elif output.auxiliary:
             value = nnunet_loss(outputs, target)
         else:
-            value = nnunet_loss.loss(output.logits, target[0])  # type: ignore[operator]
+            value = nnunet_loss.loss(output.logits, target[0])
         if not isinstance(value, Tensor):  # nnU-Net's plain 0 has no gradient, but distributed training needs one
             value = torch.stack([logits[:0].sum() for logits in outputs]).sum()
         return value.float()

@@ -21,6 +21,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from nnunet_collab.core import checkpoint as checkpoints
 from nnunet_collab.core.settings import settings_from_environment, to_json
@@ -49,6 +50,12 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     """
 
     settings: ClassVar[TrainingSettings] = TrainingSettings()
+
+    # Attributes that nnU-Net makes, for type checkers.
+    was_initialized: bool
+    current_epoch: int
+    grad_scaler: GradScaler | None
+    _best_ema: float | None
 
     def __init__(
         self,
@@ -155,7 +162,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         loss: nn.Module = super()._build_loss()
         drop_lowest_resolution(loss)
         if self.settings.seg_loss == "ce":
-            (loss.loss if self.enable_deep_supervision else loss).weight_dice = 0  # type: ignore[union-attr, assignment]
+            (loss.loss if self.enable_deep_supervision else loss).weight_dice = 0  # type: ignore[union-attr]
         return loss
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
@@ -177,7 +184,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             dist.barrier()
         return split
 
-    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
         """nnU-Net's transforms, or the paper's light ones."""
         planned = super().get_training_transforms(*args, **kwargs)
         return planned if self.settings.augmentation == "nnunet" else flips_and_rotations_only(planned)
