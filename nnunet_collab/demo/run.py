@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 DATASET_ID = 1
 DATASET = "Dataset001_Phantom"
 PLANS, CONFIGURATION, TRAINER = "nnUNetPlans", "2d", "CTRCLTrainer"
-TRAINING_CASES, TEST_CASES = 20, 6
 MARKER = ".nnunet_collab_demo"  # a folder with this file may be replaced
 
 # Small networks and a short run: the same code as a real training, in minutes on two CPU cores.
@@ -44,13 +43,24 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def run_demo(folder: Path, *, device: str, overwrite: bool) -> None:
+def run_demo(
+    folder: Path,
+    *,
+    device: str,
+    overwrite: bool,
+    training_cases: int = 20,
+    test_cases: int = 6,
+    settings: Mapping[str, Any] = SETTINGS,
+) -> None:
     """Make data, plan, train, predict, ensemble, evaluate, draw.
 
     Args:
         folder: Where everything goes.
         device: `auto`, or what nnU-Net's `-device` takes.
         overwrite: Replace the folder of an earlier demo.
+        training_cases: How many phantoms to plan, train and validate on.
+        test_cases: How many to hold out.
+        settings: Of the trainer.
 
     Raises:
         CollabError: If the folder must not be replaced, or one of nnU-Net's commands fails.
@@ -62,11 +72,11 @@ def run_demo(folder: Path, *, device: str, overwrite: bool) -> None:
     paths = {
         name: folder / name.removeprefix("nnUNet_") for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     }
-    run = _Commands(folder / "logs", _environment(paths), began)
+    run = _Commands(folder / "logs", _environment(paths, settings), began)
     raw = paths["nnUNet_raw"] / DATASET
 
-    run.step(f"making {TRAINING_CASES} training and {TEST_CASES} test cases of a cardiac phantom")
-    write_dataset(raw, n_train=TRAINING_CASES, n_test=TEST_CASES, seed=0)
+    run.step(f"making {training_cases} training and {test_cases} test cases of a cardiac phantom")
+    write_dataset(raw, n_train=training_cases, n_test=test_cases, seed=0)
     run.step("planning and preprocessing")
     run(
         "plan",
@@ -102,7 +112,7 @@ def run_demo(folder: Path, *, device: str, overwrite: bool) -> None:
         for name, path in predictions.items()
     }
     _draw(folder, raw, predictions, frames, paths["nnUNet_results"])
-    _print_table(frames)
+    _print_table(frames, test_cases)
     minutes = (time.time() - began) / 60
     print(f"\nFigures: {folder / 'overlays.png'}\n         {folder / 'learning_curves.png'}")
     print(f"Models:  {paths['nnUNet_results'] / DATASET}\nDone in {minutes:.1f} minutes.")
@@ -129,7 +139,7 @@ def _make_room(folder: Path, overwrite: bool) -> None:
     (folder / MARKER).touch()
 
 
-def _environment(paths: Mapping[str, Path]) -> dict[str, str]:
+def _environment(paths: Mapping[str, Path], settings: Mapping[str, Any]) -> dict[str, str]:
     """nnU-Net's commands need its paths, the doorways and the settings; the user's own variables are left alone."""
     for path in paths.values():
         path.mkdir(parents=True, exist_ok=True)
@@ -138,7 +148,7 @@ def _environment(paths: Mapping[str, Path]) -> dict[str, str]:
         **os.environ,
         **own,
         "nnUNet_extTrainer": str(doorway_folder()),
-        "nnUNet_collab_settings": json.dumps(SETTINGS),
+        "nnUNet_collab_settings": json.dumps(settings),
         # Few processes: on a small machine, starting them costs more than they save.
         "nnUNet_n_proc_DA": "1",
         "nnUNet_def_n_proc": "1",
@@ -218,7 +228,7 @@ def _array(path: Path) -> Any:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
-def _print_table(frames: Mapping[str, pd.DataFrame]) -> None:
+def _print_table(frames: Mapping[str, pd.DataFrame], cases: int) -> None:
     """Dice per class, mean and standard deviation over the test cases."""
     titles = {
         "CNN": "CNN student",
@@ -228,7 +238,7 @@ def _print_table(frames: Mapping[str, pd.DataFrame]) -> None:
     }
     summaries = {name: summarise(frame) for name, frame in frames.items()}
     classes = list(dict.fromkeys(next(iter(summaries.values()))["class"]))
-    print(f"\nDice on {TEST_CASES} cases held out from training, mean ± standard deviation over the cases\n")
+    print(f"\nDice on {cases} cases held out from training, mean ± standard deviation over the cases\n")
     print(f"{'':22}" + "".join(f"{name:>16}" for name in classes))
     for name, summary in summaries.items():
         values = summary.set_index(["class", "statistic"])["dice"]

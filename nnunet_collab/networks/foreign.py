@@ -51,7 +51,7 @@ class ForeignNetwork(nn.Module):
         except Exception as error:  # a foreign constructor fails as it likes
             raise CollabError(
                 f"network {path}: its constructor must take {sorted({**channels, **kwargs})}; it says: "
-                f"{error or type(error).__name__}. "
+                f"{str(error) or type(error).__name__}. "
                 f"Its parameters are {', '.join(names)}; set them under 'arch' in the student's settings."
             ) from error
 

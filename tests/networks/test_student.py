@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import FEATURES, STRIDES_2D, STRIDES_3D, shrink_segformer, unet
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.networks.blueprint import build_network, make_blueprint
@@ -186,7 +187,7 @@ def make_compilable(kind, monkeypatch):
 def test_it_is_captured_as_one_graph_with_its_taps(kind, monkeypatch):
     torch.compiler.reset()
     student = make_compilable(kind, monkeypatch)
-    graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    graphs = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(student, backend=graphs, fullgraph=True)
     for _ in range(10):  # more often than dynamo would recompile before it gave up
         output = compiled(image_of())

@@ -1,0 +1,117 @@
+"""The commands of the README, letter by letter, on a miniature of the dataset that they name."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mini_acdc import write_acdc
+
+import nnunet_collab
+from nnunet_collab.core.settings import preset_names, settings_from_environment
+from nnunet_collab.methods.ctrcl import CTRCLSettings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TINY = {
+    "epochs": 1,
+    "iterations_per_epoch": 2,
+    "val_iterations_per_epoch": 1,
+    "batch_size": 2,
+    "validate_ensemble": False,
+    "students": {"Transformer": {"network": "segformer_b0"}},
+}
+
+
+def section(title: str) -> str:
+    return README.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def code(title: str, language: str = "") -> list[str]:
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", section(title), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(title: str) -> list[str]:
+    """Lines of the section's first block of commands, without their comments."""
+    lines = [line.split("  #")[0].strip() for line in code(title)[0].splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.mark.slow
+def test_the_users_day(tmp_path: Path) -> None:
+    write_acdc(tmp_path / "ACDC")
+    folders = {f"nnUNet_{name}": tmp_path / name for name in ("raw", "preprocessed", "results")}
+    for folder in folders.values():
+        folder.mkdir()
+    images, labels = (tmp_path / "raw" / "Dataset027_ACDC" / name for name in ("imagesTs", "labelsTs"))
+    environment = {
+        **os.environ,
+        **{name: str(folder) for name, folder in folders.items()},
+        "nnUNet_collab_settings": json.dumps(TINY),
+        "nnUNet_extTrainer": "",
+        "nnUNet_n_proc_DA": "0",
+        "nnUNet_def_n_proc": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "OMP_NUM_THREADS": "1",
+    }
+    day = commands("The user's day")
+    assert len(day) >= 8
+    export = subprocess.run(
+        [sys.executable, "-m", "nnunet_collab", "env"], env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    for command in day:
+        line = command.replace("/data/ACDC", str(tmp_path / "ACDC"))
+        line = re.sub(r"-i IN\b", f"-i {images}", line).replace("-l LABELS", f"-l {labels}")
+        line = line.replace("nnunet_collab ", f"{sys.executable} -m nnunet_collab ", 1)
+        if not torch.cuda.is_available() and line.startswith(("nnUNetv2_train", "nnUNetv2_predict")):
+            line += " -device cpu"
+        done = subprocess.run(
+            ["bash", "-c", f"{export}\n{line}"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=900
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    scores = (tmp_path / "scores.csv").read_text()
+    assert "hd95_mm" in scores
+    results = folders["nnUNet_results"] / "Dataset027_ACDC"
+    named = re.findall(r"^\| `(CTRCLTrainer\S*)`", section("The user's day"), flags=re.MULTILINE)
+    assert len(named) == 3
+    for name in named:
+        assert (results / name / "fold_0" / "checkpoint_final.pth").is_file()
+    assert (results / named[-1] / "fold_0" / "collab_progress.png").is_file()
+
+
+def test_settings_shown_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = re.findall(r"export nnUNet_collab_settings=(.*)", section("Settings"))
+    assert len(shown) == 3
+    for value in shown:
+        monkeypatch.setenv("nnUNet_collab_settings", value.strip("'"))
+        assert settings_from_environment(CTRCLSettings()) != CTRCLSettings()
+    monkeypatch.setenv("nnUNet_collab_settings", code("Settings", "json")[0])
+    assert settings_from_environment(CTRCLSettings()).students[1].name == "SwinUNETR"
+
+
+def test_the_trainer_of_ones_own_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    (source,) = code("Settings", "python")
+    (tmp_path / "MyCTRCLTrainer.py").write_text("\n".join(line.removeprefix("  ") for line in source.splitlines()))
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    assert recursive_find_trainer_class_by_name("MyCTRCLTrainer").settings.beta == 2.0
+
+
+def test_every_preset_and_file_named_exists() -> None:
+    for name in preset_names():
+        assert f"`{name}`" in README
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_version_is_in_the_changelog() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "## [Unreleased]" in changelog or f"## [{nnunet_collab.__version__}]" in changelog
