@@ -1,7 +1,7 @@
 """Peak memory that CTRCL's losses add to a step. Bar: at most 3 times one student's full-resolution logits.
 
-A whole training step of both students is run without and with the collaborative terms. On CUDA the allocator counts; on the CPU every tensor that an operation makes is counted until it
-is freed.
+A whole training step of both students is run without and with the collaborative terms. On CUDA the allocator counts; on
+the CPU every tensor that an operation makes is counted until it is freed.
 
     python benchmarks/loss_memory.py --scale 2d_small
 """

@@ -120,11 +120,14 @@ def test_does_not_import_torch_itself(tmp_path):
 
 
 def test_a_step_that_hangs_is_ended_and_the_steps_before_it_are_known(tmp_path, monkeypatch):
-    fakes = fake(tmp_path, torch=WORKING_TORCH, timm="import time\ntime.sleep(60)")
+    fakes = fake(tmp_path, torch=WORKING_TORCH, timm="import time\ntime.sleep(600)")
     monkeypatch.syspath_prepend(str(fakes))
-    outcomes = probe({"torch": {}, "timm": {}, "trainers": {"expected": {}, "folders": ""}}, timeout_s=2)
+    for timeout_s in (2, 8, 32):  # a busy computer may take longer to get as far as the step that hangs
+        outcomes = probe({"torch": {}, "timm": {}, "trainers": {"expected": {}, "folders": ""}}, timeout_s)
+        if not outcomes["torch"].error:
+            break
     assert outcomes["torch"].facts["version"] == "2.15.0+cpu"
-    assert outcomes["timm"].error == "took longer than 2 s"
+    assert outcomes["timm"].error == f"took longer than {timeout_s} s"
     assert outcomes["trainers"].error == "not tried, because the process had ended"
 
 

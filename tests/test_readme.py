@@ -73,7 +73,12 @@ def test_the_users_day(tmp_path: Path) -> None:
         if not torch.cuda.is_available() and line.startswith(("nnUNetv2_train", "nnUNetv2_predict")):
             line += " -device cpu"
         done = subprocess.run(
-            ["bash", "-c", f"{export}\n{line}"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=900
+            ["bash", "-c", f"{export}\n{line}"],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=900,
         )
         assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     scores = (tmp_path / "scores.csv").read_text()

@@ -13,24 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-import nnunet_collab
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.shipped import shipped_folder
 
 
 def conversion_folder() -> Path:
-    """The folder of the scripts: inside the package in a wheel, beside it in a checkout or an editable install.
+    """The folder of the converter scripts.
 
     Raises:
-        CollabError: If it is in neither place.
+        CollabError: If it is not there.
     """
-    package = Path(nnunet_collab.__file__).parent
-    places = [package / "dataset_conversion", package.parent / "dataset_conversion"]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise CollabError(
-        f"convert: the scripts must be in {places[0]} or {places[1]}; there are none. Install the package again."
-    )
+    return shipped_folder("dataset_conversion")
 
 
 def converter_names() -> list[str]:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.figures import OverlayRow, largest_slice, learning_curves_figure, overlay_figure
+from nnunet_collab.core.shipped import doorway_folder
 from nnunet_collab.demo.phantom import write_dataset
 from nnunet_collab.evaluation.folders import evaluate_folders
 from nnunet_collab.evaluation.metrics import summarise
-from nnunet_collab.core.shipped import doorway_folder
+from nnunet_collab.figures import OverlayRow, largest_slice, learning_curves_figure, overlay_figure
 
 if TYPE_CHECKING:
     import pandas as pd

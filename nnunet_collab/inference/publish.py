@@ -55,6 +55,10 @@ def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
     if KEY not in plans:
         raise CollabError(f"{run}: must be the results folder of an nnunet_collab trainer; its plans.json is not ours.")
     record = plans[KEY]
+    if "student" in record:
+        raise CollabError(
+            f"{run}: is a published student already, {record['student']}. Name the folder of its training."
+        )
     learners = [s["name"] for s in record["settings"]["students"] if not s["frozen"]]
     names = learners if only is None else list(only)
     unknown = [name for name in names if name not in learners]

@@ -39,7 +39,9 @@ class Student(nn.Module):
         self.taps = dict(taps)
         self.frozen = frozen
         self.origin = origin
-        self._features: dict[str, Tensor] = {}
+        # Attributes, not a dict: torch.compile gives up where one forward writes to a dict and reads a mapping proxy.
+        self._encoder_map: Tensor | None = None
+        self._decoder_map: Tensor | None = None
         self._recording = False
         self._hooks = [
             _submodule(name, network, module_name).register_forward_hook(_Tap(self, level))
@@ -63,9 +65,10 @@ class Student(nn.Module):
                 output = self.network(image)
             finally:
                 self._recording = False
-                features, self._features = self._features, {}
+                encoder, decoder = self._encoder_map, self._decoder_map
+                self._encoder_map = self._decoder_map = None
         outputs = list(output) if isinstance(output, (list, tuple)) else [output]
-        return StudentOutput(outputs[0], features.get("encoder"), features.get("decoder"), tuple(outputs[1:]))
+        return StudentOutput(outputs[0], encoder, decoder, tuple(outputs[1:]))
 
     def train(self, mode: bool = True) -> Student:
         """Switch the mode, unless the student is frozen: a teacher is never perturbed."""
@@ -95,7 +98,7 @@ class _Tap:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         student = self.student[0]
         if student._recording:
-            student._features[self.level] = output[-1] if isinstance(output, (list, tuple)) else output
+            setattr(student, f"_{self.level}_map", output[-1] if isinstance(output, (list, tuple)) else output)
 
 
 def _submodule(student: str, network: nn.Module, name: str) -> nn.Module:

@@ -10,6 +10,7 @@ import sys
 import pytest
 from mini_acdc import write_acdc
 
+from nnunet_collab.core import shipped
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.data import convert_command
 
@@ -24,8 +25,10 @@ def test_unknown_dataset_name_lists_the_known_ones(tmp_path):
 def test_scripts_are_found_inside_a_wheel_and_beside_a_checkout(tmp_path, monkeypatch):
     package = tmp_path / "nnunet_collab"
     package.mkdir()
-    monkeypatch.setattr(convert_command.nnunet_collab, "__file__", str(package / "__init__.py"))
-    with pytest.raises(CollabError, match=r"the scripts must be in .*; there are none\. Install the package again"):
+    monkeypatch.setattr(shipped, "PACKAGE", package)
+    with pytest.raises(
+        CollabError, match=r"dataset_conversion: must be the folder .*; there is none\. Install the package again"
+    ):
         convert_command.conversion_folder()
     (tmp_path / "dataset_conversion").mkdir()
     assert convert_command.conversion_folder() == tmp_path / "dataset_conversion"

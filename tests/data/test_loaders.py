@@ -134,6 +134,8 @@ def test_seeding_sets_all_three_generators():
     assert draw(0) == draw(1)
 
 
+# batchgenerators' own thread ends with the error that it hands on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("source", [Failing(), Killed()], ids=["raises", "is killed"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_that_ends_ends_the_run_with_an_error(source, workers):

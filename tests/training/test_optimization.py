@@ -158,7 +158,7 @@ def test_learning_rates_follow_nnunets_schedulers_per_epoch_and_per_iteration(it
         return optimizer.param_groups[0]["lr"]
 
     warm = StudentSettings(name="W", optimizer="adamw", lr=3e-4, warmup=0.2, lr_per="iteration")
-    group, optimizers = make(SGD, warm)
+    _, optimizers = make(SGD, warm)
     optimizers.set_learning_rates(iteration)
     found = {name: o.param_groups[0]["lr"] for name, o in optimizers.optimizers.items()}
     assert found == optimizers.learning_rates(iteration)
