@@ -39,9 +39,8 @@ def main() -> None:
     for name, value in seconds.items():
         print(f"{name:24}{value * 1e3:12.1f}{value / alone:24.3f}")
     ratio = seconds["both, CTRCL"] / alone
-    print(
-        f"CTRCL step / (CNN step + Transformer step) = {ratio:.3f}, bar {BAR:.2f}: {'met' if ratio <= BAR else 'MISSED'}"
-    )
+    verdict = "met" if ratio <= BAR else "MISSED"
+    print(f"CTRCL step / (CNN step + Transformer step) = {ratio:.3f}, bar {BAR:.2f}: {verdict}")
 
 
 if __name__ == "__main__":

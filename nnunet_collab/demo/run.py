@@ -29,16 +29,24 @@ DATASET = "Dataset001_Phantom"
 PLANS, CONFIGURATION, TRAINER = "nnUNetPlans", "2d", "CTRCLTrainer"
 MARKER = ".nnunet_collab_demo"  # a folder with this file may be replaced
 
-# Small networks and a short run: the same code as a real training, in minutes on two CPU cores.
+# Small networks, one optimiser for both and a short run: the same code as a real training, in minutes on two CPU cores.
+_OPTIMIZER = {
+    "optimizer": "adamw",
+    "lr": 2e-3,
+    "weight_decay": 0.01,
+    "warmup": 0.05,
+    "lr_per": "iteration",
+    "grad_clip": 1.0,
+}
 SETTINGS: dict[str, Any] = {
-    "epochs": 16,
+    "epochs": 18,
     "iterations_per_epoch": 25,
     "val_iterations_per_epoch": 5,
     "batch_size": 8,
     "validate_ensemble": False,
     "students": {
-        "CNN": {"arch": {"features_per_stage": [16, 32, 64, 96, 96]}},
-        "Transformer": {"network": "segformer_b0", "lr": 1e-3},
+        "CNN": {"arch": {"features_per_stage": [16, 32, 64, 64, 64]}, **_OPTIMIZER},
+        "Transformer": {"network": "segformer_b0", **_OPTIMIZER},
     },
 }
 

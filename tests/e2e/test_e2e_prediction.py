@@ -68,11 +68,10 @@ def test_every_model_predicts_what_it_was_validated_on_as_it_was_validated(predi
 def test_the_trainers_own_model_predicts_the_mean_of_its_students(predicted, case):
     _, folders = predicted
     both, cnn, transformer = (probabilities(folders[model], case) for model in MODELS)
-    mean = (cnn + transformer) / 2
-    # nnU-Net averages logits over windows and mirrored copies, so both agree closely, not exactly.
-    assert np.abs(both - mean).max() < 0.02
-    assert np.abs(cnn - transformer).max() > 0.1
-    assert np.abs(both - cnn).max() > 0.05 < np.abs(both - transformer).max()
+    # nnU-Net averages logits over windows and mirrored copies, so it is the mean in each of them, and nearly so in the end.
+    from_mean = np.abs(both - (cnn + transformer) / 2).mean()
+    assert from_mean < 0.2 * min(np.abs(both - cnn).mean(), np.abs(both - transformer).mean())
+    assert from_mean < 0.01
 
 
 def test_ensemble_takes_the_published_students(predicted):

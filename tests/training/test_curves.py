@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 
 import matplotlib.image
 import pytest
@@ -21,7 +22,7 @@ def fill(curves, epoch, *, agreement=True):
         "lrs": 0.01,
         "epoch_start_timestamps": 100.0,
         "epoch_end_timestamps": 103.25,
-        "pseudo_dice/CNN": 0.7 + epoch / 10,
+        "pseudo_dice/CNN": 0.5 + epoch / 4,
         "pseudo_dice/Transformer": 0.5,
         "loss/CNN/supervised": 1.0,
         "loss/Transformer/rlcl": 0.25,
@@ -38,14 +39,14 @@ def curves(tmp_path):
 def test_keys_that_nnunet_does_not_know_are_logged_beside_its_own(curves):
     fill(curves, 0)
     fill(curves, 1)
-    assert curves.values["pseudo_dice/CNN"] == [0.7, 0.8]
+    assert curves.values["pseudo_dice/CNN"] == [0.5, 0.75]
     assert curves.values["ema_fg_dice"] == pytest.approx([0.7, 0.7])  # nnU-Net's own, which follows mean_fg_dice
     assert {len(values) for values in curves.values.values()} == {2}  # nnU-Net plots as many epochs as the shortest has
 
 
 def test_a_family_is_named_by_what_follows_its_prefix(curves):
     fill(curves, 0)
-    assert curves.family("pseudo_dice") == {"CNN": [0.7], "Transformer": [0.5]}
+    assert curves.family("pseudo_dice") == {"CNN": [0.5], "Transformer": [0.5]}
     assert curves.family("loss") == {"CNN/supervised": [1.0], "Transformer/rlcl": [0.25]}
     assert curves.family("train") == {}
 
@@ -56,7 +57,7 @@ def test_the_summary_says_the_last_epoch_in_words(curves):
     assert curves.summary() == [
         "train loss 0.5000, validation loss 0.5000",
         "weighted terms: CNN/supervised 1.0000, Transformer/rlcl 0.2500",
-        "pseudo Dice: CNN 0.8000, Transformer 0.5000, per class [0.6, 0.8123]",
+        "pseudo Dice: CNN 0.7500, Transformer 0.5000, per class [0.6, 0.8123]",
         "agreement of the students: 0.9000",
         "epoch time: 3.25 s",
     ]
@@ -76,33 +77,42 @@ def test_a_resumed_run_goes_on_with_the_curves_of_its_checkpoint(curves, tmp_pat
 
 
 @pytest.mark.parametrize("agreement", [True, False])
-def test_the_figure_is_a_picture_and_replaces_the_former_one(curves, tmp_path, agreement):
-    path = tmp_path / "collab_progress.png"
-    path.write_text("old")
-    fill(curves, 0, agreement=agreement)
-    curves.plot(path)
-    assert matplotlib.image.imread(path).shape == (1440, 1200, 4)
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+def test_numbers_and_figure_are_written_after_every_epoch(curves, tmp_path, agreement):
+    (tmp_path / "collab_progress.png").write_text("old")
+    for epoch in range(2):
+        fill(curves, epoch, agreement=agreement)
+        curves.write(tmp_path)
+        assert json.loads((tmp_path / "curves.json").read_text()) == {
+            "epochs": list(range(epoch + 1)),
+            "pseudo_dice": {"CNN": [0.5, 0.75][: epoch + 1], "Transformer": [0.5] * (epoch + 1)},
+            "losses": {"CNN/supervised": [1.0] * (epoch + 1), "Transformer/rlcl": [0.25] * (epoch + 1)},
+            "agreement": [0.9] * (epoch + 1) if agreement else None,
+        }
+        assert matplotlib.image.imread(tmp_path / "collab_progress.png").shape[1] >= 1200
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["collab_progress.png", "curves.json"]
 
 
-def test_nnunets_huge_fonts_do_not_reach_it(curves, tmp_path):
+def test_an_epoch_that_is_not_complete_is_left_out(curves):
     fill(curves, 0)
-    curves.plot(tmp_path / "before.png")
-    curves.logger.plot_progress_png(str(tmp_path))  # it sets its style for the whole process
-    curves.plot(tmp_path / "after.png")
-    assert (tmp_path / "after.png").read_bytes() == (tmp_path / "before.png").read_bytes()
+    curves.log("pseudo_dice/CNN", 0.9, 1)
+    curves.log("agreement", 0.9, 1)
+    plain = curves.as_plain()
+    assert plain["epochs"] == [0]
+    assert {
+        len(values) for values in (*plain["pseudo_dice"].values(), *plain["losses"].values(), plain["agreement"])
+    } == {1}
 
 
-def test_a_full_disk_keeps_the_former_figure(curves, tmp_path, monkeypatch):
-    path = tmp_path / "collab_progress.png"
-    path.write_text("old")
+def test_a_full_disk_keeps_the_former_numbers(curves, tmp_path, monkeypatch):
     fill(curves, 0)
+    curves.write(tmp_path)
+    before = (tmp_path / "curves.json").read_text()
 
-    def fail(*args, **kwargs):
+    def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
-    with pytest.raises(CollabError, match=r"collab_progress\.png: could not be written .*No space left"):
-        curves.plot(path)
-    assert path.read_text() == "old"
-    assert matplotlib.pyplot.get_fignums() == []  # figures of every epoch would pile up
+    monkeypatch.setattr("os.fsync", fail)
+    fill(curves, 1)
+    with pytest.raises(CollabError, match=r"curves\.json: could not be written .*No space left"):
+        curves.write(tmp_path)
+    assert (tmp_path / "curves.json").read_text() == before
