@@ -9,8 +9,11 @@ import torch
 
 import nnunet_collab.networks.segformer as segformer_module
 import nnunet_collab.training.trainer as trainer_module
+from nnunet_collab.core.files import write_json
 from nnunet_collab.core.settings import change
+from nnunet_collab.networks.blueprint import make_blueprint
 from nnunet_collab.networks.mix_transformer import MitVariant
+from nnunet_collab.training.students import build_students
 
 STRIDES_2D = [[1, 1], [2, 2], [2, 2], [2, 2]]
 STRIDES_3D = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [1, 2, 2]]  # thick slices
@@ -95,6 +98,22 @@ def shrink_segformer(monkeypatch):
     monkeypatch.setattr(segformer_module, "VARIANTS", {"b0": variant})
 
 
+def build_tiny_students(*settings, strides=STRIDES_2D, patch=(32, 32), residual=False, deep_supervision=True, log=None):
+    """Students as the trainer builds them, for images of one channel and three classes."""
+    planned = unet(strides, residual=residual)
+    torch.manual_seed(0)
+    return build_students(
+        settings,
+        {s.name: make_blueprint(s.name, s.network, s.arch, planned, patch) for s in settings},
+        input_channels=1,
+        num_outputs=3,
+        patch_size=patch,
+        deep_supervision=deep_supervision,
+        device=torch.device("cpu"),
+        log=[].append if log is None else log.append,
+    )
+
+
 def make_trainer(trainer_class, folder, monkeypatch, *, kind="plain", changes=None, configuration="2d", plans=None):
     """A trainer after `initialize`, on the CPU, whose students are the planned UNet and a shrunk SegFormer."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
@@ -129,6 +148,18 @@ def make_batch(trainer, kind="plain", seed=0):
     if scales is None:
         return {"data": image, "target": full}
     return {"data": image, "target": [_every_nth(full, scale) for scale in scales]}
+
+
+def finish_run(trainer, fold="fold_0", files=("checkpoint_final.pth", "checkpoint_best.pth")):
+    """Write what a training leaves behind (plans, dataset, fingerprint, checkpoints) and return the fold's folder."""
+    run = Path(trainer.output_folder_base)
+    write_json(run / "plans.json", trainer.plans_manager.plans)
+    write_json(run / "dataset.json", trainer.dataset_json)
+    (run / "dataset_fingerprint.json").write_text('{"spacings": []}')
+    (run / fold).mkdir(exist_ok=True)
+    for file in files:
+        trainer.save_checkpoint(str(run / fold / file))
+    return run / fold
 
 
 def _every_nth(tensor, scale):

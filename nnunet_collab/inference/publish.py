@@ -47,8 +47,9 @@ def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
         The fold folders written, `.../<Trainer>_<Student>__.../fold_X`.
 
     Raises:
-        CollabError: If the folder is not a run of this package, has no final checkpoint, names no such student, another
-            fold of the student was published with another network, or another run was trained in the student's folder.
+        CollabError: If the folder is not a run of this package, has no final checkpoint or a broken one, names no such
+            student, was trained with other networks than its plans.json describes, another fold of the student was
+            published with another network, or another run was trained in the student's folder.
     """
     run = fold.parent
     plans, dataset = _read_json(run / "plans.json"), _read_json(run / "dataset.json")
@@ -71,6 +72,9 @@ def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
     student_plans = {name: _student_plans(plans, configuration, name) for name in names}
     for name in names:
         _refuse_other_network(targets[name], student_plans[name], configuration, fold.name)
+    loaded = {file: checkpoints.load(file) for file in (fold / name for name in CHECKPOINTS) if file.is_file()}
+    for file, checkpoint in loaded.items():
+        _refuse_other_plans(file, checkpoint, record)
     fingerprint = run / "dataset_fingerprint.json"
     for name in names:
         target = targets[name]
@@ -80,9 +84,8 @@ def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
         if fingerprint.is_file():
             write_atomically(target / fingerprint.name, partial(shutil.copyfile, fingerprint))
         (target / fold.name).mkdir(exist_ok=True)
-    for file in (fold / name for name in CHECKPOINTS):
-        if file.is_file():
-            _publish_checkpoint(file, {name: targets[name] / fold.name / file.name for name in names}, student_plans)
+    for file, checkpoint in loaded.items():
+        _publish_checkpoint(checkpoint, {n: targets[n] / fold.name / file.name for n in names}, student_plans)
     return [targets[name] / fold.name for name in names]
 
 
@@ -115,8 +118,17 @@ def _refuse_other_network(target: Path, plans: dict[str, Any], configuration: st
             )
 
 
-def _publish_checkpoint(file: Path, targets: dict[str, Path], plans: dict[str, dict[str, Any]]) -> None:
-    checkpoint = checkpoints.load(file)
+def _refuse_other_plans(file: Path, checkpoint: dict[str, Any], record: dict[str, Any]) -> None:
+    """The folds of a run share its plans.json, so the last one trained may have replaced it."""
+    trained = checkpoint["init_args"]["plans"][KEY]["students"]
+    if trained != record["students"]:
+        raise CollabError(
+            f"{file}: must have been trained with the networks that the plans.json of its run describes; it was not. "
+            f"Another fold was trained with other settings in the same folder: give each its own run_name."
+        )
+
+
+def _publish_checkpoint(checkpoint: dict[str, Any], targets: dict[str, Path], plans: dict[str, dict[str, Any]]) -> None:
     for name, target in targets.items():
         prefix = f"students.{name}.network."
         weights = {k.removeprefix(prefix): v for k, v in checkpoint["network_weights"].items() if k.startswith(prefix)}

@@ -34,7 +34,7 @@ class _EagerOnFailure:
         try:
             return self.compiled(*args, **kwargs)  # type: ignore[misc]
         except torch._dynamo.exc.TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = " ".join(str(error).split())[:200]  # its first line names the backend alone
             self.log(f"WARNING: student {self.student.name}: torch.compile failed ({reason}); it goes on uncompiled.")
             self.student._compiled_call_impl = None
             return self.student(*args, **kwargs)

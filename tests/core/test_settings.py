@@ -119,10 +119,8 @@ def test_json_wins_over_the_preset_it_builds_on(presets):
         ({"number": math.inf}, "must be a finite number; got inf"),
         ({"number": math.nan}, "must be a finite number; got nan"),
         ({"number": 10**400}, "must be a finite number; got 1"),
-        ({"number": None}, "must be a finite number; got None"),
         ({"text": 1}, "setting 'text' must be a text; got 1"),
         ({"sizes": 5}, "setting 'sizes' must be a list; got 5"),
-        ({"sizes": {"a": 1}}, "setting 'sizes' must be a list"),
         ({"sizes": [1, "2"]}, "setting 'sizes'[1] must be an integer; got '2'"),
         ({"one": {"mode": "c"}}, "setting 'one': setting 'mode' must be one of 'a', 'b'; got 'c'"),
         ({"one": {"mode": ["a"]}}, "must be one of 'a', 'b'; got ['a']"),
@@ -151,10 +149,8 @@ def test_wrong_keys_and_types_are_refused_by_name(changes, message):
     ("value", "message"),
     [
         ("{'beta': 2}", f"{VARIABLE}: not valid JSON (Expecting property name"),
-        ("{]", "Mend the text"),
         ("no_such_preset", "'no_such_preset' is none of them. Presets: base, circle, numbers"),
         ("x" * 5000, "is none of them"),
-        ("[1]", "must be inline JSON, a JSON file or a preset"),
         ("numbers", 'numbers.json: must be a JSON object such as {"beta": 2.0}; got list'),
         ("circle", "must not build on each other in a circle; got circle -> circle"),
         ('{"preset": {}}', "'preset' must be the name of a preset or a file; got {}"),
@@ -231,11 +227,8 @@ def test_every_shipped_preset_loads_and_changes_something(name, monkeypatch):
     monkeypatch.setenv(VARIABLE, name)
     settings = settings_from_environment(CTRCLSettings())
     assert settings != CTRCLSettings()
-    assert from_json(CTRCLSettings, to_json(settings)) == settings
-
-
-def test_there_are_presets():
     assert len(preset_names()) >= 4
+    assert from_json(CTRCLSettings, to_json(settings)) == settings
 
 
 def test_json_round_trip_keeps_every_value():

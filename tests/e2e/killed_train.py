@@ -16,6 +16,8 @@ import torch
 from nnunetv2.run.run_training import run_training_entry
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from nnunet_collab import launch
+
 
 def die():
     os.killpg(os.getpgrp(), signal.SIGKILL)  # with the processes that load data, which would live on
@@ -43,8 +45,10 @@ def die_while_saving(name):
 
 if __name__ == "__main__":
     moment, value = sys.argv.pop(1).split(":")
-    if moment == "step":
+    if os.environ.get("RANK", "0") != "0":
+        pass
+    elif moment == "step":
         die_at_step(int(value))
     else:
         die_while_saving(value)
-    run_training_entry()
+    sys.exit(launch.main() if "RANK" in os.environ else run_training_entry())

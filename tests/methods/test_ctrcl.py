@@ -13,7 +13,6 @@ from nnunet_collab.core.types import region_target
 from nnunet_collab.losses.class_aware import class_aware_kl, region_class_aware_kl
 from nnunet_collab.losses.collaborative_kl import as_two_classes, ensemble_kl, mutual_kl, rectified_kl, selective_kl
 from nnunet_collab.methods.ctrcl import CTRCLTrainer
-from nnunet_collab.training.supervision import read_truth
 from nnunet_collab.training.trainer import CollabTrainer
 
 STUDENTS = ("CNN", "Transformer")
@@ -106,15 +105,16 @@ def test_every_switch_reaches_its_loss(make, changes, level_options, logit_optio
     outputs, target, truth = forward(trainer)
     terms = by_key(trainer.loss_terms(outputs, target, truth))
     own, peer = (outputs[name] for name in STUDENTS)
-    want = rectified_kl(own.logits, peer.logits, truth.target, **logit_options)
-    assert torch.equal(terms["CNN/rlcl"].value, want)
-    want = class_aware_kl(own.encoder, peer.encoder, truth.target, num_classes=3, **level_options)
-    parameters = [p for name, p in trainer.group["CNN"].named_parameters() if "encoder.stages.0" in name]
-    for value in (terms["CNN/cfcl_encoder"].value, want):
-        slopes = torch.autograd.grad(value, parameters, retain_graph=True)
-        parameters_and_value = [value, *slopes]
-        first = parameters_and_value if value is terms["CNN/cfcl_encoder"].value else first
-    assert all(map(torch.equal, first, parameters_and_value))
+    by_hand = [
+        rectified_kl(own.logits, peer.logits, truth.target, **logit_options),
+        class_aware_kl(own.encoder, peer.encoder, truth.target, num_classes=3, **level_options),
+    ]
+    parameters = list(trainer.group["CNN"].network.encoder.stages[0].parameters())
+    for name, want in zip(("rlcl", "cfcl_encoder"), by_hand, strict=True):
+        value = terms[f"CNN/{name}"].value
+        assert torch.equal(value, want)
+        slopes = [torch.autograd.grad(v, parameters, retain_graph=True) for v in (value, want)]
+        assert all(map(torch.equal, *slopes))
 
 
 @pytest.mark.parametrize(

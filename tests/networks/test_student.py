@@ -107,6 +107,7 @@ def test_a_direct_call_of_the_network_records_nothing():
     assert kept_by(student) == (None, None)
     tapped = student(image_of()).encoder
     student.network(2 * image_of())
+    assert kept_by(student) == (None, None)
     assert torch.equal(student(image_of()).encoder, tapped)
 
 

@@ -1,48 +1,28 @@
-"""Students built from plans: taps that fit each other, parameters that all learn, weights to start from, and refusals."""
+"""Students built from plans: taps that fit each other, parameters that all learn, first weights, and refusals."""
 
 from __future__ import annotations
 
 import copy
-import pickle
 import sys
 import types
 
 import pytest
 import torch
-from tiny import STRIDES_2D, STRIDES_3D, make_batch, make_trainer, shrink_segformer, unet
+from tiny import STRIDES_2D, STRIDES_3D, build_tiny_students, make_batch, make_trainer, shrink_segformer, unet
 from torch import nn
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.networks.blueprint import build_network, make_blueprint
-from nnunet_collab.networks.pretrained import PretrainedUnavailable
-from nnunet_collab.training import students as students_module
 from nnunet_collab.training.settings import CNN, TRANSFORMER, StudentSettings
-from nnunet_collab.training.students import build_ensemble, build_students
+from nnunet_collab.training.students import build_ensemble
 from nnunet_collab.training.trainer import CollabTrainer
 
-CPU = torch.device("cpu")
 SEGFORMER = StudentSettings(name="Transformer", network="segformer_b0")
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     shrink_segformer(monkeypatch)
-
-
-def build(*settings, strides=STRIDES_2D, patch=(32, 32), residual=False, deep_supervision=True, log=None):
-    planned = unet(strides, residual=residual)
-    blueprints = {s.name: make_blueprint(s.name, s.network, s.arch, planned, patch) for s in settings}
-    torch.manual_seed(0)
-    return build_students(
-        settings,
-        blueprints,
-        input_channels=1,
-        num_outputs=3,
-        patch_size=patch,
-        deep_supervision=deep_supervision,
-        device=CPU,
-        log=[].append if log is None else log.append,
-    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +36,7 @@ def build(*settings, strides=STRIDES_2D, patch=(32, 32), residual=False, deep_su
 )
 @pytest.mark.parametrize("residual", [False, True])
 def test_the_unets_encoder_stage_matches_the_transformers_map(strides, patch, stage, residual):
-    group = build(CNN, SEGFORMER, strides=strides, patch=patch, residual=residual)
+    group = build_tiny_students(CNN, SEGFORMER, strides=strides, patch=patch, residual=residual)
     assert group["CNN"].taps == {
         "encoder": f"encoder.stages.{stage}",
         "decoder": f"decoder.stages.{len(strides) - 2}",
@@ -68,29 +48,29 @@ def test_the_unets_encoder_stage_matches_the_transformers_map(strides, patch, st
 
 
 def test_the_match_is_the_nearest_stage_not_the_deepest():
-    shallow = StudentSettings(name="Other", arch={"n_stages": 3, "features_per_stage": [4, 6, 8], "strides": STRIDES_2D[:3],
-        "kernel_sizes": [[3, 3]] * 3, "n_conv_per_stage": [1] * 3, "n_conv_per_stage_decoder": [1] * 2},
-        encoder_tap="encoder.stages.2")  # fmt: skip
-    group = build(CNN, shallow)
+    arch = {"n_stages": 3, "features_per_stage": [4, 6, 8], "kernel_sizes": [[3, 3]] * 3, "strides": STRIDES_2D[:3]}
+    arch.update({"n_conv_per_stage": [1] * 3, "n_conv_per_stage_decoder": [1] * 2})
+    shallow = StudentSettings(name="Other", arch=arch, encoder_tap="encoder.stages.2")
+    group = build_tiny_students(CNN, shallow)
     assert group["CNN"].taps["encoder"] == "encoder.stages.2"
     assert group(torch.randn(2, 1, 32, 32))["CNN"].encoder.shape[2:] == (8, 8)
 
 
 def test_two_unets_are_compared_at_their_bottlenecks():
-    group = build(CNN, StudentSettings(name="Two"))
+    group = build_tiny_students(CNN, StudentSettings(name="Two"))
     assert {s.taps["encoder"] for s in group} == {"encoder.stages.3"}
 
 
 def test_the_users_taps_win():
     settings = StudentSettings(name="CNN", encoder_tap="encoder.stages.1", decoder_tap="decoder.stages.0")
-    group = build(settings, SEGFORMER)
+    group = build_tiny_students(settings, SEGFORMER)
     assert group["CNN"].taps == {"encoder": "encoder.stages.1", "decoder": "decoder.stages.0"}
 
 
 @pytest.mark.parametrize("deep_supervision", [False, True])
 def test_parameters_that_no_loss_reaches_are_frozen_and_told_all_others_learn(deep_supervision):
     log = []
-    group = build(CNN, SEGFORMER, deep_supervision=deep_supervision, log=log)
+    group = build_tiny_students(CNN, SEGFORMER, deep_supervision=deep_supervision, log=log)
     still = [name for name, p in group.named_parameters() if not p.requires_grad]
     heads = [0] if deep_supervision else [0, 1]  # of lower resolutions; the last is full resolution
     assert still == [f"students.CNN.network.decoder.seg_layers.{i}.{p}" for i in heads for p in ("weight", "bias")]
@@ -104,7 +84,7 @@ def test_parameters_that_no_loss_reaches_are_frozen_and_told_all_others_learn(de
 
 def test_the_trial_changes_no_weight_no_statistic_and_no_random_number():
     norms = StudentSettings(name="CNN", arch={"norm_op": "torch.nn.modules.batchnorm.BatchNorm2d"})
-    group = build(norms)
+    group = build_tiny_students(norms)
     after = torch.rand(3)
     torch.manual_seed(0)
     alone = build_network(
@@ -112,81 +92,6 @@ def test_the_trial_changes_no_weight_no_statistic_and_no_random_number():
     )
     assert torch.equal(torch.rand(3), after)
     assert all(map(torch.equal, group["CNN"].network.state_dict().values(), alone.state_dict().values()))
-
-
-@pytest.fixture
-def published(tmp_path):
-    """A fold folder of a model whose network is the planned UNet."""
-    torch.manual_seed(7)
-    network = build_network(unet(), 1, 3, deep_supervision=False)
-    torch.save(
-        {"network_weights": network.state_dict(), "trainer_name": "nnUNetTrainer"}, tmp_path / "checkpoint_final.pth"
-    )
-    return tmp_path, network
-
-
-@pytest.mark.parametrize("whole_folder", [True, False])
-def test_a_frozen_student_has_the_published_weights_and_only_teaches(published, whole_folder):
-    folder, network = published
-    path = folder if whole_folder else folder / "checkpoint_final.pth"
-    log = []
-    group = build(StudentSettings(name="CNN", frozen=str(path)), SEGFORMER, log=log)
-    teacher = group.train()["CNN"]
-    assert all(map(torch.equal, teacher.network.state_dict().values(), network.state_dict().values()))
-    assert teacher.origin == f"frozen, from {path}"
-    assert f"student CNN: frozen, from {path}" in log
-    output = teacher(torch.randn(2, 1, 32, 32))
-    assert (output.logits.requires_grad, output.encoder.requires_grad, teacher.training) == (False, False, False)
-    assert output.auxiliary == ()
-
-
-class _Stranger:
-    """Something that a file may hold and that cannot be found again."""
-
-
-@pytest.mark.parametrize("content", ["missing", "text", "other network", "no weights", "a list", "a foreign class"])
-def test_a_model_that_cannot_teach_is_refused(published, content, monkeypatch):
-    folder, network = published
-    path = folder / "checkpoint_final.pth"
-    weights = dict(list(network.state_dict().items())[1:])
-    if content == "missing":
-        path.unlink()
-    elif content == "text":
-        path.write_text("not a checkpoint")
-    elif content == "a foreign class":
-        torch.save(_Stranger(), path, pickle_module=pickle)
-        monkeypatch.delattr(sys.modules[__name__], "_Stranger")
-    else:
-        torch.save({"other network": {"network_weights": weights}, "no weights": {}, "a list": [1]}[content], path)
-    with pytest.raises(CollabError) as caught:
-        build(StudentSettings(name="CNN", frozen=str(folder)), SEGFORMER)
-    assert "student 'CNN': setting 'frozen' must name the fold folder of a model whose network is the same" in str(
-        caught.value
-    )
-    assert f"loading {path} failed: " in str(caught.value)
-
-
-def unavailable(_):
-    raise PretrainedUnavailable("no way to the hub.")
-
-
-@pytest.mark.parametrize("required", ["", "0", "1", "True"])
-def test_imagenet_weights_are_recorded_missed_loudly_or_demanded(required, monkeypatch):
-    settings = StudentSettings(name="Transformer", network="segformer_b0", pretrained=True)
-    monkeypatch.setenv("nnUNet_collab_require_pretrained", required)
-    monkeypatch.setattr(students_module, "load_imagenet_weights", lambda _: "hub/mit-b0")
-    assert build(settings)["Transformer"].origin == "hub/mit-b0"
-    monkeypatch.setattr(students_module, "load_imagenet_weights", unavailable)
-    if required in ("1", "True"):
-        with pytest.raises(CollabError, match="no way to the hub"):
-            build(settings)
-        return
-    log = []
-    assert build(settings, log=log)["Transformer"].origin == "random initialisation"
-    assert log[0] == (
-        "WARNING: student Transformer starts from RANDOM weights, not from ImageNet: no way to the hub. "
-        "(Set nnUNet_collab_require_pretrained=1 to make this an error.)"
-    )
 
 
 @pytest.fixture
@@ -254,21 +159,21 @@ def strange(monkeypatch):
 def test_networks_that_do_not_fit_are_refused_by_name(name, tap, message, level):
     settings = StudentSettings(name="F", network=f"strange.{name}", **{f"{level}_tap": tap})
     with pytest.raises(CollabError) as caught:
-        build(CNN, settings)
+        build_tiny_students(CNN, settings)
     assert str(caught.value).startswith("student 'F': ")
     assert message in str(caught.value)
 
 
 @pytest.mark.usefixtures("strange")
 def test_an_unused_branch_of_a_foreign_network_is_frozen():
-    group = build(StudentSettings(name="F", network="strange.Base"))
+    group = build_tiny_students(StudentSettings(name="F", network="strange.Base"))
     still = {name for name, p in group["F"].network.named_parameters() if not p.requires_grad}
     assert still == {"model.never_called.weight", "model.never_called.bias"}
 
 
 @pytest.mark.parametrize("regions", [False, True])
 def test_the_ensemble_for_prediction_takes_the_weights_of_the_trained_group(regions):
-    group = build(CNN, SEGFORMER)
+    group = build_tiny_students(CNN, SEGFORMER)
     blueprints = {s.name: make_blueprint(s.name, s.network, {}, unet(), (32, 32)) for s in (CNN, SEGFORMER)}
     ensemble = build_ensemble(blueprints, 1, 3, regions=regions)
     ensemble.load_state_dict(copy.deepcopy(group.state_dict()))

@@ -11,10 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from nnunet_collab import figures as module
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.demo import figure as module
-from nnunet_collab.demo.figure import OverlayRow, largest_slice, learning_curves_figure, overlay_figure
 from nnunet_collab.demo.phantom import make_case
+from nnunet_collab.figures import OverlayRow, largest_slice, learning_curves_figure, overlay_figure
 
 
 @pytest.fixture(autouse=True)
