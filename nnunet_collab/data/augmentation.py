@@ -1,10 +1,11 @@
-"""The papers' light augmentation in place of nnU-Net's."""
+"""nnU-Net's augmentation made repeatable, and the papers' light one in its place."""
 
 from __future__ import annotations
 
 import math
 
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
@@ -13,6 +14,23 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 # (TransUNet's, also SSL4MIS's) rotates half of the samples by up to 20 degrees; flips are nnU-Net's mirroring.
 ROTATION_PROBABILITY = 0.5
 ROTATION_RADIANS = (-20 / 180 * math.pi, 20 / 180 * math.pi)
+
+
+def without_timing(planned: ComposeTransforms) -> ComposeTransforms:
+    """nnU-Net's training transforms as functions of their random numbers alone.
+
+    nnU-Net lets its blur time two implementations, which differ in the last bits, and keep the faster one. The same
+    batch would then differ between runs and between workers. Here it always convolves directly, the faster way for
+    kernels as short as nnU-Net's.
+
+    Args:
+        planned: What `nnUNetTrainer.get_training_transforms` returns; its transforms are changed in place.
+    """
+    for transform in planned.transforms:
+        inner = getattr(transform, "transform", transform)
+        if isinstance(inner, GaussianBlurTransform):
+            inner.benchmark = False
+    return planned
 
 
 def flips_and_rotations_only(planned: ComposeTransforms) -> ComposeTransforms:

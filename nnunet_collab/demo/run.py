@@ -119,7 +119,9 @@ def run_demo(
         name: evaluate_folders(path, raw / "labelsTs", dataset_json=raw / "dataset.json", processes=1, progress=False)
         for name, path in predictions.items()
     }
-    _draw(folder, raw, predictions, frames, paths["nnUNet_results"])
+    # The two ways to combine the students look alike; the figure shows one.
+    drawn = {name: path for name, path in predictions.items() if name != "both"}
+    _draw(folder, raw, drawn, frames, paths["nnUNet_results"])
     _print_table(frames, test_cases)
     minutes = (time.time() - began) / 60
     print(f"\nFigures: {folder / 'overlays.png'}\n         {folder / 'learning_curves.png'}")
@@ -219,7 +221,7 @@ def _row(case: str, raw: Path, predictions: Mapping[str, Path], frames: Mapping[
     read = {name: _array(path / f"{case}.nii.gz") for name, path in predictions.items()}
     truth = _array(raw / "labelsTs" / f"{case}.nii.gz")
     z = largest_slice(truth)
-    dice = {name: float(frame.loc[frame["case"] == case, "dice"].mean()) for name, frame in frames.items()}
+    dice = {name: float(frames[name].loc[frames[name]["case"] == case, "dice"].mean()) for name in predictions}
     return OverlayRow(
         case=case,
         image=sitk.GetArrayFromImage(image)[z],

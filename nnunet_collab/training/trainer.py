@@ -26,7 +26,7 @@ from torch.amp import GradScaler
 from nnunet_collab.core import checkpoint as checkpoints
 from nnunet_collab.core.settings import settings_from_environment, to_json
 from nnunet_collab.core.types import StudentOutput, Term
-from nnunet_collab.data.augmentation import flips_and_rotations_only
+from nnunet_collab.data.augmentation import flips_and_rotations_only, without_timing
 from nnunet_collab.data.loaders import in_background
 from nnunet_collab.training import distributed, planning
 from nnunet_collab.training.compilation import compile_students
@@ -168,7 +168,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Switch the auxiliary outputs of every student that has them."""
         for student in self.group:
-            student.set_deep_supervision(enabled and self.enable_deep_supervision)
+            student.set_deep_supervision(enabled and self.enable_deep_supervision and not student.frozen)
 
     def plot_network_architecture(self) -> None:
         """Nothing: nnU-Net's plot shows a single network, and needs a package that no longer works."""
@@ -186,7 +186,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
         """nnU-Net's transforms, or the paper's light ones."""
-        planned = super().get_training_transforms(*args, **kwargs)
+        planned = without_timing(super().get_training_transforms(*args, **kwargs))
         return planned if self.settings.augmentation == "nnunet" else flips_and_rotations_only(planned)
 
     def get_dataloaders(self) -> tuple[Any, Any]:

@@ -1,7 +1,8 @@
-"""The papers' light augmentation: rotation, flips, and nothing else."""
+"""nnU-Net's augmentation without a clock in it, and the papers' light one: rotation, flips, and nothing else."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_collab.data.augmentation import flips_and_rotations_only
+from nnunet_collab.data.augmentation import flips_and_rotations_only, without_timing
 
 FULL_TURN = (-math.pi, math.pi)
 
@@ -31,6 +32,31 @@ def names(composed):
 def spatial(composed):
     (transform,) = (t for t in composed.transforms if isinstance(t, SpatialTransform))
     return transform
+
+
+def blurred(transforms, monkeypatch, seconds_per_look):
+    """A blurred image, where the clock advances by these seconds from one look at it to the next."""
+    times = itertools.accumulate(seconds_per_look)
+    monkeypatch.setattr("batchgeneratorsv2.transforms.noise.gaussian_blur.time", lambda: next(times))
+    (blur,) = (
+        t.transform
+        for t in transforms.transforms
+        if type(getattr(t, "transform", None)).__name__ == "GaussianBlurTransform"
+    )
+    blur.p_per_channel = 1
+    np.random.seed(0), torch.manual_seed(0)  # noqa: NPY002
+    return blur(image=torch.rand(1, 64, 64))["image"]
+
+
+def test_the_blur_does_not_depend_on_how_fast_the_machine_is(monkeypatch):
+    def both(transforms):
+        # Two implementations are timed, one after the other; either may come out as the faster one.
+        return [blurred(transforms(), monkeypatch, looks) for looks in (itertools.count(1), itertools.count(10**6, -1))]
+
+    assert not torch.equal(*both(planned))  # so it is in nnU-Net
+    first, second = both(lambda: without_timing(planned()))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, both(planned)[0], rtol=1e-4, atol=1e-5)  # and it still blurs
 
 
 def test_geometry_and_labels_stay_in_nnunets_order():

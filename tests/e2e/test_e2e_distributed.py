@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from ddp_gradients import CASES
-from e2e_nnunet import DATASETS, STUDENTS, TINY, Training, read_json
+from e2e_nnunet import DATASETS, KILLED_TRAIN, STUDENTS, TINY, Training, differing_tensors, read_json
 
 pytestmark = pytest.mark.slow
 
@@ -45,21 +45,44 @@ def test_two_processes_have_the_gradients_of_one(case, gradients):
             assert (a - b).norm() <= 1e-4 * a.norm() + 1e-6 * whole, name
 
 
-def test_torchrun_trains_publishes_and_validates(workspace):
-    arguments = (DATASETS["plain"], "2d", 1, "-tr", "CTRCLTrainer", "-device", "cpu", "--npz")
-    done = workspace.run(
-        *TORCHRUN, "-m", "nnunet_collab.launch", *arguments, settings=TINY, group="torchrun", workers=1
-    )
-    training = Training(workspace, "plain", "2d", done, "torchrun", number=1)
-    run = training.checkpoint()
+@pytest.fixture(scope="session")
+def shared_training(workspace):
+    """CTRCLTrainer in two processes, with two validation cases."""
+    return launch(workspace, "torchrun", "--npz")
+
+
+def launch(workspace, group, *flags, start=("-m", "nnunet_collab.launch"), **options):
+    arguments = (DATASETS["plain"], "2d", 1, "-tr", "CTRCLTrainer", "-device", "cpu")
+    done = workspace.run(*TORCHRUN, *start, *arguments, *flags, settings=TINY, group=group, workers=1, **options)
+    return Training(workspace, "plain", "2d", done, group, number=1)
+
+
+def test_torchrun_trains_publishes_and_validates(shared_training):
+    run = shared_training.checkpoint()
     assert run["nnunet_collab"]["iteration"] == 4
-    assert len(run["nnunet_collab"]["random_states"]) == 2
     states = [state["torch"] for state in run["nnunet_collab"]["random_states"]]
+    assert len(states) == 2
     assert not torch.equal(*states)  # dropout differs between processes
     assert all(len(values) == 2 for values in run["logging"].values())
-    for folder in (training.fold, *map(training.student, STUDENTS)):
+    for folder in (shared_training.fold, *map(shared_training.student, STUDENTS)):
         summary = read_json(folder / "validation" / "summary.json")
         assert len(summary["metric_per_case"]) == 2  # one case for each process
         assert len(list((folder / "validation").glob("*.npz"))) == 2
     for student in STUDENTS:
-        assert training.checkpoint(student)["trainer_name"] == "nnUNetTrainer"
+        assert shared_training.checkpoint(student)["trainer_name"] == "nnUNetTrainer"
+
+
+def test_when_one_process_is_killed_the_other_ends_and_both_continue_exactly(shared_training, workspace):
+    group = "torchrun_killed"
+    killed = launch(workspace, group, start=(KILLED_TRAIN, "step:6"), fails=True)
+    assert "SIGKILL" in killed.done.err
+    assert not (killed.fold / "checkpoint_final.pth").exists()
+    assert killed.checkpoint(name="checkpoint_latest.pth")["current_epoch"] == 1
+    continued = launch(workspace, group, "--c")
+    ours, theirs = continued.checkpoint(), shared_training.checkpoint()
+    assert differing_tensors(ours["network_weights"], theirs["network_weights"]) == []
+    assert curves(ours) == curves(theirs)
+
+
+def curves(checkpoint):
+    return {key: values for key, values in checkpoint["logging"].items() if not key.endswith("_timestamps")}

@@ -68,7 +68,7 @@ def test_every_model_predicts_what_it_was_validated_on_as_it_was_validated(predi
 def test_the_trainers_own_model_predicts_the_mean_of_its_students(predicted, case):
     _, folders = predicted
     both, cnn, transformer = (probabilities(folders[model], case) for model in MODELS)
-    # nnU-Net averages logits over windows and mirrored copies, so it is the mean in each of them, and nearly so in the end.
+    # nnU-Net averages logits over windows and mirrored copies: exactly the mean in each of them, nearly so in the end.
     from_mean = np.abs(both - (cnn + transformer) / 2).mean()
     assert from_mean < 0.2 * min(np.abs(both - cnn).mean(), np.abs(both - transformer).mean())
     assert from_mean < 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 
 import pytest
@@ -39,14 +40,23 @@ def assert_same(a, b, where=""):
         assert a == b or (a != a and b != b), where
 
 
-def assert_ends_alike(training, reference):
+def set_chance_apart(checkpoint):
+    """What the seed determines, and the states of Python's and numpy's generators: no seed says where they start."""
+    determined = copy.deepcopy(checkpoint)
+    for key in [key for key in determined["logging"] if key.endswith("_timestamps")]:
+        del determined["logging"][key]
+    states = determined["nnunet_collab"]["random_states"]
+    return determined, [{key: state.pop(key) for key in ("python", "numpy")} for state in states]
+
+
+def assert_ends_alike(training, reference, interrupted):
+    """The same checkpoints and models; `interrupted` is the checkpoint that the training was continued from."""
     for name in ("checkpoint_final.pth", "checkpoint_best.pth"):
-        ours, theirs = training.checkpoint(name=name), reference.checkpoint(name=name)
+        ours, generators = set_chance_apart(training.checkpoint(name=name))
+        theirs, _ = set_chance_apart(reference.checkpoint(name=name))
         assert differing_tensors(ours["network_weights"], theirs["network_weights"]) == []
-        for checkpoint in (ours, theirs):
-            for key in [key for key in checkpoint["logging"] if key.endswith("_timestamps")]:
-                del checkpoint["logging"][key]
         assert_same(ours, theirs, name)
+        assert_same(generators, set_chance_apart(interrupted)[1], name)
     assert not (training.fold / "checkpoint_latest.pth").exists()
     for student in STUDENTS:
         assert (training.student(student) / "validation" / "summary.json").is_file()
@@ -67,9 +77,10 @@ def test_killed_and_continued_equals_uninterrupted(moment, workers, configuratio
     assert "checkpoint_final.pth" not in left
     partial = [name for name in left if name.endswith(".partial")]
     assert len(partial) == (moment == WHILE_SAVING)  # the half-written file was there, under another name
-    assert training.checkpoint(name="checkpoint_latest.pth")["current_epoch"] == 1
+    interrupted = training.checkpoint(name="checkpoint_latest.pth")
+    assert interrupted["current_epoch"] == 1
     workspace.train("plain", configuration, "--c", group=group, workers=workers)
-    assert_ends_alike(training, reference)
+    assert_ends_alike(training, reference, interrupted)
 
 
 def test_killed_while_replacing_a_checkpoint_the_old_one_is_intact(workspace, trainings):

@@ -135,6 +135,7 @@ def test_a_frozen_student_teaches_and_is_not_taught(make, teacher, tmp_path):
     learner = STUDENTS[1 - STUDENTS.index(teacher)]
     before = [p.clone() for p in trainer.group[teacher].parameters()]
     result = trainer.train_step(make_batch(trainer))
+    assert trainer.group[teacher](make_batch(trainer)["data"]).auxiliary == ()  # nobody would use them
     assert set(result["terms"]) == {f"{learner}/{name}" for name in ALL_TERMS}
     assert all(map(torch.equal, trainer.group[teacher].parameters(), before))
     assert not trainer.group[teacher].training

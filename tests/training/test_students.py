@@ -188,6 +188,14 @@ def test_a_trainer_is_initialised_once(tmp_path, monkeypatch):
         trainer.initialize()
 
 
+@pytest.mark.parametrize("augmentation", ["nnunet", "flips_and_rotations"])
+def test_training_transforms_are_the_chosen_ones_and_free_of_timing(augmentation, tmp_path, monkeypatch):
+    trainer = make_trainer(CollabTrainer, tmp_path, monkeypatch, changes={"augmentation": augmentation})
+    transforms = trainer.get_training_transforms((32, 32), (-0.1, 0.1), None, (0, 1), False).transforms
+    blurs = [t.transform for t in transforms if "Blur" in type(getattr(t, "transform", None)).__name__]
+    assert [blur.benchmark for blur in blurs] == ([False] if augmentation == "nnunet" else [])
+
+
 def test_the_same_seed_makes_the_same_students_and_another_seed_others(tmp_path, monkeypatch):
     def first(seed):
         trainer = make_trainer(CollabTrainer, tmp_path, monkeypatch, changes={"seed": seed})
