@@ -133,7 +133,9 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
         if agreement is not None:
             _draw_curve(panels[2], epochs, agreement, _GREY, "-")
             least = np.floor(10 * np.nanmin([*agreement, 0.9])) / 10
-            panels[2].set(title="Agreement between students", ylabel="Dice of their predictions, 0 to 1", ylim=(least, 1.005))
+            panels[2].set(
+                title="Agreement between students", ylabel="Dice of their predictions, 0 to 1", ylim=(least, 1.005)
+            )
         for axes in panels:
             axes.set(xlabel="epoch", xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))

@@ -1,4 +1,4 @@
-"""What every test starts from: no settings of the user's, and the helpers of this folder importable."""
+"""What every test starts from: no settings of the user's, and the modules of this folder importable."""
 
 from __future__ import annotations
 

@@ -105,12 +105,19 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str 
     """Names of the settings in which two results of `to_json` differ, with both values."""
     lines = []
     for key in sorted({*ours, *theirs}):
-        a, b = ours.get(key), theirs.get(key)
+        a, b = _by_name(ours.get(key)), _by_name(theirs.get(key))
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += differences(a, b, f"{prefix}{key}.")
         elif a != b:
             lines.append(f"{prefix}{key}: {a!r} here, {b!r} there")
     return lines
+
+
+def _by_name(value: Any) -> Any:
+    """A list of named things (the students) as an object by name, so that what differs in one of them can be told."""
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) and "name" in item for item in value):
+        return {str(item["name"]): item for item in value}
+    return value
 
 
 def _parse(value: str) -> dict[str, Any]:

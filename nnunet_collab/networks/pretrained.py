@@ -105,8 +105,7 @@ def load_imagenet_weights(network: nn.Module) -> str:
         return _load_timm(network)
     raise PretrainedUnavailable(
         "pretrained weights: there are ImageNet weights for SegFormer and SemanticFPN only; found "
-        f"{type(network).__name__}. Train it from random weights, or load its weights as nnU-Net does, with "
-        "-pretrained_weights."
+        f"{type(network).__name__}. Set 'pretrained' of this student to false."
     )
 
 

@@ -341,7 +341,9 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         epoch = self.current_epoch
         for name, values in per_class.items():
             self.curves.log(f"pseudo_dice/{name}", float(np.nanmean(values)), epoch)
-        mean = np.nanmean(np.stack(list(per_class.values())), axis=0)
+        # A frozen teacher does not learn, so it has no say in which checkpoint is best.
+        learners = [per_class[s.name] for s in self.settings.students if not s.frozen]
+        mean = np.nanmean(np.stack(learners), axis=0)
         self.curves.log("mean_fg_dice", float(np.nanmean(mean)), epoch)
         self.curves.log("dice_per_class_or_region", mean.tolist(), epoch)
         self.curves.log("val_losses", float(np.mean([o["loss"] for o in outputs])), epoch)

@@ -247,4 +247,6 @@ def test_differences_name_the_settings_with_both_values():
     ours, theirs = {"a": 1, "b": {"c": 2, "d": [1]}, "e": 5}, {"a": 1, "b": {"c": 3, "d": [1]}, "f": None}
     assert differences(ours, theirs) == ["b.c: 2 here, 3 there", "e: 5 here, None there"]
     assert differences(to_json(CTRCLSettings()), to_json(CTRCLSettings())) == []
+    slower = change(CTRCLSettings(), {"students": {"CNN": {"lr": 0.005}}}, "here")
+    assert differences(to_json(slower), to_json(CTRCLSettings())) == ["students.CNN.lr: 0.005 here, 0.01 there"]
     assert differences(to_json(CTRCLSettings()), to_json(CTRCLSettings(seed=1))) == ["seed: 0 here, 1 there"]
