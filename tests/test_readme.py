@@ -55,7 +55,7 @@ def test_the_users_day(tmp_path: Path) -> None:
         **{name: str(folder) for name, folder in folders.items()},
         "nnUNet_collab_settings": json.dumps(TINY),
         "nnUNet_extTrainer": "",
-        "nnUNet_n_proc_DA": "0",
+        "nnUNet_n_proc_DA": "1",
         "nnUNet_def_n_proc": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
