@@ -9,12 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
-from mini_acdc import write_acdc
 
 import nnunet_collab
 from nnunet_collab.core.settings import preset_names, settings_from_environment
+from nnunet_collab.demo.phantom import make_case
 from nnunet_collab.methods.ctrcl import CTRCLSettings
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +43,22 @@ def commands(title: str) -> list[str]:
     """Lines of the section's first block of commands, without their comments."""
     lines = [line.split("  #")[0].strip() for line in code(title)[0].splitlines()]
     return [line for line in lines if line]
+
+
+def write_acdc(root: Path) -> None:
+    """Phantoms in ACDC's official layout, large enough for nnU-Net to plan a real network."""
+    rng = np.random.default_rng(0)
+    for number in range(1, 7):
+        patient = f"patient{number:03d}"
+        folder = root / ("training" if number < 6 else "testing") / patient
+        folder.mkdir(parents=True)
+        (folder / "Info.cfg").write_text("ED: 1\nES: 8\nGroup: NOR\n")
+        for frame in (1, 8):
+            image, labels = make_case(rng, shape=(4, 64, 64), spacing_mm=(10.0, 1.5, 1.5))
+            for array, ending in ((image, ""), (labels, "_gt")):
+                volume = sitk.GetImageFromArray(array)
+                volume.SetSpacing((1.5, 1.5, 10.0))
+                sitk.WriteImage(volume, str(folder / f"{patient}_frame{frame:02d}{ending}.nii.gz"))
 
 
 @pytest.mark.slow
