@@ -28,6 +28,7 @@ from nnunet_collab.training.supervision import supervised_loss
 SCALES = {
     "2d": {"patch": (256, 224), "batch": 14, "features": [32, 64, 128, 256, 512, 512]},
     "3d": {"patch": (16, 256, 224), "batch": 2, "features": [32, 64, 128, 256, 320, 320]},
+    "2d_batch4": {"patch": (256, 224), "batch": 4, "features": [32, 64, 128, 256, 512, 512]},
     "2d_small": {"patch": (160, 160), "batch": 8, "features": [16, 32, 64, 128, 128, 128]},
     "3d_small": {"patch": (8, 96, 96), "batch": 2, "features": [16, 32, 64, 96, 96, 96]},
 }

@@ -246,7 +246,9 @@ def _pool(features: Tensor, size: tuple[int, ...]) -> Tensor:
     if any(new * factor != old for old, new, factor in zip(features.shape[2:], size, factors, strict=True)):
         adaptive = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
         return adaptive(features.to(dtype), size).flatten(2)  # type: ignore[arg-type]
-    # Equal to adaptive pooling, but deterministic on CUDA, and without a float32 copy of the whole map.
+    if features.dtype == dtype and features.device.type == "cpu":
+        return (F.avg_pool2d if len(size) == 2 else F.avg_pool3d)(features, factors).flatten(2)
+    # Equal, but deterministic on CUDA, and without a float32 copy of the whole map.
     for axis, factor in reversed(list(enumerate(factors, start=2))):
         features = features.unflatten(axis, (-1, factor))  # type: ignore[no-untyped-call]
     inner = tuple(range(3, 3 + 2 * len(size), 2))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -27,6 +29,54 @@ def check_environment() -> None:
                 f"environment variable {name}: must name a folder; it is not set. "
                 f"Write e.g. `export {name}=$HOME/nnunet/{name.removeprefix('nnUNet_')}`."
             )
+
+
+def check_cases(folder: Path, splits: Path | None) -> None:
+    """Raise unless there are preprocessed cases to train and to validate with.
+
+    Args:
+        folder: Preprocessed cases of the configuration.
+        splits: nnU-Net's `splits_final.json`, which nnU-Net writes if it is not there; None to train with all cases.
+
+    Raises:
+        CollabError: If the configuration is not preprocessed, or there are too few cases.
+    """
+    cases = len(list(folder.glob("*.pkl")))
+    if cases == 0:
+        raise CollabError(
+            f"{folder}: must hold the preprocessed cases of the configuration; there are none. "
+            f"Run nnUNetv2_plan_and_preprocess for it."
+        )
+    if cases < 2:
+        raise CollabError(
+            f"{folder}: a training needs two cases or more, to train and to validate with; there is 1. "
+            f"Add cases to the dataset, then plan and preprocess it again."
+        )
+    if splits is not None and not splits.is_file() and cases < 5:
+        raise CollabError(
+            f"{splits}: is not there, and nnU-Net needs five cases or more to split them by itself; there are {cases}. "
+            f'Write the file, one object per fold: [{{"train": ["case1"], "val": ["case2"]}}]; or train fold all.'
+        )
+
+
+def check_other_folds(fold: Path, plans: dict[str, Any], configuration: str) -> None:
+    """Raise if another fold of the run was trained with other networks: the folds share one plans.json.
+
+    Raises:
+        CollabError: Naming the folds, whose models the new plans.json would make unreadable.
+    """
+    others = sorted(f.name for f in fold.parent.glob("fold_*") if f != fold and any(f.glob("checkpoint_*.pth")))
+    try:
+        old = json.loads((fold.parent / "plans.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return  # never trained, or killed while nnU-Net wrote the file
+    same_networks = old.get(KEY, {}).get("students") == plans[KEY]["students"]
+    patch_sizes = [p["configurations"].get(configuration, {}).get("patch_size") for p in (old, plans)]
+    if others and not (same_networks and patch_sizes[0] == patch_sizes[1]):
+        raise CollabError(
+            f"{fold.parent}: all folds of a run share one plans.json, so they must share the networks and the patch size; "
+            f"{', '.join(others)} was trained with others. Train under another run_name, or move that folder away."
+        )
 
 
 def adapt_plans(plans: dict[str, Any], configuration: str, settings: TrainingSettings, trainer_name: str) -> None:

@@ -249,6 +249,8 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     def on_train_start(self) -> None:
         """Refuse to overwrite another run, then start as nnU-Net does, with the random states of a resumed run."""
         self._refuse_to_overwrite()
+        splits = None if self.fold == "all" else Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+        planning.check_cases(Path(self.preprocessed_dataset_folder), splits)
         super().on_train_start()
         self.print_to_log_file("settings:", to_json(self.settings), add_timestamp=False)
         if self._resume_states is not None:
@@ -262,6 +264,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             path = Path(self.output_folder, name)
             if path.is_file():
                 checkpoints.check_fits(path, checkpoints.load(path), self.trainer_name, to_json(self.settings))
+        planning.check_other_folds(Path(self.output_folder), self.plans_manager.plans, self.configuration_name)
 
     def on_train_epoch_start(self) -> None:
         """Training mode, and the learning rates in the log."""
