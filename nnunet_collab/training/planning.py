@@ -74,8 +74,8 @@ def check_other_folds(fold: Path, plans: dict[str, Any], configuration: str) -> 
     patch_sizes = [p["configurations"].get(configuration, {}).get("patch_size") for p in (old, plans)]
     if others and not (same_networks and patch_sizes[0] == patch_sizes[1]):
         raise CollabError(
-            f"{fold.parent}: all folds of a run share one plans.json, so they must share the networks and the patch size; "
-            f"{', '.join(others)} was trained with others. Train under another run_name, or move that folder away."
+            f"{fold.parent}: all folds of a run share one plans.json, so they must share the networks and the patch "
+            f"size; {', '.join(others)} was trained with others. Train under another run_name, or move it away."
         )
 
 

@@ -62,17 +62,19 @@ def training(request, trainings):
 
 @pytest.fixture
 def in_process(workspace, monkeypatch):
-    """Makes trainers in this process: `(trainer, kind, configuration, settings, group) -> trainer`."""
+    """Makes trainers in this process, by kind of labels and configuration."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def make(trainer, kind, configuration, settings=TINY, group="in_process"):
+    def make(
+        trainer, kind, configuration, settings=TINY, group="in_process", *, fold=0, plans="nnUNetPlans", where=workspace
+    ):
         from nnunetv2.run.run_training import get_trainer_from_args
 
-        for name, value in workspace.variables(group, settings).items():
+        for name, value in where.variables(group, settings).items():
             monkeypatch.setenv(name, value)
-        dataset = workspace.dataset(kind)
-        return get_trainer_from_args(dataset, configuration, 0, trainer, device=torch.device("cpu"))
+        cpu = torch.device("cpu")
+        return get_trainer_from_args(where.dataset(kind), configuration, fold, trainer, plans, device=cpu)
 
     for name in [name for name in os.environ if name.startswith("nnUNet_")]:
         monkeypatch.delenv(name)

@@ -108,6 +108,17 @@ def test_the_cnn_predicts_the_same_where_this_package_was_never_installed(predic
         assert np.array_equal(probabilities(alone, case), probabilities(with_package, case))
 
 
+def test_the_cnn_travels_as_a_zip_to_where_this_package_was_never_installed(trainings, workspace):
+    training, archive = trainings["plain", "2d"], workspace.root / "cnn.zip"
+    model = ("-d", DATASETS["plain"], "-c", "2d", "-f", 0, "-tr", "CTRCLTrainer_CNN")
+    workspace.run("nnUNetv2_export_model_to_zip", *model, "-o", archive)
+    workspace.run("nnUNetv2_install_pretrained_model_from_zip", archive, group="elsewhere", **NO_PACKAGE)
+    options = {"group": "elsewhere", **NO_PACKAGE}
+    output = workspace.predict("plain", "2d", "CTRCLTrainer_CNN", "predicted/elsewhere", **options)
+    validated = training.student("CNN") / "validation" / f"{VALIDATION_CASE}.nii.gz"
+    assert np.array_equal(read_mask(output / validated.name), read_mask(validated))
+
+
 def test_the_transformer_predicts_without_the_doorways(trainings, workspace):
     trainings["plain", "2d"]
     output = workspace.predict("plain", "2d", MODELS[2], "predicted/without_doorways", nnUNet_extTrainer=None)

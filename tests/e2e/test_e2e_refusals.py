@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
-from e2e_nnunet import STUDENTS, TINY
+from e2e_nnunet import STUDENTS, TINY, Workspace
+
+from nnunet_collab.core.errors import CollabError
 
 pytestmark = pytest.mark.slow
 
@@ -57,6 +60,16 @@ def test_another_training_does_not_overwrite_a_finished_one(workspace, trainings
     assert {path.name.split("__")[0] for path in folder.glob("*__2d")} >= {f"CTRCLTrainer_{s}" for s in STUDENTS}
 
 
+def test_another_fold_does_not_make_the_first_one_unreadable(workspace, trainings):
+    folder = trainings["plain", "2d"].fold.parent
+    before = contents(folder)
+    other = {**TINY, "students": {"Transformer": {"network": "segformer_b1"}}}
+    done = workspace.train("plain", "2d", fold=1, settings=other, fails=True)
+    assert f"{folder}: all folds of a run share one plans.json, so they must share the networks" in done.err
+    assert "fold_0 was trained with others" in done.err
+    assert contents(folder) == before
+
+
 @pytest.mark.parametrize("flag", ["--c", "--val"])
 def test_a_truncated_checkpoint_is_named(flag, workspace, trainings):
     group = f"truncated{flag}"
@@ -68,3 +81,45 @@ def test_a_truncated_checkpoint_is_named(flag, workspace, trainings):
     done = workspace.train("plain", "2d", flag, group=group, fails=True)
     assert f"checkpoint {checkpoint}: must be a complete file of this package" in done.err
     assert checkpoint.read_bytes() == half
+
+
+@pytest.mark.parametrize(
+    ("cases", "fold", "message"),
+    [
+        (
+            0,
+            0,
+            "nnUNetPlans_2d: must hold the preprocessed cases of the configuration; there are none. Run nnUNetv2_plan",
+        ),
+        (1, "all", "nnUNetPlans_2d: a training needs two cases or more, to train and to validate with; there is 1."),
+        (
+            2,
+            0,
+            "splits_final.json: is not there, and nnU-Net needs five cases or more to split them by itself;",
+        ),
+    ],
+)
+def test_too_few_cases(cases, fold, message, tmp_path, workspace, in_process):
+    few = Workspace(tmp_path)
+    source, folder = workspace.preprocessed("plain"), few.preprocessed("plain")
+    kept = [f"phantomTr{number:03d}" for number in range(cases)]
+
+    def left_out(_, names):
+        return [n for n in names if n == "splits_final.json" or (n.startswith("phantomTr") and n[:12] not in kept)]
+
+    shutil.copytree(source, folder, ignore=left_out)
+    trainer = in_process("CTRCLTrainer", "plain", "2d", where=few, fold=fold)
+    with pytest.raises(CollabError, match=re.escape(message)):
+        trainer.run_training()
+    assert not folder.joinpath("splits_final.json").exists()
+
+
+def test_two_cases_train_with_all_of_them(tmp_path, workspace, in_process):
+    few = Workspace(tmp_path)
+    shutil.copytree(
+        workspace.preprocessed("plain"),
+        few.preprocessed("plain"),
+        ignore=lambda _, names: [n for n in names if n.startswith(("phantomTr002", "phantomTr003", "splits"))],
+    )
+    in_process("CTRCLTrainer", "plain", "2d", {**TINY, "epochs": 1}, where=few, fold="all").run_training()
+    assert (few.fold("in_process", "plain", "2d", fold="all") / "checkpoint_final.pth").is_file()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -42,17 +44,11 @@ def test_a_frozen_teacher_stays_as_it_was_published_and_is_not_published_again(o
 
 
 def test_a_named_run_has_folders_of_its_name_which_predict(offline, workspace):
-    assert (offline.student("CNN") / "validation" / "summary.json").is_file()
-    masks = [
-        read_mask(
-            workspace.predict("plain", "2d", model, f"predicted/offline/{model}", group="offline") / f"{case}.nii.gz"
-        )
-        for model in ("CTRCLTrainer_offline", "CTRCLTrainer_offline_CNN")
-        for case in (VALIDATION_CASE, TEST_CASE)
-    ]
-    assert all(mask.ndim == 3 for mask in masks)
-    validated = read_mask(offline.student("CNN") / "validation" / f"{VALIDATION_CASE}.nii.gz")
-    assert np.array_equal(masks[2], validated)
+    for model in ("CTRCLTrainer_offline", "CTRCLTrainer_offline_CNN"):
+        folder = workspace.predict("plain", "2d", model, f"predicted/offline/{model}", group="offline")
+        assert {path.name for path in folder.glob("*.nii.gz")} == {f"{VALIDATION_CASE}.nii.gz", f"{TEST_CASE}.nii.gz"}
+    validated = offline.student("CNN") / "validation" / f"{VALIDATION_CASE}.nii.gz"
+    assert np.array_equal(read_mask(folder / validated.name), read_mask(validated))
 
 
 def test_two_transformers_of_a_cascades_low_resolution(workspace):
@@ -65,17 +61,67 @@ def test_two_transformers_of_a_cascades_low_resolution(workspace):
     assert differing_tensors(*(training.checkpoint(name)["network_weights"] for name in ("One", "Two"))) != []
 
 
-@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-def test_two_cnns_of_unequal_size(configuration, in_process, workspace):
-    students = [{"name": "Large"}, {"name": "Small", **SMALL_CNN}]
-    trainer = in_process("CTRCLTrainer", "plain", configuration, {**ONE_EPOCH, "students": students}, "pairs")
+@pytest.mark.parametrize(("configuration", "fold"), [("2d", "all"), ("3d_fullres", 1)])
+def test_two_cnns_of_unequal_size(configuration, fold, in_process, workspace):
+    settings = {**ONE_EPOCH, "students": [{"name": "Large"}, {"name": "Small", **SMALL_CNN}]}
+    trainer = in_process("CTRCLTrainer", "plain", configuration, settings, "pairs", fold=fold)
     trainer.initialize()
     start = {name: p.clone() for name, p in trainer.group.named_parameters()}
     trainer.run_training()
     learned = differing_tensors(start, dict(trainer.group.named_parameters()))
     assert learned == sorted(name for name, p in trainer.group.named_parameters() if p.requires_grad)
-    fold = workspace.fold("pairs", "plain", configuration)
-    for name, folder in zip(("Large", "Small"), publish_fold(fold), strict=True):
-        assert folder == workspace.fold("pairs", "plain", configuration, f"CTRCLTrainer_{name}")
+    own = workspace.fold("pairs", "plain", configuration, fold=fold)
+    for name, folder in zip(("Large", "Small"), publish_fold(own), strict=True):
+        assert folder == workspace.fold("pairs", "plain", configuration, f"CTRCLTrainer_{name}", fold)
         weights = torch.load(folder / "checkpoint_final.pth", weights_only=True)["network_weights"]
         assert max(v.shape[0] for v in weights.values()) == {"Large": 8, "Small": 4}[name]
+
+
+@pytest.mark.parametrize("kind", ["ignore", "regions_ignore"])
+def test_the_papers_smaller_pair_and_recipe(kind, in_process, workspace):
+    """The preset: semantic FPN and SegFormer B0, cross-entropy without deep supervision, light augmentation."""
+    small = {
+        "epochs": 1,
+        "iterations_per_epoch": 2,
+        "val_iterations_per_epoch": 1,
+        "patch_size": [64, 64],
+        "batch_size": 2,
+    }
+    students = {"CNN": {"pretrained": False}, "Transformer": {"pretrained": False}}
+    settings = {"preset": "ctrcl_mobilenetv2_mitb0", **small, "students": students, "run_name": "paper"}
+    trainer = in_process("CTRCLTrainer", kind, "2d", settings, "presets")
+    trainer.run_training()
+    losses = {name: value for name, value in trainer.curves.values.items() if name.startswith("loss/")}
+    assert len(losses) == 8
+    assert all(np.isfinite(value).all() for value in losses.values())
+    cnn, _ = publish_fold(workspace.fold("presets", kind, "2d", "CTRCLTrainer_paper"))
+    configuration = read_json(cnn.parent / "plans.json")["configurations"]["2d"]
+    assert configuration["patch_size"] == [64, 64]
+    assert configuration["architecture"]["network_class_name"].endswith("semantic_fpn.SemanticFPN")
+
+
+def test_a_residual_encoder_unet_as_planned(in_process, workspace):
+    folder = workspace.preprocessed("plain")
+    plans = read_json(folder / "nnUNetPlans.json")
+    network = plans["configurations"]["2d"]["architecture"]
+    network["network_class_name"] = network["network_class_name"].replace("PlainConvUNet", "ResidualEncoderUNet")
+    network["arch_kwargs"]["n_blocks_per_stage"] = network["arch_kwargs"].pop("n_conv_per_stage")
+    (folder / "residualPlans.json").write_text(json.dumps({**plans, "plans_name": "residualPlans"}))
+    trainer = in_process("CTRCLTrainer", "plain", "2d", ONE_EPOCH, "residual", plans="residualPlans")
+    trainer.run_training()
+    fold = workspace.results("residual") / "CTRCLTrainer__residualPlans__2d" / "fold_0"
+    cnn, _ = publish_fold(fold)
+    architecture = read_json(cnn.parent / "plans.json")["configurations"]["2d"]["architecture"]
+    assert architecture["network_class_name"].endswith("ResidualEncoderUNet")
+
+
+def test_a_model_of_stock_nnunet_teaches(in_process, workspace):
+    stock = in_process("nnUNetTrainer", "plain", "3d_fullres", group="taught")
+    stock.initialize()
+    stock.save_checkpoint(f"{stock.output_folder}/checkpoint_final.pth")
+    settings = {**ONE_EPOCH, "students": {**TINY["students"], "CNN": {"frozen": stock.output_folder}}}
+    trainer = in_process("CTRCLTrainer", "plain", "3d_fullres", settings, "taught")
+    trainer.run_training()
+    assert differing_tensors(trainer.group["CNN"].network.state_dict(), stock.network.state_dict()) == []
+    (published,) = publish_fold(workspace.fold("taught", "plain", "3d_fullres"))
+    assert published.parent.name == "CTRCLTrainer_Transformer__nnUNetPlans__3d_fullres"
