@@ -75,15 +75,15 @@ def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
     loaded = {file: checkpoints.load(file) for file in (fold / name for name in CHECKPOINTS) if file.is_file()}
     for file, checkpoint in loaded.items():
         _refuse_other_plans(file, checkpoint, record)
-    fingerprint = run / "dataset_fingerprint.json"
     for name in names:
         target = targets[name]
-        target.mkdir(parents=True, exist_ok=True)
+        (target / fold.name).mkdir(parents=True, exist_ok=True)
         write_json(target / "plans.json", student_plans[name])
         write_json(target / "dataset.json", dataset)
-        if fingerprint.is_file():
-            write_atomically(target / fingerprint.name, partial(shutil.copyfile, fingerprint))
-        (target / fold.name).mkdir(exist_ok=True)
+        # Without a progress.png, nnUNetv2_export_model_to_zip fails.
+        for file in (run / "dataset_fingerprint.json", fold / "progress.png"):
+            if file.is_file():
+                write_atomically(target / file.relative_to(run), partial(shutil.copyfile, file))
     for file, checkpoint in loaded.items():
         _publish_checkpoint(checkpoint, {n: targets[n] / fold.name / file.name for n in names}, student_plans)
     return [targets[name] / fold.name for name in names]
