@@ -76,17 +76,22 @@ def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
     for file, checkpoint in loaded.items():
         _refuse_other_plans(file, checkpoint, record)
     for name in names:
-        target = targets[name]
-        (target / fold.name).mkdir(parents=True, exist_ok=True)
-        write_json(target / "plans.json", student_plans[name])
-        write_json(target / "dataset.json", dataset)
-        # Without a progress.png, nnUNetv2_export_model_to_zip fails.
-        for file in (run / "dataset_fingerprint.json", fold / "progress.png"):
-            if file.is_file():
-                write_atomically(target / file.relative_to(run), partial(shutil.copyfile, file))
+        _write_folder(targets[name], fold, student_plans[name], dataset)
     for file, checkpoint in loaded.items():
         _publish_checkpoint(checkpoint, {n: targets[n] / fold.name / file.name for n in names}, student_plans)
     return [targets[name] / fold.name for name in names]
+
+
+def _write_folder(target: Path, fold: Path, plans: dict[str, Any], dataset: dict[str, Any]) -> None:
+    """Everything of a published student but its checkpoints."""
+    run = fold.parent
+    (target / fold.name).mkdir(parents=True, exist_ok=True)
+    write_json(target / "plans.json", plans)
+    write_json(target / "dataset.json", dataset)
+    # Without a progress.png, nnUNetv2_export_model_to_zip fails.
+    for file in (run / "dataset_fingerprint.json", fold / "progress.png"):
+        if file.is_file():
+            write_atomically(target / file.relative_to(run), partial(shutil.copyfile, file))
 
 
 def _student_plans(plans: dict[str, Any], configuration: str, name: str) -> dict[str, Any]:
