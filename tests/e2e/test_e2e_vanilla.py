@@ -11,6 +11,10 @@ pytestmark = pytest.mark.slow
 ALONE = {**TINY, "epochs": 3, "beta": 0, "gamma_encoder": 0, "gamma_decoder": 0}
 
 
+def hundredfold(loss):
+    return lambda output, target: 100 * loss(output, target)
+
+
 @pytest.mark.parametrize(
     ("kind", "configuration"),
     [("plain", "2d"), ("ignore", "3d_fullres"), ("regions", "2d"), ("regions_ignore", "3d_fullres")],
@@ -32,6 +36,8 @@ def test_the_cnn_learns_bit_for_bit_as_with_stock_nnunet(kind, configuration, in
     for epoch in range(ours.num_epochs):
         stock.current_epoch = epoch
         stock.on_train_epoch_start()
+        if epoch == 1:  # from now on the gradients are so large that they are clipped
+            ours.supervised, stock.loss = hundredfold(ours.supervised), hundredfold(stock.loss)
         for _ in range(ours.num_iterations_per_epoch):
             batch = next(batches)
             ours.train_step(batch)
