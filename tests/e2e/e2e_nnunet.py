@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -150,6 +151,11 @@ def read_json(path):
 def read_mask(path):
     """Labels of a NIfTI file, axes (z, y, x)."""
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def digest(path):
+    """Of a file's bytes; checkpoints are too large for pytest to compare and show."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def differing_tensors(a, b):

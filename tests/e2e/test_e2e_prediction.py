@@ -15,6 +15,7 @@ from e2e_nnunet import (
     VALIDATION_CASE,
     Training,
     differing_tensors,
+    digest,
     read_json,
     read_mask,
 )
@@ -149,9 +150,9 @@ def test_validation_alone_publishes_and_validates_again(trainings, workspace):
     again = Training(workspace, "plain", "2d", first.done, group="validated")
     shutil.rmtree(again.fold / "validation")
     again.fold.joinpath("checkpoint_best.pth").unlink()
-    before = again.fold.joinpath("checkpoint_final.pth").read_bytes()
+    before = digest(again.fold / "checkpoint_final.pth")
     workspace.train("plain", "2d", "--val", "--npz", settings=TINY, group="validated")
-    assert again.fold.joinpath("checkpoint_final.pth").read_bytes() == before
+    assert digest(again.fold / "checkpoint_final.pth") == before
     for student in STUDENTS:
         weights = [run.checkpoint(student)["network_weights"] for run in (first, again)]
         assert differing_tensors(*weights) == []

@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from e2e_nnunet import STUDENTS, TINY, Workspace
+from e2e_nnunet import STUDENTS, TINY, Workspace, digest
 
 from nnunet_collab.core.errors import CollabError
 
@@ -16,9 +16,9 @@ OTHER = {**TINY, "beta": 2.0}
 
 
 def contents(folder):
-    """Every file's bytes, the logs of trainings left out: nnU-Net starts a new one before it asks anything."""
+    """Digest of every file, the logs of trainings left out: nnU-Net starts a new one before it asks anything."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("training_log_"))
-    return {path.relative_to(folder): path.read_bytes() for path in files}
+    return {path.relative_to(folder): digest(path) for path in files}
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,11 @@ def test_a_truncated_checkpoint_is_named(flag, workspace, trainings):
     fold = workspace.fold(group, "plain", "2d")
     shutil.copytree(trainings["plain", "2d"].fold, fold, ignore=lambda _, names: [n for n in names if "final" not in n])
     checkpoint = fold / "checkpoint_final.pth"
-    half = checkpoint.read_bytes()[: checkpoint.stat().st_size // 2]
-    checkpoint.write_bytes(half)
+    checkpoint.write_bytes(checkpoint.read_bytes()[: checkpoint.stat().st_size // 2])
+    half = digest(checkpoint)
     done = workspace.train("plain", "2d", flag, group=group, fails=True)
     assert f"checkpoint {checkpoint}: must be a complete file of this package" in done.err
-    assert checkpoint.read_bytes() == half
+    assert digest(checkpoint) == half
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,7 @@ def test_a_truncated_checkpoint_is_named(flag, workspace, trainings):
             "splits_final.json: is not there, and nnU-Net needs five cases or more to split them by itself;",
         ),
     ],
+    ids=["none", "one", "too-few-to-split"],
 )
 def test_too_few_cases(cases, fold, message, tmp_path, workspace, in_process):
     few = Workspace(tmp_path)

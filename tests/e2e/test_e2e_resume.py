@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from e2e_nnunet import DATASETS, KILLED_TRAIN, STUDENTS, TINY, Training, differing_tensors
+from e2e_nnunet import DATASETS, KILLED_TRAIN, STUDENTS, TINY, Training, differing_tensors, digest
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +79,8 @@ def test_killed_and_continued_equals_uninterrupted(moment, workers, configuratio
     assert len(partial) == (moment == WHILE_SAVING)  # the half-written file was there, under another name
     interrupted = training.checkpoint(name="checkpoint_latest.pth")
     assert interrupted["current_epoch"] == 1
-    workspace.train("plain", configuration, "--c", group=group, workers=workers)
+    done = workspace.train("plain", configuration, "--c", group=group, workers=workers)
+    assert "logging issue" not in done.out  # nnU-Net's words for curves out of step with the epochs
     assert_ends_alike(training, reference, interrupted)
 
 
@@ -93,6 +94,4 @@ def test_killed_while_replacing_a_checkpoint_the_old_one_is_intact(workspace, tr
     arguments = (DATASETS["plain"], "2d", 0, "-tr", "CTRCLTrainer", "-device", "cpu", "--c")
     done = workspace.run(KILLED_TRAIN, WHILE_SAVING, *arguments, fails=True, settings=TINY, group="replaced")
     assert done.code == -signal.SIGKILL, done.err
-    assert (training.fold / "checkpoint_final.pth").read_bytes() == (
-        reference.fold / "checkpoint_final.pth"
-    ).read_bytes()
+    assert digest(training.fold / "checkpoint_final.pth") == digest(reference.fold / "checkpoint_final.pth")
