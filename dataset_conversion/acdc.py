@@ -8,22 +8,35 @@ The source, as downloaded:
     training/patient001/patient001_frame01_gt.nii.gz      its label: 0 background, 1 RV, 2 myocardium, 3 LV
     testing/patient101/...                                the same; may be missing, or come without labels
 
-Both frames of a patient are always in the same role. Run with
+Both frames of a patient are always in the same role. The challenge's own split is the default: testing/ is the test
+set. With `--split ssl4mis`, the split of the semi-supervised papers: 70, 10 and 20 of the 100 patients in training/ to
+train, validate and test, by the public lists of SSL4MIS, whose first 3, 7 or 14 patients are the labelled ones.
+
+Run with
 `nnunet_collab convert acdc SOURCE -d ID` or `python dataset_conversion/acdc.py SOURCE -d ID`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.data.convert_command import run_alone
+from nnunet_collab.data.labeled_protocol import PublishedOrder
 from nnunet_collab.data.raw_dataset import DatasetInfo, RawDataset, write_raw_dataset
 from nnunet_collab.data.raw_target import Target
 from nnunet_collab.data.source_check import Case, SourceRules
 
 DATASET_NAME = "ACDC"
+OPTIONS = {
+    "--split": {
+        "choices": ["challenge", "ssl4mis"],
+        "help": "challenge: 100 training and 50 test patients (default); ssl4mis: 70, 10 and 20 of the 100, as the "
+        "semi-supervised papers",
+    }
+}
 
 INFO = DatasetInfo(
     channel_names={"0": "cineMRI"},  # not "CT", so that nnU-Net standardises each image by itself
@@ -40,15 +53,20 @@ INFO = DatasetInfo(
     reference="https://www.creatis.insa-lyon.fr/Challenge/acdc/",
 )
 RULES = SourceRules(label_values={0: 0, 1: 1, 2: 2, 3: 3})
+# The lists of SSL4MIS name 100 patients; those that are neither here nor there are trained on.
+SSL4MIS_TEST = (11, 13, 84, 33, 93, 22, 68, 24, 83, 81, 80, 1, 7, 66, 8, 65, 75, 64, 59, 52)
+SSL4MIS_VALIDATION = (28, 85, 82, 87, 19, 30, 78, 45, 2, 39)
+SSL4MIS_FIRST = (99, 38, 50, 100, 58, 21, 49, 20, 72, 40, 60, 89, 4, 56, 98, 96, 31, 18, 94, 47, 48, 55, 97, 74, 43, 41)
 FRAME = re.compile(r"(?P<case>(?P<patient>patient\d+)_frame\d+)(?P<label>_gt)?\.nii(\.gz)?")
 
 
-def convert(source: Path, target: Target) -> Path:
+def convert(source: Path, target: Target, split: str = "challenge") -> Path:
     """Write ACDC as an nnU-Net raw dataset.
 
     Args:
         source: The folder that holds `training/`, or that holds `database/training/` as in the official archive.
         target: Where to.
+        split: "challenge" or "ssl4mis".
 
     Returns:
         The dataset's folder.
@@ -69,14 +87,49 @@ def convert(source: Path, target: Target) -> Path:
             "the archive again."
         )
     train, problems = _find_cases(patients, labels_needed=True)
+    groups = {folder.name: _group(folder) for folder in patients}
+    if split == "ssl4mis":
+        return write_raw_dataset(_ssl4mis(root / "training", train, problems, groups), target)
     test_patients = _patient_folders(root / "testing")
     # Until 2022 the organisers kept the labels of the test cases: none at all is fine, a few missing is not.
     labels_needed = any(
         FRAME.fullmatch(path.name) and "_gt" in path.name for p in test_patients for path in p.iterdir()
     )
     test, test_problems = _find_cases(test_patients, labels_needed=labels_needed)
-    groups = {folder.name: _group(folder) for folder in patients}
-    return write_raw_dataset(RawDataset(INFO, RULES, train, test, groups, [*problems, *test_problems]), target)
+    dataset = RawDataset(
+        INFO, RULES, train, test, groups, [*problems, *test_problems], split="The challenge's own, by folder."
+    )
+    return write_raw_dataset(dataset, target)
+
+
+def _ssl4mis(folder: Path, cases: list[Case], problems: list[str], groups: dict[str, str]) -> RawDataset:
+    """The training folder's patients in the roles of the public lists.
+
+    Raises:
+        CollabError: If patients of the lists are missing.
+    """
+    found = {INFO.patient_of(case.name) for case in cases}
+    if missing := sorted(set(_names(range(1, 101))) - found):
+        raise CollabError(
+            f"{folder}: --split ssl4mis needs all 100 patients; {len(missing)} are missing, {missing[0]} among them. "
+            "Copy them again, or leave --split out."
+        )
+    test, validation = _names(SSL4MIS_TEST), _names(SSL4MIS_VALIDATION)
+    return RawDataset(
+        INFO,
+        RULES,
+        train=[case for case in cases if INFO.patient_of(case.name) not in test],
+        test=[case for case in cases if INFO.patient_of(case.name) in test],
+        groups=groups,
+        problems=problems,
+        validation=validation,
+        split="The 70, 10 and 20 patients of the public lists of SSL4MIS, all of the challenge's training set.",
+        order=PublishedOrder(_names(SSL4MIS_FIRST), "the public list of SSL4MIS", 70),
+    )
+
+
+def _names(numbers: Iterable[int]) -> list[str]:
+    return [f"patient{number:03d}" for number in numbers]
 
 
 def _patient_folders(folder: Path) -> list[Path]:

@@ -35,6 +35,12 @@ COMMANDS = {
     "convert": Command(
         "nnunet_collab.data.convert_command", "convert a public dataset into nnU-Net's format", names="converter_names"
     ),
+    "preprocess_unlabeled": Command(
+        "nnunet_collab.data.preprocess_unlabeled_command", "preprocess the images of imagesUn, which have no labels"
+    ),
+    "split": Command(
+        "nnunet_collab.data.split_command", "let few patients keep their labels; find the same image in two roles"
+    ),
     "doctor": Command("nnunet_collab.doctor.command", "check installation, paths, trainers and hardware"),
     "publish": Command("nnunet_collab.inference.publish_command", "publish the students of a finished training"),
     "evaluate": Command(

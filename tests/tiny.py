@@ -129,13 +129,13 @@ def make_trainer(trainer_class, folder, monkeypatch, *, kind="plain", changes=No
     return trainer
 
 
-def make_batch(trainer, kind="plain", seed=0):
+def make_batch(trainer, kind="plain", seed=0, count=2):
     """A batch as nnU-Net's loader delivers it, with a list of targets if deep supervision is on."""
     generator = torch.Generator().manual_seed(seed)
     patch = trainer.configuration_manager.patch_size
-    image = torch.randn((2, 1, *patch), generator=generator)
+    image = torch.randn((count, 1, *patch), generator=generator)
     blocks = torch.randint(
-        0, 4 if "ignore" in kind else 3, (2, 1, *[max(1, n // 4) for n in patch]), generator=generator
+        0, 4 if "ignore" in kind else 3, (count, 1, *[max(1, n // 4) for n in patch]), generator=generator
     )
     labels = torch.nn.functional.interpolate(blocks.float(), size=tuple(patch), mode="nearest").to(torch.int16)
     full = labels
@@ -148,6 +148,24 @@ def make_batch(trainer, kind="plain", seed=0):
     if scales is None:
         return {"data": image, "target": full}
     return {"data": image, "target": [_every_nth(full, scale) for scale in scales]}
+
+
+def make_views(trainer, count=None, seed=1):
+    """The unlabelled part of a batch as `TwoStreams` delivers it: correlated views, and a border that is left out."""
+    generator = torch.Generator().manual_seed(seed)
+    patch = trainer.configuration_manager.patch_size
+    count = trainer.views_per_batch() if count is None else count
+    weak = torch.randn((count, 1, *patch), generator=generator)
+    strong = [weak * 1.5 + 0.1 * torch.randn(weak.shape, generator=generator) for _ in range(trainer.strong_views)]
+    where = torch.zeros((count, 1, *patch), dtype=torch.int16)
+    where[..., :2] = -1
+    return {"views": torch.cat([weak, *strong], dim=1), "where": where}
+
+
+def make_semi_supervised_batch(trainer, kind="plain", seed=0):
+    """A batch of labelled and unlabelled samples."""
+    labeled = make_batch(trainer, kind, seed, count=trainer.labeled_per_batch)
+    return {**labeled, **make_views(trainer, seed=seed + 1)}
 
 
 def finish_run(trainer, fold="fold_0", files=("checkpoint_final.pth", "checkpoint_best.pth")):

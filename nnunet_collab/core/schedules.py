@@ -1,6 +1,8 @@
-"""Learning-rate schedules as pure functions of the iteration, so that resuming cannot disturb them."""
+"""Schedules of learning rates and loss weights: pure functions of the iteration, which resuming cannot disturb."""
 
 from __future__ import annotations
+
+import math
 
 
 def poly_with_warmup(iteration: int, total: int, *, warmup_iterations: int = 0, power: float = 0.9) -> float:
@@ -18,3 +20,19 @@ def poly_with_warmup(iteration: int, total: int, *, warmup_iterations: int = 0, 
     if iteration < warmup_iterations:
         return (iteration + 1) / warmup_iterations
     return float((1 - (iteration - warmup_iterations) / (total - warmup_iterations)) ** power)
+
+
+def sigmoid_ramp(iteration: int, length: int, *, steps: int = 0) -> float:
+    """Factor that rises from exp(-5) to 1 over `length` iterations: exp(-5 (1 - t)^2) (Laine and Aila 2017).
+
+    Args:
+        iteration: From 0.
+        length: Iterations of the rise; 0 or less: always 1.
+        steps: If given, t moves in so many equal steps, as in SSL4MIS (200 in a run).
+    """
+    if length <= 0:
+        return 1.0
+    share = min(1.0, iteration / length)
+    if steps:
+        share = int(share * steps) / steps
+    return math.exp(-5 * (1 - share) ** 2)

@@ -1,17 +1,21 @@
 """`nnunet_collab convert`: run one of the scripts in `dataset_conversion/` on a downloaded dataset.
 
 A script is a module with two names: `DATASET_NAME`, used when --name is not given, and
-`convert(source: Path, target: Target) -> object`.
+`convert(source: Path, target: Target) -> object`. It may have options of its own: `OPTIONS`, a literal of the form
+`{"--task": {"choices": ["whole", "regions"], "default": "whole", "help": "..."}}`, whose values reach `convert` as
+keyword arguments. It is read without running the script, so that --help stays quick.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.shipped import shipped_folder
@@ -32,9 +36,11 @@ def converter_names() -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `nnunet_collab convert NAME SOURCE -d ID [--name NAME] [--overwrite]`."""
+    """Arguments of `nnunet_collab convert NAME SOURCE -d ID [--name NAME] [--labeled PROTOCOL] [--overwrite]`."""
     parser.add_argument("converter", metavar="NAME", help="which dataset: the name of a script in dataset_conversion")
     _add_target_arguments(parser)
+    for name in converter_names():
+        _add_options(parser, conversion_folder() / f"{name}.py")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,6 +73,7 @@ def run_alone(script: Path, argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=f"Convert {script.stem} into an nnU-Net raw dataset.")
     _add_target_arguments(parser)
+    _add_options(parser, script)
     try:
         return _run_script(script, parser.parse_args(argv))
     except CollabError as error:
@@ -79,6 +86,51 @@ def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", dest="dataset_id", metavar="ID", type=int, required=True, help="nnU-Net's dataset id")
     parser.add_argument("--name", help="name of the dataset, without DatasetXXX_ (default: the converter's)")
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset of this id and name")
+    parser.add_argument(
+        "--labeled",
+        metavar="PROTOCOL",
+        help="keep the labels of that many training patients (7) or that share of them (50%%); the images of the "
+        "others go to imagesUn, without labels. Published: ACDC 3, 7 or 14 patients; LA 4, 8 or 16; Pancreas 6 or 12; "
+        "BraTS 25 or 50; LiTS 50%%",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of drawing the labelled patients (default: 0)")
+
+
+def script_options(script: Path) -> dict[str, dict[str, Any]]:
+    """The options of a script, flag -> keyword arguments of `add_argument`; the script is not run."""
+    for node in ast.parse(script.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["OPTIONS"]:
+            found: dict[str, dict[str, Any]] = ast.literal_eval(node.value)
+            return found
+    return {}
+
+
+def _add_options(parser: argparse.ArgumentParser, script: Path) -> None:
+    group = parser.add_argument_group(f"options of {script.stem}")  # not shown where it stays empty
+    for flag, settings in script_options(script).items():
+        # None where it is not given, so that an option of another dataset is noticed.
+        group.add_argument(flag, **{**settings, "default": None})
+
+
+def _chosen_options(script: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The options given for this script.
+
+    Raises:
+        CollabError: If an option of another script is given.
+    """
+    own = script_options(script)
+    for other in sorted(script.parent.glob("*.py")):
+        for flag in script_options(other).keys() - own.keys():
+            if getattr(args, _keyword(flag), None) is not None:
+                raise CollabError(
+                    f"convert: {flag} must go with the dataset {other.stem}; got it for {script.stem}. Leave it out."
+                )
+    values = {_keyword(flag): getattr(args, _keyword(flag)) for flag in own}
+    return {keyword: value for keyword, value in values.items() if value is not None}
+
+
+def _keyword(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_")
 
 
 def _run_script(script: Path, args: argparse.Namespace) -> int:
@@ -87,8 +139,12 @@ def _run_script(script: Path, args: argparse.Namespace) -> int:
     if not args.source.is_dir():
         found = "it is a file" if args.source.exists() else "it does not exist"
         raise CollabError(f"{args.source}: SOURCE must be the folder of the dataset; {found}. Correct the path.")
+    options = _chosen_options(script, args)
     converter = _load(script)
-    converter.convert(args.source, Target(args.dataset_id, args.name or converter.DATASET_NAME, args.overwrite))
+    target = Target(
+        args.dataset_id, args.name or converter.DATASET_NAME, args.overwrite, labeled=args.labeled, seed=args.seed
+    )
+    converter.convert(args.source, target, **options)
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.data.raw_target import Split
@@ -44,8 +44,8 @@ def patient_folds(
     groups: dict[str, list[str]] = {}
     for patient in sorted(set(patients.values())):
         groups.setdefault(group_of(patient) if group_of else "", []).append(patient)
-    rng = random.Random(seed)  # only its random() is promised to stay the same in every Python version
-    order = [patient for group in sorted(groups) for patient in sorted(groups[group], key=lambda _: rng.random())]
+    rng = random.Random(seed)
+    order = [patient for group in sorted(groups) for patient in _shuffled(groups[group], rng)]
     if len(order) < 2:
         raise CollabError(few_patients(order))
     fold_of = {patient: i % folds for i, patient in enumerate(order)}
@@ -56,6 +56,55 @@ def patient_folds(
         }
         for fold in range(min(folds, len(order)))
     ]
+
+
+def held_out(
+    patients: Iterable[str],
+    published: Mapping[str, int],
+    *,
+    groups: Mapping[str, str] | None = None,
+    seed: int = SPLIT_SEED,
+) -> dict[str, list[str]]:
+    """Divide patients as a paper does that gives only counts.
+
+    With as many patients as in the paper, the counts are the paper's; with fewer or more they are scaled, every role
+    but the largest being rounded, to at least one patient. The order of `patients` does not matter.
+
+    Args:
+        patients: Names, each once.
+        published: Role -> number of patients in the paper.
+        groups: Patient -> group that the roles are balanced over: every group is shuffled, and the patients of a role
+            are taken from it at even distances.
+        seed: Of the shuffling.
+
+    Returns:
+        Role -> sorted names. With fewer patients than roles, the last roles stay empty.
+    """
+    rng = random.Random(seed)
+    members = sorted(patients)
+    by_group: dict[str, list[str]] = {}
+    for patient in members:
+        by_group.setdefault((groups or {}).get(patient, ""), []).append(patient)
+    # Each group's shuffled patients are spread over (0, 1); sorting by that place mixes the groups evenly.
+    places = {
+        patient: ((rank + 0.5) / len(group), name)
+        for name, group in sorted(by_group.items())
+        for rank, patient in enumerate(_shuffled(group, rng))
+    }
+    order = sorted(members, key=lambda patient: places[patient])
+    total, largest = sum(published.values()), max(published, key=lambda role: published[role])
+    result: dict[str, list[str]] = {}
+    for role, count in published.items():
+        if role != largest:
+            share = count if len(members) == total else max(1, int(len(members) * count / total + 0.5))
+            taken = min(share, max(len(order) - 1, 0))  # the largest role is not left empty
+            result[role], order = sorted(order[:taken]), order[taken:]
+    return {role: result.get(role, sorted(order)) for role in published}
+
+
+def _shuffled(names: Sequence[str], rng: random.Random) -> list[str]:
+    """In an order that only depends on the generator: its random() is promised never to change with Python."""
+    return sorted(names, key=lambda _: rng.random())
 
 
 def few_patients(patients: Sequence[str]) -> str:

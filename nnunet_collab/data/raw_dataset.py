@@ -4,30 +4,29 @@ A converter lists the cases of its source and describes the dataset (`RawDataset
 
 1. It refuses a wrong target and a faulty source before anything is written, with all faults in one message.
 2. It writes images, labels, `dataset.json` and a split by patient into a hidden folder beside the target and renames
-   it at the end, so that an interruption leaves no half dataset.
+   it at the end, so that an interruption leaves no half dataset. The next run continues it (`raw_cases`).
 
 Geometry is never changed: images are copied bit for bit where nnU-Net reads their format; labels become uint8 on the
-grid of their image. Labels of test cases go to `labelsTs`, which nnU-Net's training never opens.
+grid of their image. Labels of test cases go to `labelsTs`, which nnU-Net's training never opens. With a few-label
+protocol (`labeled_protocol`) the images of the other patients go to `imagesUn`, and their labels nowhere.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import SimpleITK as sitk
-from tqdm import tqdm
-
 from nnunet_collab import __version__
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.files import write_json
+from nnunet_collab.data.labeled_protocol import PublishedOrder, choose, parse_protocol
 from nnunet_collab.data.patient_folds import few_patients, patient_folds
-from nnunet_collab.data.raw_target import SPLIT_FILE, Target, contents, raw_folder, refuse_full_disk, split_path
-from nnunet_collab.data.source_check import Case, SourceRules, read_image, same_grid, to_nnunet_label, verify_pairs
+from nnunet_collab.data.raw_cases import Roles, complete_cases, finish, write_cases
+from nnunet_collab.data.raw_target import SPLIT_FILE, Split, Target, contents, raw_folder, refuse_full_disk, split_path
+from nnunet_collab.data.source_check import Case, SourceRules, verify_pairs
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,10 @@ class RawDataset:
         test: Cases with or without labels.
         groups: Patient -> group (a diagnosis, a centre) that the folds are balanced over; may be empty.
         problems: Faults found while listing the files, one line each.
+        validation: Training patients that a published split validates on: there is one fold then. Without any, five
+            folds are dealt by patient.
+        split: Where the division into training, validation and test is from, in a sentence for dataset.json.
+        order: A published order of the training patients, for the few-label protocols.
     """
 
     info: DatasetInfo
@@ -81,6 +84,9 @@ class RawDataset:
     test: Sequence[Case] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
     problems: Sequence[str] = ()
+    validation: Sequence[str] = ()
+    split: str = ""
+    order: PublishedOrder | None = None
 
 
 def write_raw_dataset(dataset: RawDataset, target: Target) -> Path:
@@ -88,45 +94,50 @@ def write_raw_dataset(dataset: RawDataset, target: Target) -> Path:
 
     Args:
         dataset: What to write.
-        target: Where to.
+        target: Where to, and how many patients keep their labels.
 
     Returns:
         The dataset's folder.
 
     Raises:
-        CollabError: If the target must be refused (`raw_folder`, `split_path`, `refuse_full_disk`), or with every
-            fault of the source. Nothing has been written then.
+        CollabError: If the target must be refused (`raw_folder`, `split_path`, `refuse_full_disk`) or the protocol
+            (`parse_protocol`, `choose`), or with every fault of the source. Nothing has been written then.
     """
     folder = raw_folder(target)
+    protocol = None if target.labeled is None else parse_protocol(target.labeled, target.seed)
     cases = [*dataset.train, *dataset.test]
     print(f"Converting {len(dataset.train)} training and {len(dataset.test)} test cases into {folder}.")
     problems = [*dataset.problems, *_role_problems(dataset), *verify_pairs(cases, dataset.rules)]
     if problems:
         found = "one fault" if len(problems) == 1 else f"{len(problems)} faults"
         raise CollabError("\n- ".join([f"convert: the source has {found}, so nothing was written:", *problems]))
-    split = patient_folds(
-        [case.name for case in dataset.train],
-        dataset.info.patient_of,
-        group_of=lambda patient: dataset.groups.get(patient, ""),
-    )
+    roles: Roles = {"Tr": dataset.train, "Ts": dataset.test}
+    facts = _dataset_json(dataset, target)
+    if protocol is not None:
+        choice = choose(
+            dataset.train, dataset.info.patient_of, protocol, validation=dataset.validation, order=dataset.order
+        )
+        roles = {"Tr": choice.labeled, "Un": choice.unlabeled, "Ts": dataset.test}
+        facts |= {"numTraining": len(choice.labeled), "labeled_protocol": choice.record}
+    split = _split(roles["Tr"], dataset)
     split_file = split_path(target, split)
+
     partial = folder.with_name(f".{folder.name}.partial")
+    header = {"dataset.json": facts, "label_values": sorted(dataset.rules.label_values.items())}
+    kept = complete_cases(partial, header, roles)
+    remaining = [case for role, members in roles.items() for case in members if f"{role}/{case.name}" not in kept]
+    refuse_full_disk([path for case in remaining for path in case.sources], folder)
     if partial.exists():
-        print(f"Removing {partial}, left by a conversion that was interrupted.")
-        shutil.rmtree(partial)
-    refuse_full_disk([path for case in cases for path in (*case.images, case.label) if path is not None], folder)
+        _announce_partial(partial, len(kept), len(remaining))
     if folder.exists():
         print(f"Replacing {folder}, which held {contents(folder)}.")
-
-    _write_cases(dataset, partial)
-    _write_json(partial / "dataset.json", _dataset_json(dataset, target))
-    _write_json(partial / SPLIT_FILE, split)
-    if split_file is not None:
-        _write_json(split_file, split)
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
-    _print_summary(dataset, target, folder, split_file, len(split))
+    write_cases(partial, header, roles, dataset.rules, dataset.info.file_ending, kept)
+    write_json(partial / "dataset.json", facts)
+    if split:
+        write_json(partial / SPLIT_FILE, split)
+    _write_split(split_file, split)
+    finish(partial, folder)
+    _print_summary(dataset, target, roles, folder, split_file, split)
     return folder
 
 
@@ -153,32 +164,37 @@ def _role_problems(dataset: RawDataset) -> list[str]:
     return problems if len(train) >= 2 else [*problems, few_patients(sorted(train))]
 
 
-def _write_cases(dataset: RawDataset, folder: Path) -> None:
-    """Write images and labels of all cases below `folder`."""
-    bar = tqdm(total=len(dataset.train) + len(dataset.test), desc="Writing", unit="case", disable=None)
-    with bar:
-        for role, cases in (("Tr", dataset.train), ("Ts", dataset.test)):
-            for case in cases:
-                _write_case(case, dataset, folder / f"images{role}", folder / f"labels{role}")
-                bar.update()
+def _split(cases: Sequence[Case], dataset: RawDataset) -> Split:
+    """NnU-Net's folds of the labelled cases; none if there are too few patients to train and validate."""
+    patient_of = dataset.info.patient_of
+    names = sorted(case.name for case in cases)
+    held_out = [name for name in names if patient_of(name) in dataset.validation]
+    if held_out and len(held_out) < len(names):
+        return [{"train": [name for name in names if name not in held_out], "val": held_out}]
+    if len({patient_of(name) for name in names}) < 2:
+        return []
+    return patient_folds(names, patient_of, group_of=lambda patient: dataset.groups.get(patient, ""))
 
 
-def _write_case(case: Case, dataset: RawDataset, images: Path, labels: Path) -> None:
-    rules, ending = dataset.rules, dataset.info.file_ending
-    images.mkdir(parents=True, exist_ok=True)
-    grid = rules.read_image(case.images[0])
-    for channel, path in enumerate(case.images):
-        image = grid if channel == 0 else rules.read_image(path)
-        place = images / f"{case.name}_{channel:04d}{ending}"
-        if path.name.endswith(ending) and rules.read_image is read_image and same_grid(image, grid):
-            shutil.copyfile(path, place)
-        else:  # another format, or a grid that differs by less than the tolerance: nnU-Net wants equal ones
-            image.CopyInformation(grid)
-            sitk.WriteImage(image, str(place), useCompression=True)
-    if case.label is not None:
-        labels.mkdir(parents=True, exist_ok=True)
-        label = to_nnunet_label(rules.read_label(case.label), grid, rules)
-        sitk.WriteImage(label, str(labels / f"{case.name}{ending}"), useCompression=True)
+def _write_split(path: Path | None, split: Split) -> None:
+    """Put the split where training reads it; without any, take away the one that --overwrite allows to replace."""
+    if path is None:
+        return
+    if not split:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, split)
+
+
+def _announce_partial(partial: Path, kept: int, remaining: int) -> None:
+    if kept:
+        print(
+            f"Continuing {partial}, left by an interrupted conversion: {kept} cases are there, {remaining} remain."
+        )
+    else:
+        print(f"Removing {partial}, left by an interrupted conversion: no complete case in it fits this source.")
+        shutil.rmtree(partial)
 
 
 def _dataset_json(dataset: RawDataset, target: Target) -> dict[str, object]:
@@ -195,30 +211,38 @@ def _dataset_json(dataset: RawDataset, target: Target) -> dict[str, object]:
         "reference": info.reference,
         "converted_by": f"nnunet_collab {__version__}",
         "patient_pattern": info.patient_pattern,
+        **({"split": dataset.split} if dataset.split else {}),
         **info.extra,
     }
 
 
-def _write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _print_summary(dataset: RawDataset, target: Target, folder: Path, split_file: Path | None, folds: int) -> None:
-    patients = len({dataset.info.patient_of(case.name) for case in dataset.train})
+def _print_summary(
+    dataset: RawDataset, target: Target, roles: Roles, folder: Path, split_file: Path | None, split: Split
+) -> None:
+    patients = len({dataset.info.patient_of(case.name) for case in roles["Tr"]})
+    unlabeled = f"{len(roles['Un'])} cases without labels in imagesUn, " if "Un" in roles else ""
     print(
-        f"Wrote {folder}: {len(dataset.train)} training cases of {patients} patients, {len(dataset.test)} test cases."
+        f"Wrote {folder}: {len(roles['Tr'])} training cases of {patients} patients, {unlabeled}{len(roles['Ts'])} test "
+        "cases."
     )
-    if split_file is not None:
-        print(f"Split by patient, {folds} folds: {split_file} (copy: {folder / SPLIT_FILE}).")
+    if dataset.split:
+        print(f"Training and test: {dataset.split}")
+    if not split:
+        print(
+            "Labelled cases of fewer than two patients: there is no split file, because none can be validated on. "
+            "Train with fold all."
+        )
+    elif split_file is not None:
+        print(f"Split by patient, {len(split)} folds: {split_file} (copy: {folder / SPLIT_FILE}).")
     else:
         print(
-            f"Split by patient, {folds} folds: {folder / SPLIT_FILE}. nnUNet_preprocessed is not set; before training, "
-            f"this file must be at $nnUNet_preprocessed/{target.folder}/{SPLIT_FILE}. nnUNetv2_plan_and_preprocess "
-            "copies it there; without that command, copy it yourself."
+            f"Split by patient, {len(split)} folds: {folder / SPLIT_FILE}. nnUNet_preprocessed is not set; before "
+            f"training, this file must be at $nnUNet_preprocessed/{target.folder}/{SPLIT_FILE}. "
+            "nnUNetv2_plan_and_preprocess copies it there; without that command, copy it yourself."
         )
-    if folds < 5:
-        print(f"Train folds 0 to {folds - 1} only: for higher ones nnU-Net would split at random, not by patient.")
+    if 0 < len(split) < 5:
+        only = "fold 0 only" if len(split) == 1 else f"folds 0 to {len(split) - 1} only"
+        print(f"Train {only}: for higher ones nnU-Net would split at random, not by patient.")
     print(f"Next: nnUNetv2_plan_and_preprocess -d {target.dataset_id} --verify_dataset_integrity")
+    if "Un" in roles:
+        print(f"Then: nnunet_collab preprocess_unlabeled -d {target.dataset_id} -c CONFIGURATION")

@@ -14,7 +14,9 @@ from nnunet_collab.core.errors import CollabError
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 SPLIT_FILE = "splits_final.json"
-CONVERTED = {"imagesTr", "labelsTr", "imagesTs", "labelsTs", "dataset.json", SPLIT_FILE}
+MANIFEST = "manifest.jsonl"  # of a conversion under way
+CONVERTED = {"imagesTr", "labelsTr", "imagesTs", "labelsTs", "dataset.json", SPLIT_FILE, MANIFEST}
+UNLABELED = "imagesUn"  # by a conversion, or by the user: dataset.json says which
 
 Split = list[dict[str, list[str]]]
 
@@ -27,11 +29,15 @@ class Target:
         dataset_id: 1 to 999.
         name: The part of the folder's name after the underscore.
         overwrite: Whether a dataset of this id and name, and its split, may be replaced.
+        labeled: How many training patients keep their labels, as on the command line ("7", "50%"); None for all.
+        seed: Of drawing those patients.
     """
 
     dataset_id: int
     name: str
     overwrite: bool = False
+    labeled: str | None = None
+    seed: int = 0
 
     @property
     def folder(self) -> str:
@@ -115,11 +121,23 @@ def _refuse_existing(folder: Path, overwrite: bool) -> None:
             f"{folder}: the dataset exists already. Choose another id with -d, or replace it with --overwrite, which "
             f"deletes what it holds: {contents(folder)}."
         )
-    if foreign := sorted({entry.name for entry in folder.iterdir()} - CONVERTED):
+    if foreign := sorted({entry.name for entry in folder.iterdir()} - CONVERTED - _converted_unlabeled(folder)):
         raise CollabError(
             f"{folder}: --overwrite deletes only what a conversion has made; the dataset also holds "
             f"{', '.join(foreign)}. Move that away first."
         )
+
+
+def _converted_unlabeled(folder: Path) -> set[str]:
+    """The name of the folder of unlabelled images, if a conversion has put there all that is in it."""
+    try:
+        protocol = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labeled_protocol"]
+        cases = set(protocol["unlabeled_cases"])
+    except (OSError, ValueError, KeyError, TypeError):  # nothing there that a conversion has written
+        return set()
+    place = folder / UNLABELED
+    files = [path.name for path in place.iterdir()] if place.is_dir() else []
+    return {UNLABELED} if all(re.sub(r"_\d{4}\..*$", "", name) in cases for name in files) else set()
 
 
 def _refuse_taken_id(target: Target) -> None:

@@ -26,9 +26,6 @@ from tqdm import tqdm
 
 from nnunet_collab.core.errors import CollabError
 
-SPACING_TOLERANCE = 1e-3  # relative
-ORIGIN_TOLERANCE = 1e-2  # in voxels of the finest axis
-DIRECTION_TOLERANCE = 1e-3  # per direction cosine
 LABEL_TOLERANCE = 1e-3  # labels stored as floats with a scale factor are not quite whole numbers
 
 
@@ -56,13 +53,35 @@ class Case:
 
     Attributes:
         name: Name of the case in nnU-Net, without channel number and file ending.
-        images: One path per channel.
-        label: None for test cases without a label.
+        images: One path per channel; a folder where the reader takes folders.
+        label: None for cases without a label.
+        others: Further files that the readers open for this case.
     """
 
     name: str
     images: tuple[Path, ...]
     label: Path | None = None
+    others: tuple[Path, ...] = ()
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Every path the case is made of."""
+        return (*self.images, *((self.label,) if self.label is not None else ()), *self.others)
+
+
+@dataclass(frozen=True)
+class GridTolerance:
+    """By how much the grid of a file may differ from that of the case's first image, whose grid is then used.
+
+    Attributes:
+        spacing: Relative.
+        origin: In voxels of the finest axis.
+        direction: Per direction cosine.
+    """
+
+    spacing: float = 1e-3
+    origin: float = 1e-2
+    direction: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -75,6 +94,7 @@ class SourceRules:
         components: Values per pixel of an image file: 1, or 3 for colour pictures. Labels always have 1.
         read_image: Path -> image. Replace it for sources that `read_image` cannot read (a DICOM series).
         read_label: Path -> label. Replace it for labels that need mending first (a JPEG mask, flipped slices).
+        label_grid: How well the label's grid must fit the image's. Wider where a source is known to be inexact.
     """
 
     label_values: Mapping[int, int]
@@ -82,6 +102,7 @@ class SourceRules:
     components: int = 1
     read_image: Callable[[Path], sitk.Image] = read_image
     read_label: Callable[[Path], sitk.Image] = read_image
+    label_grid: GridTolerance = GridTolerance()
 
 
 def verify_pairs(cases: Sequence[Case], rules: SourceRules) -> list[str]:
@@ -126,23 +147,23 @@ def to_nnunet_label(label: sitk.Image, grid: sitk.Image, rules: SourceRules) -> 
 
 def _faults(case: Case, rules: SourceRules) -> Iterator[str]:
     """Faults of one case; grids are compared only among files that could be read and are of the right kind."""
-    readers = [(path, rules.read_image, rules.components) for path in case.images]
-    if case.label is not None:
-        readers.append((case.label, rules.read_label, 1))
-    grids: list[tuple[Path, sitk.Image]] = []
-    for path, read, components in readers:
+    # An image and its label may be parts of one file, so the path alone does not tell which is meant.
+    parts = [(path, False) for path in case.images] + ([(case.label, True)] if case.label is not None else [])
+    grids: list[tuple[Path, sitk.Image, bool]] = []
+    for path, is_label in parts:
         try:
-            image = read(path)
+            image = (rules.read_label if is_label else rules.read_image)(path)
         except CollabError as error:
             yield str(error)
             continue
-        faults = [*_kind_faults(path, image, rules.axes, components)]
+        faults = [*_kind_faults(path, image, rules.axes, 1 if is_label else rules.components)]
         if not faults:
-            grids.append((path, image))
-            faults = [*(_label_faults(path, image, rules) if path == case.label else _image_faults(path, image))]
+            grids.append((path, image, is_label))
+            faults = [*(_label_faults(path, image, rules) if is_label else _image_faults(path, image))]
         yield from faults
-    for path, image in grids[1:]:
-        yield from _grid_faults(*grids[0], path, image)
+    for path, image, is_label in grids[1:]:
+        tolerance = rules.label_grid if is_label else GridTolerance()
+        yield from _grid_faults(*grids[0][:2], path, image, tolerance)
 
 
 def _kind_faults(path: Path, image: sitk.Image, axes: int, components: int) -> Iterator[str]:
@@ -179,15 +200,15 @@ def _label_faults(path: Path, label: sitk.Image, rules: SourceRules) -> Iterator
         yield (f"{path}: label values must be {allowed}; found {shown}. Copy the label again, or leave this case out.")
 
 
-def _grid_faults(first: Path, a: sitk.Image, second: Path, b: sitk.Image) -> Iterator[str]:
+def _grid_faults(first: Path, a: sitk.Image, second: Path, b: sitk.Image, most: GridTolerance) -> Iterator[str]:
     mend = "Export it again on the image's grid, or leave this case out."
     if a.GetSize() != b.GetSize():
         yield f"{second}: the size must be that of {first.name}, {a.GetSize()}; it is {b.GetSize()}. {mend}"
         return
     tolerances = {
-        "spacing": [SPACING_TOLERANCE * value for value in a.GetSpacing()],
-        "origin": [ORIGIN_TOLERANCE * min(a.GetSpacing())] * a.GetDimension(),
-        "direction": [DIRECTION_TOLERANCE] * a.GetDimension() ** 2,
+        "spacing": [most.spacing * value for value in a.GetSpacing()],
+        "origin": [most.origin * min(a.GetSpacing())] * a.GetDimension(),
+        "direction": [most.direction] * a.GetDimension() ** 2,
     }
     for what, tolerance in tolerances.items():
         wanted, found = (getattr(image, f"Get{what.capitalize()}")() for image in (a, b))

@@ -41,7 +41,7 @@ def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
 
     Args:
         fold: `.../<Trainer>__<plans>__<configuration>/fold_X`.
-        only: Names of students; all that learned if None.
+        only: Names of students; None for those that the settings publish.
 
     Returns:
         The fold folders written, `.../<Trainer>_<Student>__.../fold_X`.
@@ -61,7 +61,7 @@ def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
             f"{run}: is a published student already, {record['student']}. Name the folder of its training."
         )
     learners = [s["name"] for s in record["settings"]["students"] if not s["frozen"]]
-    names = learners if only is None else list(only)
+    names = list(only) if only is not None else record["settings"].get("publish") or learners
     unknown = [name for name in names if name not in learners]
     if unknown:
         raise CollabError(f"{run}: has no student {', '.join(unknown)} to publish; it has {', '.join(learners)}.")

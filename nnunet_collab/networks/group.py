@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_collab.core.types import StudentOutput
+from nnunet_collab.networks.perturbation import Flow
 from nnunet_collab.networks.student import Student
 
 
@@ -24,9 +25,9 @@ class StudentGroup(nn.Module):
         super().__init__()
         self.students = nn.ModuleDict({student.name: student for student in students})
 
-    def forward(self, image: Tensor) -> dict[str, StudentOutput]:
-        """Every student's output on `(B, C_in, *S)`, by name."""
-        return {name: student(image) for name, student in self.students.items()}
+    def forward(self, image: Tensor, flows: Sequence[Flow] = ()) -> dict[str, StudentOutput]:
+        """Every student's output on `(B, C_in, *S)`, by name; for `flows` see `Student.forward`."""
+        return {name: student(image, flows) for name, student in self.students.items()}
 
     def __iter__(self) -> Iterator[Student]:
         return (self[name] for name in self.students)

@@ -7,6 +7,7 @@ when it is trained alone, and it predicts without this wrapper.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.types import StudentOutput
+from nnunet_collab.networks.perturbation import Flow, append_flows
 
 
 class Student(nn.Module):
@@ -43,28 +45,44 @@ class Student(nn.Module):
         self._encoder_map: Tensor | None = None
         self._decoder_map: Tensor | None = None
         self._recording = False
+        self._flows: tuple[Flow, ...] = ()
         self._hooks = [
             _submodule(name, network, module_name).register_forward_hook(_Tap(self, level))
             for level, module_name in taps.items()
         ]
+        # The layer between which and the rest features are perturbed; nnU-Net's networks and ours call it so.
+        self.can_perturb = isinstance(getattr(network, "encoder", None), nn.Module)
+        if self.can_perturb:
+            self._hooks.append(network.encoder.register_forward_hook(_Perturb(self)))  # type: ignore[union-attr]
         if frozen:
             self.requires_grad_(False).eval()
 
-    def forward(self, image: Tensor) -> StudentOutput:
+    def forward(self, image: Tensor, flows: Sequence[Flow] = ()) -> StudentOutput:
         """One training forward.
 
         Args:
             image: `(B, C_in, *S)`.
+            flows: Samples that pass the decoder once more, with perturbed features; see `networks.perturbation`.
 
         Returns:
-            Logits at full resolution, the tapped features, and the deep-supervision logits if they are switched on.
+            Logits at full resolution, the tapped features, and the deep-supervision logits if they are switched on. The
+            samples of the flows follow those of the batch, also in the auxiliary logits and the decoder's features.
+
+        Raises:
+            CollabError: If flows are asked of a network that has no submodule `encoder`.
         """
+        if flows and not self.can_perturb:
+            raise CollabError(
+                f"student {self.name!r}: features are perturbed between the encoder and the decoder, so the network "
+                f"needs a submodule called 'encoder'; {type(self.network).__name__} has none. Use the planned UNet, a "
+                f"SegFormer or a semantic FPN, or name the parts of your network so."
+            )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            self._recording = True
+            self._recording, self._flows = True, tuple(flows)
             try:
                 output = self.network(image)
             finally:
-                self._recording = False
+                self._recording, self._flows = False, ()
                 encoder, decoder = self._encoder_map, self._decoder_map
                 self._encoder_map = self._decoder_map = None
         outputs = list(output) if isinstance(output, (list, tuple)) else [output]
@@ -99,6 +117,17 @@ class _Tap:
         student = self.student[0]
         if student._recording:
             setattr(student, f"_{self.level}_map", output[-1] if isinstance(output, (list, tuple)) else output)
+
+
+class _Perturb:
+    """Forward hook that appends the perturbed features of the flows to the encoder's output."""
+
+    def __init__(self, student: Student) -> None:
+        self.student = [student]
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        flows = self.student[0]._flows
+        return append_flows(output, flows) if flows else None
 
 
 def _submodule(student: str, network: nn.Module, name: str) -> nn.Module:

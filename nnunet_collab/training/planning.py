@@ -59,6 +59,41 @@ def check_cases(folder: Path, splits: Path | None) -> None:
         )
 
 
+def unlabeled_in_split(splits: Path, fold: int | str) -> list[str]:
+    """Training cases that the split of this fold declares unlabelled (`"unlabeled"` beside `train` and `val`)."""
+    if fold == "all" or not splits.is_file():
+        return []
+    folds = json.loads(splits.read_text(encoding="utf-8"))
+    return sorted(folds[int(fold)].get("unlabeled", [])) if int(fold) < len(folds) else []
+
+
+def check_fold(splits: Path, fold: int | str) -> None:
+    """Raise if nnU-Net would train with the labels of cases that the split declares unlabelled.
+
+    Raises:
+        CollabError: If the split has unlabelled cases, and the fold is `all` (every case of the dataset) or none of its
+            folds (nnU-Net then splits all cases at random), or one of its own cases has two roles.
+    """
+    if not splits.is_file():
+        return
+    folds = json.loads(splits.read_text(encoding="utf-8"))
+    if not any(roles.get("unlabeled") for roles in folds):
+        return
+    if fold == "all" or int(fold) >= len(folds):
+        raise CollabError(
+            f"{splits}: declares cases unlabelled, and nnU-Net would use their labels in fold {fold}. Train one of the "
+            f"folds 0 to {len(folds) - 1}, or make a dataset without those labels: nnunet_collab split --to."
+        )
+    roles = folds[int(fold)]
+    for role in ("train", "val"):
+        both = sorted({*roles[role]} & {*roles.get("unlabeled", [])})
+        if both:
+            raise CollabError(
+                f"{splits}: a case has one role in a fold; in fold {fold} these are in {role} and in unlabeled: "
+                f"{', '.join(both[:5])}. Write the split again: nnunet_collab split."
+            )
+
+
 def check_other_folds(fold: Path, plans: dict[str, Any], configuration: str) -> None:
     """Raise if another fold of the run was trained with other networks: the folds share one plans.json.
 

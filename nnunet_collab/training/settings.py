@@ -81,6 +81,7 @@ class TrainingSettings:
     deep_supervision: bool = True  # for networks that have it
     seg_loss: Literal["dc_ce", "ce"] = "dc_ce"  # nnU-Net's Dice + cross-entropy, or cross-entropy alone
     augmentation: Literal["nnunet", "flips_and_rotations"] = "nnunet"
+    publish: tuple[str, ...] = ()  # names of the students to validate and publish; none named: all that learn
     validate_ensemble: bool = True  # also predict the validation cases with the mean of the students
     max_bad_steps: int = 5  # so many non-finite steps in a row end the run
 
@@ -94,6 +95,10 @@ class TrainingSettings:
         require(len(names) >= 1, "students", "must name at least one student", names)
         require(len(set(names)) == len(names), "students", "must have distinct names", names)
         require(any(not s.frozen for s in self.students), "students", "must leave one student to learn", names)
+        learners = [s.name for s in self.students if not s.frozen]
+        require(
+            set(self.publish) <= set(learners), "publish", f"must be among {', '.join(learners)}", list(self.publish)
+        )
         require(
             bool(re.fullmatch(r"[A-Za-z0-9]*", self.run_name)), "run_name", "must be letters and digits", self.run_name
         )
@@ -110,3 +115,8 @@ class TrainingSettings:
             "must be two or three sizes >= 1",
             self.patch_size,
         )
+
+    @property
+    def published(self) -> list[str]:
+        """Names of the students that are validated and published."""
+        return list(self.publish) or [s.name for s in self.students if not s.frozen]

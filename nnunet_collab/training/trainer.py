@@ -27,7 +27,8 @@ from nnunet_collab.core import checkpoint as checkpoints
 from nnunet_collab.core.settings import settings_from_environment, to_json
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.data.augmentation import flips_and_rotations_only, without_timing
-from nnunet_collab.data.loaders import in_background
+from nnunet_collab.data.loaders import BatchSource, in_background
+from nnunet_collab.networks.group import StudentGroup
 from nnunet_collab.training import distributed, planning
 from nnunet_collab.training.compilation import compile_students
 from nnunet_collab.training.curves import Curves
@@ -54,6 +55,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     # Attributes that nnU-Net makes, for type checkers.
     was_initialized: bool
     current_epoch: int
+    batch_size: int
     grad_scaler: GradScaler | None
     _best_ema: float | None
 
@@ -100,6 +102,11 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             CollabError: Saying which and why.
         """
 
+    def batch_terms(self, batch: dict[str, Any]) -> list[Term]:
+        """Summands of the total loss of one batch, from one forward of all students."""
+        image, target, truth = self._to_device(batch)
+        return self.loss_terms(self.network(image), target, truth)
+
     def loss_terms(self, outputs: dict[str, StudentOutput], target: Tensor | list[Tensor], truth: Truth) -> list[Term]:
         """Summands of the total loss; the base class trains every student by itself.
 
@@ -113,6 +120,21 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             for s in self.settings.students
             if not s.frozen
         ]
+
+    @property
+    def deployed(self) -> StudentGroup:
+        """The networks that are validated, published and predict: the students, or what a method averages of them."""
+        return self.group
+
+    def after_step(self) -> None:
+        """Called after every iteration whose step was taken by all students."""
+
+    def method_state(self) -> dict[str, Any]:
+        """What a method must find again to resume exactly, beside the students: plain values and tensors."""
+        return {}
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Restore what `method_state` returned."""
 
     # ---------------------------------------------------------------- building
 
@@ -137,7 +159,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.num_input_channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.dataset_json
         )
-        self.group = build_students(
+        self.group: StudentGroup = build_students(
             self.settings.students,
             self.plans_manager.plans[planning.KEY]["students"],
             input_channels=self.num_input_channels,
@@ -208,17 +230,24 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         val_transforms = self.get_validation_transforms(scales, **labels)
         train_data, val_data = self.get_tr_and_val_datasets()
         workers = get_allowed_n_proc_DA()
-        train = self._batches(train_data, initial_patch_size, train_transforms, TRAINING, self.iteration, workers)
+        train_source = self.training_source(train_data, initial_patch_size, train_transforms)
+        train = self._batches(train_source, TRAINING, self.iteration, workers)
+        val_source = self.labeled_source(val_data, self.batch_size, patch_size, val_transforms)
         done = self.current_epoch * self.num_val_iterations_per_epoch
-        val = self._batches(val_data, patch_size, val_transforms, VALIDATION, done, -(-workers // 2))
+        val = self._batches(val_source, VALIDATION, done, -(-workers // 2))
         # The first batch of each is drawn and dropped, as nnU-Net does, to see a broken worker now.
         next(train), next(val)
         return train, val
 
-    def _batches(self, data: Any, patch_size: Any, transforms: Any, stream: int, start: int, workers: int) -> Any:
-        loader = nnUNetDataLoader(
+    def training_source(self, data: Any, patch_size: Any, transforms: Any) -> BatchSource:
+        """What draws the training batches."""
+        return self.labeled_source(data, self.batch_size, patch_size, transforms)
+
+    def labeled_source(self, data: Any, batch_size: int, patch_size: Any, transforms: Any) -> BatchSource:
+        """nnU-Net's own loader; `patch_size` is that of the crops before augmentation."""
+        source: BatchSource = nnUNetDataLoader(
             data,
-            self.batch_size,
+            batch_size,
             patch_size,
             self.configuration_manager.patch_size,
             self.label_manager,
@@ -226,8 +255,11 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             probabilistic_oversampling=self.probabilistic_oversampling,
             transforms=transforms,
         )
+        return source
+
+    def _batches(self, source: BatchSource, stream: int, start: int, workers: int) -> Any:
         key = (self.settings.seed, stream, self.local_rank)
-        return in_background(loader, key, start=start, workers=workers, pin_memory=self.device.type == "cuda")
+        return in_background(source, key, start=start, workers=workers, pin_memory=self.device.type == "cuda")
 
     def _to_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | list[Tensor], Truth]:
         image, target = batch["data"].to(self.device, non_blocking=True), batch["target"]
@@ -249,8 +281,9 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     def on_train_start(self) -> None:
         """Refuse to overwrite another run, then start as nnU-Net does, with the random states of a resumed run."""
         self._refuse_to_overwrite()
-        splits = None if self.fold == "all" else Path(self.preprocessed_dataset_folder_base, "splits_final.json")
-        planning.check_cases(Path(self.preprocessed_dataset_folder), splits)
+        splits = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+        planning.check_cases(Path(self.preprocessed_dataset_folder), None if self.fold == "all" else splits)
+        planning.check_fold(splits, self.fold)
         super().on_train_start()
         self.print_to_log_file("settings:", to_json(self.settings), add_timestamp=False)
         if self._resume_states is not None:
@@ -279,26 +312,25 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One iteration: forward of all students, the terms, one backward, each student's step."""
-        image, target, truth = self._to_device(batch)
         self.optimizers.set_learning_rates(self.iteration)
         self.optimizers.zero_grad()
         with self._autocast():
-            outputs = self.network(image)
-            terms = self.loss_terms(outputs, target, truth)
-        del outputs
+            terms = self.batch_terms(batch)
         values = torch.stack([term.value.detach().float() for term in terms]).cpu()
         if self._all_ranks_finite(values):
             self.optimizers.backward(
                 sum((t.weight * t.value for t in terms), start=torch.zeros((), device=self.device))
             )
             norms = self.optimizers.step()
-            self._judge_gradients(norms)
+            if self._judge_gradients(norms):
+                self.after_step()
         else:
             wrong = [f"{t.student}/{t.name}" for t, v in zip(terms, values, strict=True) if not v.isfinite()]
             self.guard.bad(self.iteration, wrong or ["another process"])
         self.iteration += 1
         weighted = {f"{t.student}/{t.name}": t.weight * v.item() for t, v in zip(terms, values, strict=True)}
-        return {"loss": sum(weighted.values()), "terms": weighted}
+        weights = {f"{t.student}/{t.name}": t.weight for t in terms}
+        return {"loss": sum(weighted.values()), "terms": weighted, "weights": weights}
 
     def _all_ranks_finite(self, values: Tensor) -> bool:
         finite = values.isfinite().all().to(self.device, torch.int32)
@@ -306,15 +338,19 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         return bool(finite)
 
-    def _judge_gradients(self, norms: dict[str, Tensor]) -> None:
-        """A gradient that is not finite is a fault, unless a gradient scaler is finding its scale by it."""
+    def _judge_gradients(self, norms: dict[str, Tensor]) -> bool:
+        """True if every student was stepped.
+
+        A gradient that is not finite is a fault, unless a gradient scaler is finding its scale by it.
+        """
+        wrong = [name for name, norm in norms.items() if not norm.isfinite()]
         # A scale below 1 is no search any more: the gradient would not be finite without a scaler either.
         scaling = self.grad_scaler is not None and self.grad_scaler.get_scale() >= 1
-        wrong = [] if scaling else [name for name, norm in norms.items() if not norm.isfinite()]
-        if wrong:
+        if wrong and not scaling:
             self.guard.bad(self.iteration, [f"the gradient of {name}" for name in wrong])
         else:
             self.guard.good()
+        return not wrong
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Mean of the total and of every weighted term over the epoch and the ranks, skipped iterations left out."""
@@ -324,18 +360,23 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         for key in outputs[0]["terms"]:
             mean = np.mean([o["terms"][key] for o in used]) if used else np.nan
             self.curves.log(f"loss/{key}", float(mean), self.current_epoch)
+            weight = float(np.mean([o["weights"][key] for o in outputs]))
+            self.curves.log(f"weight/{key}", weight, self.current_epoch)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Supervised loss, overlap with the truth and with each other of all students on one validation batch."""
         image, target, truth = self._to_device(batch)
         with self._autocast():
-            outputs: dict[str, StudentOutput] = self.network(image)
+            outputs: dict[str, StudentOutput] = self.deployed(image)
             losses = [float(self.supervised(output, target)) for output in outputs.values()]
+        return {"loss": float(np.mean(losses)), **self.validation_counts(image, outputs, truth)}
+
+    def validation_counts(self, image: Tensor, outputs: dict[str, StudentOutput], truth: Truth) -> dict[str, Any]:
+        """What the epoch's validation curves are made of; a method may add its own."""
         true = true_masks(truth, self.label_manager.num_segmentation_heads)
         masks = {name: predicted_masks(output.logits, truth) for name, output in outputs.items()}
         counts = {name: overlap_counts(mask, true) for name, mask in masks.items()}
-        agreement = agreement_counts(masks) if len(masks) > 1 else None
-        return {"loss": float(np.mean(losses)), "counts": counts, "agreement": agreement}
+        return {"counts": counts, "agreement": agreement_counts(masks) if len(masks) > 1 else None}
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Pseudo Dice per student and their mean, which chooses checkpoint_best."""
@@ -396,7 +437,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         checkpoints.save(
             Path(filename),
             {
-                "network_weights": self.group.state_dict(),
+                "network_weights": self.deployed.state_dict(),
                 "optimizer_state": self.optimizers.state_dict(),
                 "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
                 "logging": self.logger.get_checkpoint(),
@@ -410,6 +451,8 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
                     "iteration": self.iteration,
                     "random_states": states,
                     "weights_from": {student.name: student.origin for student in self.group},
+                    "trained_weights": None if self.deployed is self.group else self.group.state_dict(),
+                    "method": self.method_state(),
                 },
             },
         )
@@ -433,7 +476,9 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         checkpoints.check_fits(path, checkpoint, self.trainer_name, to_json(self.settings))
         if not self.was_initialized:
             self.initialize()
-        self.group.load_state_dict(checkpoint["network_weights"])
+        ours = checkpoint[checkpoints.KEY]
+        self.group.load_state_dict(ours["trained_weights"] or checkpoint["network_weights"])
+        self.load_method_state(ours["method"])
         self.optimizers.load_state_dict(checkpoint["optimizer_state"])
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
@@ -441,7 +486,6 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         self._best_ema = checkpoint["_best_ema"]
         self.current_epoch = checkpoint["current_epoch"]
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
-        ours = checkpoint[checkpoints.KEY]
         self.iteration = ours["iteration"]
         states = ours["random_states"]
         # With another number of processes no rank can go on where it was; the batches still follow from the seed.

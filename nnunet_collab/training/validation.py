@@ -35,16 +35,15 @@ def validate_students(trainer: CollabTrainer, validate: Callable[[bool], None], 
             trainer.print_to_log_file("No student published: there is no checkpoint_final.pth")
     if trainer.is_ddp:
         dist.barrier()
-    learners = [s.name for s in trainer.settings.students if not s.frozen]
-    for name in learners:
+    for name in trainer.settings.published:
         target = student_folder(fold.parent, name) / fold.name
         target.mkdir(parents=True, exist_ok=True)
         trainer.print_to_log_file(f"validation of student {name}")
-        _validate_as(trainer, trainer.group[name].network, target, validate, save_probabilities)
-    if trainer.settings.validate_ensemble and len(learners) > 1:
+        _validate_as(trainer, trainer.deployed[name].network, target, validate, save_probabilities)
+    if trainer.settings.validate_ensemble and len(trainer.settings.published) > 1:
         trainer.print_to_log_file("validation of the mean of the students")
         regions = trainer.plans_manager.plans[planning.KEY]["regions"]
-        ensemble = StudentEnsemble(list(trainer.group), regions=regions)
+        ensemble = StudentEnsemble(list(trainer.deployed), regions=regions)
         _validate_as(trainer, ensemble, fold, validate, save_probabilities)
 
 

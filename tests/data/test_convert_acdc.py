@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
-from mini_acdc import SHAPE, TEST, TRAIN, affine, write_acdc, write_image
+from mini_acdc import SHAPE, TEST, TRAIN, affine, write_acdc, write_image, write_patient
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.data import convert_command, raw_dataset
+from nnunet_collab.data import convert_command, raw_cases
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +223,9 @@ def test_one_patient_is_too_few_and_three_give_three_folds(source, raw, capsys):
     assert "found 1 (patient001)" in message
 
 
-def test_interruption_leaves_no_dataset_and_the_next_run_starts_afresh(source, raw, monkeypatch, capsys):
+def test_interruption_leaves_no_dataset_and_the_next_run_goes_on(source, raw, monkeypatch, capsys):
     written, stop_after = [], 7
-    real = raw_dataset.shutil.copyfile
+    real = raw_cases.shutil.copyfile
 
     def stopping_copy(old, new):
         if len(written) == stop_after:
@@ -234,16 +234,57 @@ def test_interruption_leaves_no_dataset_and_the_next_run_starts_afresh(source, r
         return real(old, new)
 
     with monkeypatch.context() as patch:
-        patch.setattr(raw_dataset.shutil, "copyfile", stopping_copy)
+        patch.setattr(raw_cases.shutil, "copyfile", stopping_copy)
         with pytest.raises(KeyboardInterrupt):
             convert(source)
-    assert [path.name for path in raw.iterdir()] == [".Dataset027_ACDC.partial"]
+    partial = raw / ".Dataset027_ACDC.partial"
+    assert [path.name for path in raw.iterdir()] == [partial.name]
     assert not (raw.parent / "preprocessed").exists()
-    (raw / ".Dataset027_ACDC.partial" / "imagesTr" / "leftover.nii.gz").touch()
+    (partial / "imagesTr" / "leftover.nii.gz").touch()
     capsys.readouterr()
     convert(source)
-    assert f"Removing {raw / '.Dataset027_ACDC.partial'}, left by a conversion that was interrupted" in (
-        capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert f"Continuing {partial}, left by an interrupted conversion: 7 cases are there, 17 remain" in said
     assert [path.name for path in raw.iterdir()] == ["Dataset027_ACDC"]
     assert len(list((raw / "Dataset027_ACDC" / "imagesTr").iterdir())) == 20
+
+
+def test_few_labels(source, raw):
+    convert(source, "--labeled", "3")
+    dataset = raw / "Dataset027_ACDC"
+    labeled = sorted(path.name for path in (dataset / "labelsTr").iterdir())
+    unlabeled = sorted(path.name for path in (dataset / "imagesUn").iterdir())
+    assert (len(labeled), len(unlabeled)) == (6, 14)
+    assert {name[:10] for name in labeled} | {name[:10] for name in unlabeled} == set(TRAIN)
+    assert not (dataset / "labelsUn").exists()
+    assert len(list((dataset / "labelsTs").iterdir())) == 4
+    record = json.loads((dataset / "dataset.json").read_text())["labeled_protocol"]
+    assert (record["protocol"], record["seed"]) == ("3", 0)
+
+
+def test_split_of_the_semi_supervised_papers(tmp_path, raw):
+    for number in range(1, 101):
+        write_patient(tmp_path / "whole" / "training", f"patient{number:03d}", frames=(1,))
+    convert(tmp_path / "whole", "--split", "ssl4mis", "--labeled", "7")
+    dataset = raw / "Dataset027_ACDC"
+    patients = {
+        folder: {int(path.name[7:10]) for path in (dataset / folder).iterdir()}
+        for folder in ("imagesTr", "imagesUn", "imagesTs", "labelsTr", "labelsTs")
+    }
+    validation = {28, 85, 82, 87, 19, 30, 78, 45, 2, 39}
+    assert patients["imagesTr"] == patients["labelsTr"] == {99, 38, 50, 100, 58, 21, 49} | validation
+    assert len(patients["imagesUn"]) == 63
+    assert len(patients["imagesTs"]) == 20
+    assert patients["imagesTs"] == patients["labelsTs"]
+    assert set.union(*patients.values()) == set(range(1, 101))
+    (fold,) = json.loads((dataset / "splits_final.json").read_text())
+    assert {int(name[7:10]) for name in fold["val"]} == validation
+    facts = json.loads((dataset / "dataset.json").read_text())
+    assert facts["labeled_protocol"]["chosen"] == "the first 7 of the public list of SSL4MIS"
+    assert facts["split"].startswith("The 70, 10 and 20 patients of the public lists")
+
+
+def test_split_of_the_papers_needs_all_patients(source, raw):
+    with pytest.raises(CollabError, match="--split ssl4mis needs all 100 patients; 90 are missing, patient011 among"):
+        convert(source, "--split", "ssl4mis")
+    assert not raw.exists()

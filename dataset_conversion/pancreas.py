@@ -1,0 +1,211 @@
+"""Pancreas-CT (National Institutes of Health, The Cancer Imaging Archive): CT as DICOM series, labels as NIfTI.
+
+The source, as downloaded, the folders at any depth:
+
+    Pancreas-CT/PANCREAS_0001/<study>/<series>/*.dcm            image, one series per patient
+    TCIA_pancreas_labels-02-05-2017/label0001.nii.gz            its label: 0 background, 1 pancreas
+
+Cases 25 and 70 were withdrawn: they may be missing, and are left out, whatever there is of them.
+
+**Orientation.** The labels' arrays do not lie like those of the series, and their headers do not say how: tools that
+trust them put the label upside down. Only the size and the spacing are compared, and the image's grid is used. Which of
+the axes y (rows) and z (slices) of the stored label must be flipped is the same for all cases; it is found on a few of
+them by the share of label voxels that lie on soft tissue (-50 to 250 HU) for each of the four possibilities. The result
+is printed and written into dataset.json; where it is not clear, nothing is converted. `--flip` sets it.
+
+Run with `nnunet_collab convert pancreas SOURCE -d ID` or `python dataset_conversion/pancreas.py SOURCE -d ID`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.data.convert_command import run_alone
+from nnunet_collab.data.patient_folds import held_out
+from nnunet_collab.data.raw_dataset import DatasetInfo, RawDataset, write_raw_dataset
+from nnunet_collab.data.raw_target import Target
+from nnunet_collab.data.source_check import Case, GridTolerance, SourceRules, read_image
+from nnunet_collab.data.source_files import by_name, paired, refuse_nothing_found
+
+DATASET_NAME = "PancreasCT"
+OPTIONS = {
+    "--flip": {
+        "choices": ["none", "y", "z", "yz"],
+        "help": "axes of the stored labels to flip (default: found by the share of label voxels on soft tissue)",
+    }
+}
+
+INFO = DatasetInfo(
+    channel_names={"0": "CT"},
+    labels={"background": 0, "pancreas": 1},
+    file_ending=".nii.gz",
+    patient_pattern=r"(pancreas_\d{4})",
+    description="Pancreas in portal venous contrast CT",
+    licence="CC BY 3.0",
+    citation=(
+        "H. R. Roth, A. Farag, E. B. Turkbey, L. Lu, J. Liu, R. M. Summers, Data From Pancreas-CT, The Cancer Imaging "
+        "Archive, 2016, doi:10.7937/K9/TCIA.2016.tNB1kqBU; H. R. Roth, L. Lu, A. Farag, et al., DeepOrgan: Multi-level "
+        "Deep Convolutional Networks for Automated Pancreas Segmentation, MICCAI 2015, LNCS 9349, 556-564"
+    ),
+    reference="https://www.cancerimagingarchive.net/collection/pancreas-ct/",
+)
+WITHDRAWN = ("0025", "0070")
+FLIPS = ("none", "y", "z", "yz")
+SOFT_TISSUE_HU = (-50, 250)
+LOOKED_AT = 5  # cases
+CLEAR = 0.02  # by which the best share must exceed the second best
+PLAUSIBLE = 0.6  # share on soft tissue below which no orientation is right
+SLICE_TOLERANCE = 1e-2  # relative, between the distances of neighbouring slices
+
+
+def read_series(folder: Path) -> sitk.Image:
+    """Read the one DICOM series below a patient's folder.
+
+    Raises:
+        CollabError: If there is none or another number of them, a file cannot be read, or slices are missing.
+    """
+    reader = sitk.ImageSeriesReader()
+    places = sorted({path.parent for path in folder.rglob("*.dcm")})
+    series = [(place, uid) for place in places for uid in reader.GetGDCMSeriesIDs(str(place))]
+    if len(series) != 1:
+        raise CollabError(
+            f"{folder}: there must be one DICOM series in it; found {len(series)}. Download the patient again."
+        )
+    files = reader.GetGDCMSeriesFileNames(str(series[0][0]), series[0][1])
+    reader.SetFileNames(files)
+    reader.MetaDataDictionaryArrayUpdateOn()
+    try:
+        image = reader.Execute()
+        positions = [[float(x) for x in reader.GetMetaData(i, "0020|0032").split("\\")] for i in range(len(files))]
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise CollabError(
+            f"{folder}: the DICOM series cannot be read ({reason}). Download the patient again."
+        ) from error
+    steps = [math.dist(a, b) for a, b in pairwise(positions)]
+    usual = float(np.median(steps)) if steps else 0.0
+    if any(abs(step - usual) > SLICE_TOLERANCE * usual for step in steps):
+        raise CollabError(
+            f"{folder}: neighbouring slices must lie {usual:g} mm apart; found {min(steps):g} to {max(steps):g} mm, so "
+            "slices are missing. Download the patient again."
+        )
+    return image
+
+
+def read_label(path: Path, flip: str) -> sitk.Image:
+    """Read a label and flip its voxels; its origin and direction mean nothing.
+
+    Args:
+        path: NIfTI file.
+        flip: One of `FLIPS`.
+
+    Raises:
+        CollabError: If it cannot be read.
+    """
+    label = read_image(path)
+    if label.GetDimension() != 3:  # told by the check of the source
+        return label
+    return sitk.Flip(label, [False, "y" in flip, "z" in flip])
+
+
+def convert(source: Path, target: Target, flip: str = "") -> Path:
+    """Write Pancreas-CT as an nnU-Net raw dataset.
+
+    Args:
+        source: A folder with the series and the labels below it.
+        target: Where to.
+        flip: One of `FLIPS`, or "" to find it.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        CollabError: If source or target must be refused, or the orientation is not clear; nothing has been written
+            then.
+    """
+    problems: list[str] = []
+    folders = (path for path in source.rglob("PANCREAS_*") if path.is_dir())
+    images = by_name(folders, r"PANCREAS_(\d{4})", problems)
+    labels = by_name(source.rglob("label*"), r"label(\d{4})\.nii(?:\.gz)?", problems)
+    for number in WITHDRAWN:
+        if left_out := [str(found.pop(number)) for found in (images, labels) if number in found]:
+            print(f"Leaving out case {number}, which was withdrawn: {' and '.join(left_out)}.")
+    cases = paired(images, labels, problems, prefix="pancreas_")
+    refuse_nothing_found(cases, problems, source, "PANCREAS_0001 and so on, and label0001.nii.gz and so on")
+    flip = flip or find_flip(cases)
+    names = [case.name for case in cases]
+    # 80 of the paper's 82 cases are still to be had; public code keeps 62 of them to train.
+    roles = held_out(names, {"train": 62, "test": 18 if len(names) <= 80 else 20})
+    dataset = RawDataset(
+        replace(INFO, extra={"intensity_unit": "HU", "label_flip": flip}),
+        SourceRules(
+            label_values={0: 0, 1: 1},
+            read_image=read_series,
+            read_label=partial(read_label, flip=flip),
+            label_grid=GridTolerance(spacing=1e-2, origin=math.inf, direction=math.inf),
+        ),
+        train=[case for case in cases if case.name in roles["train"]],
+        test=[case for case in cases if case.name in roles["test"]],
+        problems=problems,
+        split="Drawn at random with a fixed seed, 62 to 20 (62 to 18 of 80): the papers' lists are not used.",
+    )
+    return write_raw_dataset(dataset, target)
+
+
+def find_flip(cases: Sequence[Case]) -> str:
+    """The flip with which the labels lie on soft tissue best.
+
+    Args:
+        cases: Up to five of them, evenly chosen, are looked at; what cannot be read or compared is passed over, since
+            the check of the source tells it. If nothing is left, the answer is "none".
+
+    Raises:
+        CollabError: If no flip is clearly the best.
+    """
+    chosen = [cases[i * len(cases) // min(LOOKED_AT, len(cases))] for i in range(min(LOOKED_AT, len(cases)))]
+    shares = [found for case in chosen if (found := _shares_on_soft_tissue(case)) is not None]
+    if not shares:
+        return "none"
+    means = {flip: float(np.mean([share[flip] for share in shares])) for flip in FLIPS}
+    best, second = sorted(FLIPS, key=lambda flip: -means[flip])[:2]
+    told = ", ".join(f"{flip} {share:.1%}" for flip, share in means.items())
+    if means[best] < PLAUSIBLE or means[best] - means[second] < CLEAR:
+        raise CollabError(
+            f"pancreas: one orientation of the labels must lie on soft tissue clearly best (at least {PLAUSIBLE:.0%} "
+            f"of the voxels, and {CLEAR:.0%} more than with any other); found, by flipped axes: {told}. Look at a "
+            "label over its image, and set the axes with --flip."
+        )
+    print(f"Labels are flipped along: {best}. Share of their voxels on soft tissue, by flipped axes: {told}.")
+    return best
+
+
+def _shares_on_soft_tissue(case: Case) -> dict[str, float] | None:
+    if case.label is None:
+        return None
+    try:
+        hu, label = (sitk.GetArrayFromImage(image) for image in (read_series(case.images[0]), read_image(case.label)))
+    except CollabError:
+        return None
+    if hu.shape != label.shape or not label.any():
+        return None
+    z, y, x = np.nonzero(label)
+    result = {}
+    for flip in FLIPS:
+        rows = label.shape[1] - 1 - y if "y" in flip else y
+        slices = label.shape[0] - 1 - z if "z" in flip else z
+        values = hu[slices, rows, x]
+        result[flip] = float(np.mean((values >= SOFT_TISSUE_HU[0]) & (values <= SOFT_TISSUE_HU[1])))
+    return result
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_alone(Path(__file__)))

@@ -1,0 +1,255 @@
+"""Preprocess images that have no label, with the plans of the labelled ones, and find them again.
+
+They lie in `imagesUn` of the raw dataset, and come out in a folder beside that of the labelled cases, never in it:
+nnU-Net takes everything there for a labelled case. A record in the folder, `unlabeled.json`, holds a fingerprint of
+all that determines the preprocessing, so that cases of other plans are never mixed with these.
+
+A case is whole once its `.pkl` is there: all files are written elsewhere and renamed, that one last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.files import write_json
+from nnunet_collab.data.few_labels import listed
+
+IMAGES, RECORD = "imagesUn", "unlabeled.json"
+_ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")  # in the order in which they are renamed
+_PARTIAL = ".partial"
+# Entries of a configuration that do not determine its preprocessing; those from UNet_class_name on are of old plans.
+_OF_TRAINING = {
+    "batch_size", "patch_size", "architecture", "batch_dice", "inherits_from", "previous_stage", "next_stage",
+    "median_image_size_in_voxels", "resampling_fn_probabilities", "resampling_fn_probabilities_kwargs",
+    "UNet_class_name", "UNet_base_num_features", "n_conv_per_stage_encoder", "n_conv_per_stage_decoder",
+    "num_pool_per_axis", "pool_op_kernel_sizes", "conv_kernel_sizes", "unet_max_num_features",
+}  # fmt: skip
+
+
+def preprocessing_fingerprint(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> str:
+    """SHA-256 (hexadecimal) of everything that determines how an image of this configuration is preprocessed.
+
+    Args:
+        plans: Content of a plans file.
+        configuration: Its name in the plans; inheritance is resolved.
+        dataset_json: Content of dataset.json.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(plans)
+    entry = manager.get_configuration(configuration).configuration
+    content = {
+        "configuration": {key: value for key, value in entry.items() if key not in _OF_TRAINING},
+        "transpose_forward": manager.transpose_forward,
+        "image_reader_writer": plans["image_reader_writer"],
+        "foreground_intensity_properties_per_channel": manager.foreground_intensity_properties_per_channel,
+        "channel_names": channel_names(dataset_json),
+        "file_ending": dataset_json["file_ending"],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def unlabeled_folder(preprocessed_dataset: Path, data_identifier: str) -> Path:
+    """Where preprocessed unlabelled cases are: beside the labelled ones, `<preprocessed_dataset>/<data_identifier>`."""
+    return preprocessed_dataset / f"{data_identifier}_{IMAGES}"
+
+
+def unlabeled_cases(
+    preprocessed_dataset: Path,
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict[str, Any],
+    raw_dataset: Path | None,
+) -> list[str]:
+    """Names of the unlabelled cases that training with this configuration can use, sorted.
+
+    Args:
+        preprocessed_dataset: `$nnUNet_preprocessed/DatasetXXX_Name`.
+        plans: Content of the plans file.
+        configuration: Its name in the plans.
+        dataset_json: Content of dataset.json.
+        raw_dataset: `$nnUNet_raw/DatasetXXX_Name`; None, or a folder that is gone, if the raw data are not at hand.
+
+    Returns:
+        An empty list if there are none, preprocessed or raw.
+
+    Raises:
+        CollabError: If they were preprocessed with other plans, or imagesUn holds cases that were not preprocessed.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    identifier = PlansManager(plans).get_configuration(configuration).data_identifier
+    folder = unlabeled_folder(preprocessed_dataset, identifier)
+    command = f"nnunet_collab preprocess_unlabeled -d {int(preprocessed_dataset.name[7:10])} -c {configuration}"
+    if plans.get("plans_name", "nnUNetPlans") != "nnUNetPlans":
+        command += f" -p {plans['plans_name']}"
+    refuse_other_plans(folder, preprocessing_fingerprint(plans, configuration, dataset_json), command)
+    done = complete_cases(folder)
+    images = case_images(raw_dataset / IMAGES, dataset_json["file_ending"]) if raw_dataset else {}
+    if missing := sorted(images.keys() - set(done)):
+        raise CollabError(
+            f"{configuration}: every case of imagesUn must be preprocessed; {len(missing)} of {len(images)} are not in "
+            f"{folder}: {listed(missing)}. Run: {command} (or take them out of imagesUn)."
+        )
+    return done
+
+
+def refuse_other_plans(folder: Path, fingerprint: str, command: str) -> None:
+    """Refuse a folder whose cases were preprocessed with other plans.
+
+    Args:
+        folder: Of preprocessed unlabelled cases; it may be missing.
+        fingerprint: Of the plans that count now.
+        command: What redoes the cases, without --overwrite.
+
+    Raises:
+        CollabError: If the folder's record has another fingerprint, or there are cases without a record.
+    """
+    try:
+        recorded = json.loads((folder / RECORD).read_text(encoding="utf-8"))["plans"]
+    except (OSError, ValueError, KeyError, TypeError):
+        recorded = None
+    if recorded != fingerprint and (recorded is not None or complete_cases(folder)):
+        raise CollabError(
+            f"{folder}: unlabelled cases must be preprocessed as the labelled ones; these were preprocessed with other "
+            f"plans. --overwrite redoes it: {command} --overwrite"
+        )
+
+
+def complete_cases(folder: Path) -> list[str]:
+    """Names of the cases in a folder that are whole, sorted; none if there is no folder."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    cases = sorted(name[: -len(".pkl")] for name in names if name.endswith(".pkl"))
+    return [case for case in cases if all(f"{case}{ending}" in names for ending in _ENDINGS)]
+
+
+def preprocess_cases(
+    folder: Path,
+    cases: Mapping[str, Sequence[Path]],
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict[str, Any],
+    *,
+    processes: int,
+) -> None:
+    """Preprocess cases into the folder, which is made if need be; whatever is there of these cases is replaced.
+
+    Args:
+        folder: `unlabeled_folder` of the configuration.
+        cases: Name -> one image per channel.
+        plans: Content of the plans file.
+        configuration: Its name in the plans.
+        dataset_json: Content of dataset.json.
+        processes: How many work at a time; 1 is this one.
+
+    Raises:
+        CollabError: If a case fails; those that are done are kept, so a second run goes on from there.
+    """
+    from tqdm import tqdm
+
+    (folder / _PARTIAL).mkdir(parents=True, exist_ok=True)
+    write_json(folder / RECORD, {"plans": preprocessing_fingerprint(plans, configuration, dataset_json)})
+    work = partial(preprocess_case, folder, plans=plans, configuration=configuration, dataset_json=dataset_json)
+    try:
+        with tqdm(total=len(cases), desc=f"Preprocessing {configuration}", unit="case", disable=None) as bar:
+            for _ in _results(work, cases, processes):
+                bar.update()
+    finally:
+        shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
+
+
+def preprocess_case(
+    folder: Path,
+    case: str,
+    images: Sequence[Path],
+    *,
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict[str, Any],
+) -> None:
+    """Preprocess one case without a label, in the form in which nnU-Net keeps labelled ones.
+
+    The segmentation is -1 outside the body (zero in all channels) and 0 inside; `class_locations` is empty.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(plans)
+    chosen = manager.get_configuration(configuration)
+    aside = folder / _PARTIAL / case
+    for ending in _ENDINGS:  # what an interruption left; blosc2 does not write over a file
+        Path(f"{aside}{ending}").unlink(missing_ok=True)
+    preprocessor = chosen.preprocessor_class(verbose=False)
+    preprocessor.run_case_save(str(aside), [str(image) for image in images], None, manager, chosen, dataset_json)
+    record = Path(f"{aside}.pkl")
+    properties = {**pickle.loads(record.read_bytes()), "class_locations": {}}
+    record.write_bytes(pickle.dumps(properties))
+    (folder / f"{case}.pkl").unlink(missing_ok=True)  # from here on, the old case is not whole any more
+    for ending in _ENDINGS:
+        with open(f"{aside}{ending}", "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(f"{aside}{ending}", folder / f"{case}{ending}")
+
+
+def channel_names(dataset_json: dict[str, Any]) -> dict[str, str]:
+    """Channel number -> name; old files call them modalities."""
+    names: dict[str, str] = dataset_json["channel_names" if "channel_names" in dataset_json else "modality"]
+    return names
+
+
+def case_images(folder: Path, ending: str) -> dict[str, list[Path]]:
+    """Case -> its images in the order of their channels: files named `CASE_0000<ending>`, others are left out.
+
+    Returns:
+        Cases in alphabetical order; empty if there is no such folder.
+    """
+    images: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = re.fullmatch(rf"([^.].*)_\d{{4}}{re.escape(ending)}", path.name)
+        if match:
+            images.setdefault(match.group(1), []).append(path)
+    return dict(sorted(images.items()))
+
+
+def _results(work: partial[None], cases: Mapping[str, Sequence[Path]], processes: int) -> Iterator[None]:
+    """Do the work of every case; yields as each is done."""
+    if processes == 1:
+        for case, images in cases.items():
+            with _named(case):
+                work(case, images)
+            yield
+        return
+    context = multiprocessing.get_context("spawn")  # forking after torch has started its threads may hang
+    with ProcessPoolExecutor(min(processes, len(cases)), mp_context=context) as pool:
+        futures = {pool.submit(work, case, images): case for case, images in cases.items()}
+        try:
+            for future in as_completed(futures):
+                with _named(futures[future]):
+                    future.result()
+                yield
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C, do not begin the remaining cases
+
+
+@contextmanager
+def _named(case: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever nnU-Net raises
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CollabError(
+            f"case {case}: it could not be preprocessed ({reason}). Cases that are done are kept: mend the cause and "
+            "run the same command again, without --overwrite. If a process was killed, memory ran out: lower -np."
+        ) from error

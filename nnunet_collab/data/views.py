@@ -1,0 +1,122 @@
+"""Weak and strong views of an unlabelled patch, made in the loader's workers.
+
+The geometry (crop, rotation, scaling, mirroring) is nnU-Net's own and is applied once, so that the views agree voxel by
+voxel; the weak view is what it leaves. Each strong view then changes the intensities, always and visibly: nnU-Net's own
+intensity augmentation leaves about a third of the patches as they are.
+
+Nothing here assumes intensities in [0, 1]: the transforms work on z-scored CT and MR.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from torch import Tensor
+
+from nnunet_collab.data.augmentation import without_timing
+
+GEOMETRY = (SpatialTransform, MirrorTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
+# In an image normalised with its mask the outside is 0 up to ringing of the interpolation.
+OUTSIDE = 1e-3
+
+
+class WeakAndStrongViews(BasicTransform):  # type: ignore[misc]
+    """From one crop to its views, stacked as channels, so that nnU-Net's loader needs no change.
+
+    Args:
+        planned: What `nnUNetTrainer.get_training_transforms` returns; its geometry is used.
+        strong: Number of strong views, each with random numbers of its own.
+
+    The transform takes `image` `(C, *crop)` and `segmentation` `(1, *crop)`, which is 0 where unsupervised losses apply
+    and -1 elsewhere (padding, the outside of a mask, annotated voxels). It returns as `image` `((1 + strong) * C, *S)`,
+    the weak view first, and the `segmentation` that belongs to it. Nothing is changed in place.
+    """
+
+    def __init__(self, planned: ComposeTransforms, strong: int) -> None:
+        super().__init__()
+        masks = [t for t in planned.transforms if isinstance(t, MaskImageTransform)]
+        self.geometry = ComposeTransforms([t for t in planned.transforms if isinstance(t, GEOMETRY)])
+        self.strong = strong
+        self.intensities = without_timing(strong_intensities())
+        self.mask = masks[0] if masks else None
+
+    def __call__(self, **data_dict: Any) -> dict[str, Any]:
+        """The views of one crop."""
+        image, where = data_dict["image"], data_dict["segmentation"]
+        if self.mask is not None:
+            outside = (image[self.mask.apply_to_channels].abs() < OUTSIDE).all(dim=0, keepdim=True)
+            where = torch.where(outside, torch.full_like(where, -1), where)
+        data = self.geometry(image=image, segmentation=where)
+        weak, where = data["image"], data["segmentation"]
+        views = [weak, *(self.intensities(image=weak.clone())["image"] for _ in range(self.strong))]
+        if self.mask is not None:
+            # It writes in place, and the weak view may be a view of the caller's image.
+            views = [self.mask(image=view.clone(), segmentation=where)["image"] for view in views]
+        return {"image": torch.cat(views), "segmentation": where}
+
+
+def strong_intensities() -> ComposeTransforms:
+    """Brightness and contrast always; gamma, blur and noise in half of the views.
+
+    The strengths are those of the colour jitter (0.5) and blur (p 0.5) of UniMatch and CrossMatch; additive brightness
+    in units of the patch's standard deviation takes the place of jitter that needs intensities in [0, 1].
+    """
+    return ComposeTransforms(
+        [
+            ContrastTransform(
+                contrast_range=BGContrast((0.5, 1.5)), preserve_range=False, synchronize_channels=False, p_per_channel=1
+            ),
+            _ShiftTransform(0.5),
+            RandomTransform(
+                GammaTransform(
+                    gamma=BGContrast((0.5, 1.5)),
+                    p_invert_image=0.5,
+                    synchronize_channels=False,
+                    p_per_channel=1,
+                    p_retain_stats=1,
+                ),
+                apply_probability=0.5,
+            ),
+            RandomTransform(
+                GaussianBlurTransform(
+                    blur_sigma=(0.5, 1.5), synchronize_channels=True, synchronize_axes=True, p_per_channel=1
+                ),
+                apply_probability=0.5,
+            ),
+            RandomTransform(
+                GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True),
+                apply_probability=0.5,
+            ),
+        ]
+    )
+
+
+class _ShiftTransform(BasicTransform):  # type: ignore[misc]
+    """Adds to each channel a uniform random share of its standard deviation."""
+
+    def __init__(self, largest: float) -> None:
+        super().__init__()
+        self.largest = largest
+
+    def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
+        image: Tensor = data_dict["image"]
+        shape = (image.shape[0], *[1] * (image.ndim - 1))
+        return {"share": torch.empty(shape).uniform_(-self.largest, self.largest)}
+
+    def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
+        # Even a patch of one intensity changes: normalised images have a standard deviation of about 1.
+        deviation = img.flatten(1).std(dim=1).clamp(min=0.1).view_as(params["share"])
+        shifted: Tensor = img + params["share"] * deviation
+        return shifted

@@ -1,0 +1,80 @@
+r"""Consistency of a student's probabilities with a teacher's: Mean Teacher and its uncertainty-aware form.
+
+For the kept voxels :math:`\Omega` and `K` classes, with :math:`d_v = \sum_k (p_{vk} - q_{vk})^2`,
+
+- Mean Teacher (Tarvainen and Valpola 2017, the form of SSL4MIS): :math:`\frac{1}{K |\Omega|} \sum_\Omega d_v`,
+- UA-MT (Yu et al. 2019, equation 3): :math:`\frac{1}{K |U|} \sum_U d_v` with :math:`U` the kept voxels where the
+  entropy of the teacher's mean probability over several noisy passes is below a threshold. (The published code divides
+  by :math:`2 |U|`, which is this for its two classes.)
+
+For region-based labels each region is a two-class problem; its two squared differences are equal, so the mean over them
+is that of one. All arithmetic is float32 whatever autocast says (float64 for float64 logits); the teacher never
+receives a gradient. In distributed runs sums and counts are those of all ranks. Where no voxel is used, the loss is 0
+with zero gradient. Unit of entropies: nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nnunet_collab.core.checks import check_same_shape
+from nnunet_collab.core.distributed import global_mean
+
+
+def squared_difference(
+    student: Tensor, teacher: Tensor, keep: Tensor, *, regions: bool, used: Tensor | None = None
+) -> Tensor:
+    """Mean squared difference of the probabilities of a student and a teacher.
+
+    Args:
+        student: Logits `(B, C, *S)`; receives the gradient.
+        teacher: Logits `(B, C, *S)`; detached here.
+        keep: `(B, *S)` bool, False where nothing is to be learned.
+        regions: True if the channels are overlapping regions (sigmoid), False for exclusive classes (softmax).
+        used: `(B, P, *S)` bool, `P` 1 or the number of regions: the certain voxels; None for all kept ones.
+
+    Returns:
+        Scalar; exactly 0 with zero gradient if no voxel is used.
+
+    Raises:
+        ValueError: If shapes disagree.
+    """
+    check_same_shape("squared_difference", student=student, teacher=teacher)
+    if keep.shape != student[:, 0].shape:
+        raise ValueError(
+            f"squared_difference: keep has one value per voxel, so {tuple(student[:, 0].shape)}; got "
+            f"{tuple(keep.shape)}."
+        )
+    mask = keep.unsqueeze(1) if used is None else keep.unsqueeze(1) & used
+    with torch.autocast(student.device.type, enabled=False):
+        p, q = _probabilities(student, regions), _probabilities(teacher.detach(), regions)
+        difference = (p - q).square().masked_fill(~mask, 0)
+        return global_mean(difference.sum(), mask.expand_as(difference).sum())
+
+
+@torch.no_grad()
+def predictive_entropy(passes: Sequence[Tensor], *, regions: bool) -> Tensor:
+    """Entropy of the mean probability over several passes, in nats (UA-MT, equation 2).
+
+    Args:
+        passes: Logits `(B, C, *S)` of each pass, at least one.
+        regions: True if the channels are overlapping regions (sigmoid), False for exclusive classes (softmax).
+
+    Returns:
+        `(B, P, *S)`, `P` 1 or the number of regions; in `[0, log K]`, two classes per region.
+    """
+    mean = _probabilities(passes[0], regions)
+    for logits in passes[1:]:
+        mean = mean + _probabilities(logits, regions)
+    mean = mean / len(passes)
+    if regions:
+        return -(torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean))
+    return -torch.xlogy(mean, mean).sum(dim=1, keepdim=True)
+
+
+def _probabilities(logits: Tensor, regions: bool) -> Tensor:
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.sigmoid() if regions else logits.softmax(dim=1)

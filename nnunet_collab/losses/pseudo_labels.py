@@ -1,0 +1,186 @@
+r"""A prediction as the label of another prediction: hard pseudo labels with a confidence threshold, or soft ones.
+
+For the kept voxels :math:`\Omega` and the detached logits of a teacher,
+
+- label :math:`m = \arg\max_k q_k`, confidence :math:`c = \max_k q_k`, used voxels
+  :math:`U = \{v \in \Omega : c_v \ge \tau\}`,
+- cross-entropy: :math:`-\frac{1}{|\Omega|} \sum_{v \in U} \log p_{v m_v}`. The mean is over all kept voxels, as in
+  FixMatch (Sohn et al. 2020, equation 4) and CRLN (equation 2): few confident voxels weigh little.
+- Dice, one ratio per class over the whole batch, used voxels alone in numerator and denominator:
+  :math:`1 - \frac{1}{K} \sum_k \frac{2 \sum_U p_k m_k + s}{\sum_U p_k^2 + \sum_U m_k + s}` (`dice`: all classes as in
+  the code of Cross Teaching and of CrossMatch for ACDC; `dice_foreground`: without class 0, as for LA; `dice_nnunet`:
+  without class 0 and with :math:`p_k` instead of its square, nnU-Net's soft Dice). Dice is not additive: the mean of
+  the Dice of four predictions is not the Dice of their concatenation.
+- Kullback-Leibler divergence of softmax(z / T) of teacher and student, teacher first: a soft label (CrossMatch,
+  equation 2). Mean over all kept voxels, those below the threshold counting 0.
+
+For region-based labels every region is a two-class problem of its own: confidence :math:`\max(p, 1-p)`, a Dice per
+region. All arithmetic is float32 whatever autocast says (float64 for float64 logits); the teacher never receives a
+gradient. In distributed runs sums and counts are those of all ranks. Where no voxel is used, the loss is 0 with zero
+gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunet_collab.core.checks import check_same_shape
+from nnunet_collab.core.distributed import global_mean, sum_over_ranks
+
+Criterion = Literal["dice", "dice_foreground", "dice_nnunet", "ce", "dice_ce", "kl"]
+
+# Cross Teaching, UniMatch and CrossMatch for LA use 1e-5, CrossMatch for ACDC 1e-4.
+SMOOTH = 1e-5
+
+
+class PseudoLabels(NamedTuple):
+    """Hard labels and how sure their teacher is, `P` independent problems: 1, or one per region.
+
+    Attributes:
+        labels: `(B, P, *S)` int64; the class, or for regions 1 inside and 0 outside.
+        confidence: `(B, P, *S)` in `[1/K, 1]`, float32 or the float64 of the logits.
+    """
+
+    labels: Tensor
+    confidence: Tensor
+
+
+@torch.no_grad()
+def pseudo_labels(logits: Tensor, *, regions: bool) -> PseudoLabels:
+    """Labels and confidence of a prediction.
+
+    Args:
+        logits: `(B, C, *S)`.
+        regions: True if the channels are overlapping regions (sigmoid), False for exclusive classes (softmax).
+    """
+    logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    if regions:
+        return PseudoLabels((logits > 0).long(), logits.abs().sigmoid())
+    # The confidence needs no full softmax: exp(max - logsumexp).
+    highest, labels = logits.max(dim=1, keepdim=True)
+    return PseudoLabels(labels, (highest - logits.logsumexp(dim=1, keepdim=True)).exp())
+
+
+def pseudo_label_loss(
+    student: Tensor,
+    teacher: Tensor,
+    keep: Tensor,
+    *,
+    regions: bool,
+    criterion: Criterion,
+    threshold: float = 0.0,
+    temperature: float = 1.0,
+    smooth: float = SMOOTH,
+) -> Tensor:
+    """Distance of a student's prediction from the labels that a teacher's prediction gives.
+
+    Args:
+        student: Logits `(B, C, *S)`; receives the gradient.
+        teacher: Logits `(B, C, *S)`; detached here.
+        keep: `(B, *S)` bool, False where nothing is to be learned (padding, annotated voxels).
+        regions: True if the channels are overlapping regions (sigmoid), False for exclusive classes (softmax).
+        criterion: See the module's docstring; `dice_ce` is the mean of `dice` and `ce`.
+        threshold: Voxels with a lower confidence are not used; 0 uses all.
+        temperature: Of `kl`, for both distributions.
+        smooth: Of the Dice criteria.
+
+    Returns:
+        Scalar; exactly 0 with zero gradient if no voxel is used.
+
+    Raises:
+        ValueError: If shapes disagree or the criterion is unknown.
+        TypeError: If `keep` is not boolean.
+    """
+    _check(student, teacher, keep, criterion)
+    with torch.autocast(student.device.type, enabled=False):
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        student, teacher = student.to(dtype), teacher.detach().to(dtype)
+        labels, confidence = pseudo_labels(teacher, regions=regions)
+        used = keep.unsqueeze(1) & (confidence >= threshold)
+        if criterion == "dice_ce":
+            both = [
+                _hard_loss(student, labels, used, keep, regions=regions, criterion=c, smooth=smooth)
+                for c in ("dice", "ce")
+            ]
+            return (both[0] + both[1]) / 2
+        if criterion == "kl":
+            return _soft_loss(student, teacher, used, keep, regions=regions, temperature=temperature)
+        return _hard_loss(student, labels, used, keep, regions=regions, criterion=criterion, smooth=smooth)
+
+
+def _hard_loss(
+    student: Tensor, labels: Tensor, used: Tensor, keep: Tensor, *, regions: bool, criterion: str, smooth: float
+) -> Tensor:
+    if criterion == "ce":
+        return _mean_over_kept(_cross_entropy(student, labels, regions=regions), used, keep)
+    return _dice_loss(student, labels, used, regions=regions, criterion=criterion, smooth=smooth)
+
+
+def _cross_entropy(student: Tensor, labels: Tensor, *, regions: bool) -> Tensor:
+    if regions:
+        return F.binary_cross_entropy_with_logits(student, labels.to(student.dtype), reduction="none")
+    return F.cross_entropy(student, labels[:, 0], reduction="none").unsqueeze(1)
+
+
+def _soft_loss(
+    student: Tensor, teacher: Tensor, used: Tensor, keep: Tensor, *, regions: bool, temperature: float
+) -> Tensor:
+    student, teacher = student / temperature, teacher / temperature
+    if regions:
+        inside, outside = F.logsigmoid(teacher), F.logsigmoid(-teacher)
+        divergence = inside.exp() * (inside - F.logsigmoid(student))
+        divergence = divergence + outside.exp() * (outside - F.logsigmoid(-student))
+    else:
+        log_q = teacher.log_softmax(dim=1)
+        divergence = (log_q.exp() * (log_q - student.log_softmax(dim=1))).sum(dim=1, keepdim=True)
+    return _mean_over_kept(divergence, used, keep)
+
+
+def _mean_over_kept(values: Tensor, used: Tensor, keep: Tensor) -> Tensor:
+    """Sum of `(B, P, *S)` over the used voxels / number of kept voxels and problems."""
+    # masked_fill, not a product: what is not used may be infinite.
+    return global_mean(values.masked_fill(~used, 0).sum(), keep.sum() * used.shape[1])
+
+
+def _dice_loss(
+    student: Tensor, labels: Tensor, used: Tensor, *, regions: bool, criterion: str, smooth: float
+) -> Tensor:
+    """One ratio per class (and region) over the used voxels of the batch of all ranks."""
+    if regions:
+        inside = student.sigmoid()
+        probabilities, truth = torch.cat([1 - inside, inside], 1), torch.cat([1 - labels, labels], 1)
+        used = torch.cat([used, used], 1)
+    else:
+        probabilities = student.softmax(dim=1)
+        classes = torch.arange(student.shape[1], device=student.device).view(1, -1, *[1] * (student.ndim - 2))
+        truth = labels == classes
+    if criterion != "dice":  # without background: the first channel, or the outside of every region
+        first = probabilities.shape[1] // 2 if regions else 1
+        probabilities, truth = probabilities[:, first:], truth[:, first:]
+        used = used[:, first:] if regions else used
+    probabilities = probabilities.masked_fill(~used, 0)
+    truth = (truth.bool() & used).to(probabilities.dtype)
+    axes = [0, *range(2, student.ndim)]
+    predicted = probabilities if criterion == "dice_nnunet" else probabilities.square()
+    sums = torch.stack([(probabilities * truth).sum(axes), predicted.sum(axes), truth.sum(axes)])
+    both, of_student, of_teacher = sum_over_ranks(sums)
+    dice = (2 * both + smooth) / (of_student + of_teacher + smooth)
+    any_used = sum_over_ranks(used.sum().to(dice.dtype)) > 0
+    return torch.where(any_used, (1 - dice).mean(), 0 * dice.sum())
+
+
+def _check(student: Tensor, teacher: Tensor, keep: Tensor, criterion: str) -> None:
+    check_same_shape("pseudo_label_loss", student=student, teacher=teacher)
+    expected = (student.shape[0], *student.shape[2:])
+    if tuple(keep.shape) != expected:
+        raise ValueError(f"pseudo_label_loss: keep has one value per voxel, so {expected}; got {tuple(keep.shape)}.")
+    if keep.dtype is not torch.bool:
+        raise TypeError(f"pseudo_label_loss: keep must be torch.bool (True = use the voxel); got {keep.dtype}.")
+    if criterion not in get_args(Criterion):
+        raise ValueError(
+            f"pseudo_label_loss: criterion must be one of {', '.join(get_args(Criterion))}; got {criterion!r}."
+        )

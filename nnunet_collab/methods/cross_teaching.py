@@ -1,0 +1,104 @@
+"""Cross Teaching and cross pseudo supervision: two students, each taught by the other's hard pseudo labels.
+
+Sources: Luo et al., "Semi-Supervised Medical Image Segmentation via Cross Teaching between CNN and Transformer" (MIDL
+2022), with the loss of its published code; Chen et al., "Semi-Supervised Semantic Segmentation with Cross Pseudo
+Supervision" (CVPR 2021), with the settings of the same code base. With h_i = argmax p_i on unlabelled images, as
+constants, and w rising over the whole run, each student i with its peer j minimises
+
+    (CE + Dice) / 2 on labelled images  +  w(t) D(p_i, h_j) on unlabelled ones.
+
+Both see the same weak view in the same forward as the labelled images. The paper deploys the CNN; both are published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.schedules import sigmoid_ramp
+from nnunet_collab.core.settings import require
+from nnunet_collab.core.types import Term
+from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
+from nnunet_collab.training.semi_supervised import (
+    SemiSupervisedBatch,
+    SemiSupervisedSettings,
+    SemiSupervisedTrainer,
+)
+from nnunet_collab.training.settings import CNN, StudentSettings
+
+
+@dataclass(frozen=True)
+class CrossTeachingSettings(SemiSupervisedSettings):
+    """The switches of both methods; the defaults are Cross Teaching's."""
+
+    pseudo_loss: Criterion = "dice"  # Dice of all classes alone; CPS: "ce"
+    pseudo_weight: float = 0.1  # w at the end of its ramp
+    ramp_up: float = 1.0  # share of the run over which w rises; 0: no ramp
+    threshold: float = 0.0  # confidence below which a pseudo label is not used; 0: all are, as published
+
+    def __post_init__(self) -> None:
+        """Check what a type cannot say.
+
+        Raises:
+            CollabError: Naming the setting, the rule and the value.
+        """
+        super().__post_init__()
+        require(self.pseudo_weight >= 0, "pseudo_weight", "must be >= 0", self.pseudo_weight)
+        require(0 <= self.ramp_up <= 1, "ramp_up", "must be a share of the run, in [0, 1]", self.ramp_up)
+        require(0 <= self.threshold < 1, "threshold", "must be in [0, 1)", self.threshold)
+
+
+class CrossTeachingTrainer(SemiSupervisedTrainer):
+    """A CNN and a Transformer, see the module's docstring."""
+
+    settings: ClassVar[CrossTeachingSettings] = CrossTeachingSettings()
+
+    def check(self, settings: CrossTeachingSettings) -> None:  # type: ignore[override]
+        """Refuse anything but two students."""
+        if len(settings.students) != 2:
+            raise CollabError(
+                f"{self.trainer_name}: two students teach each other; the setting 'students' has "
+                f"{len(settings.students)}. Name two."
+            )
+
+    def threshold(self) -> float:
+        """Constant."""
+        return self.settings.threshold
+
+    def unsupervised_terms(self, logits: dict[str, Tensor], batch: SemiSupervisedBatch) -> list[Term]:
+        """Each student's distance from its peer's pseudo labels."""
+        s = self.settings
+        # The published code lets w rise in 200 steps over its 30 000 iterations.
+        total = s.epochs * s.iterations_per_epoch
+        weight = s.pseudo_weight * sigmoid_ramp(self.iteration, round(s.ramp_up * total), steps=200)
+        regions = self.label_manager.has_regions
+        terms = []
+        first, second = s.students
+        for student, peer in ((first, second), (second, first)):
+            if student.frozen:
+                continue
+            teacher = logits[peer.name].detach()
+            loss = pseudo_label_loss(
+                logits[student.name],
+                teacher,
+                batch.keep,
+                regions=regions,
+                criterion=s.pseudo_loss,
+                threshold=s.threshold,
+            )
+            terms.append(Term(student.name, "pseudo", weight, loss))
+            self.pseudo_label_curves.add(student.name, teacher, batch.keep, s.threshold)
+        return terms
+
+
+# Two networks of the same kind from different random weights.
+CPS_STUDENTS: tuple[StudentSettings, ...] = (replace(CNN, name="CNN1"), replace(CNN, name="CNN2"))
+
+
+class CPSTrainer(CrossTeachingTrainer):
+    """Cross pseudo supervision: two networks of the same kind, cross-entropy on hard labels."""
+
+    settings: ClassVar[CrossTeachingSettings] = CrossTeachingSettings(students=CPS_STUDENTS, pseudo_loss="ce")

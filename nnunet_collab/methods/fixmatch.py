@@ -1,0 +1,111 @@
+"""FixMatch and UniMatch: confident pseudo labels of a weak view teach strong views, and a view of perturbed features.
+
+Sources: Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence" (NeurIPS 2020);
+Yang et al., "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation" (UniMatch, CVPR 2023),
+with CutMix and the constants of its published code for medical images. With m = argmax p_w where max p_w >= tau,
+
+    FixMatch:  (L_sup + L(p_s, m)) / 2
+    UniMatch:  (L_sup + [L(p_s1, m) + L(p_s2, m)] / 4 + L(p_fp, m) / 2) / 2
+
+p_s: strong views, CutMix between samples of the batch; p_fp: weak view, half of the channels dropped between encoder
+and decoder. L is the Dice loss of all classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nnunet_collab.core.settings import require
+from nnunet_collab.core.types import Term
+from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
+from nnunet_collab.networks.perturbation import Flow
+from nnunet_collab.training.mixing import MixingSettings, MixingTrainer
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, part
+from nnunet_collab.training.settings import CNN, StudentSettings
+
+
+@dataclass(frozen=True)
+class FixMatchSettings(MixingSettings):
+    """Settings of both methods; where UniMatch differs, its trainer says so."""
+
+    students: tuple[StudentSettings, ...] = (CNN,)
+    tau: float = 0.95  # confidence from which on a pseudo label is used
+    criterion: Criterion = "dice"  # FixMatch classifies with "ce"; UniMatch's code for medical images has Dice for both
+    strong_weight: float = 1.0  # sum of the weights of all strong views
+    feature_weight: float = 0.0  # of the view with dropped features
+    feature_drop: float = 0.5  # share of the channels that are dropped
+
+    def __post_init__(self) -> None:
+        """Check what a type cannot say.
+
+        Raises:
+            CollabError: Naming the setting, the rule and the value.
+        """
+        super().__post_init__()
+        require(0 < self.tau < 1, "tau", "must be in (0, 1)", self.tau)
+        for name in ("strong_weight", "feature_weight"):
+            require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
+        require(0 <= self.feature_drop < 1, "feature_drop", "must be in [0, 1)", self.feature_drop)
+
+
+class FixMatchTrainer(MixingTrainer):
+    """One strong view, taught by the student's own prediction of the weak view."""
+
+    settings: ClassVar[FixMatchSettings] = FixMatchSettings()
+    strong_views: ClassVar[int] = 1
+
+    def threshold(self) -> float:
+        """Constant."""
+        return self.settings.tau
+
+    def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
+        """All terms, from one forward; the weak images are part of it if features are dropped."""
+        s = self.settings
+        own, further = self.divide(batch)
+        mixes = [self.draw_cutmix(own) for _ in own.strong]
+        strong = [
+            mix(view, further and further.strong[i])
+            for i, (mix, view) in enumerate(zip(mixes, own.strong, strict=True))
+        ]
+        sizes = [len(own.image), *[len(own.weak)] * len(strong)]
+        images, flows = [own.image, *strong], []
+        if s.feature_weight:
+            start = sum(sizes)
+            images.append(own.weak)
+            flows.append(Flow(start, start + len(own.weak), s.feature_drop))
+            sizes += [len(own.weak)] * 2
+        outputs = self.network(torch.cat(images), flows)
+        clean = {} if s.feature_weight else self.predict_without_perturbation(own.weak)
+        filling = {} if further is None else self.predict_without_perturbation(further.weak)
+        terms = self.supervised_terms(
+            {name: part(output, 0, sizes[0]) for name, output in outputs.items()}, own.target, share=0.5
+        )
+        for name, output in outputs.items():
+            _, *logits = torch.split(output.logits, sizes)
+            weak = logits[-2].detach() if s.feature_weight else clean[name]
+            self.pseudo_label_curves.add(name, weak, own.keep, s.tau)
+            losses = [
+                self._distance(student, mix(weak, filling.get(name)), mix(own.keep, further and further.keep))
+                for student, mix in zip(logits, mixes, strict=False)
+            ]
+            terms.append(Term(name, "strong", 0.5 * s.strong_weight, torch.stack(losses).mean()))
+            if s.feature_weight:
+                terms.append(Term(name, "feature", 0.5 * s.feature_weight, self._distance(logits[-1], weak, own.keep)))
+        return terms
+
+    def _distance(self, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+        s = self.settings
+        return pseudo_label_loss(
+            student, teacher, keep, regions=self.label_manager.has_regions, criterion=s.criterion, threshold=s.tau
+        )
+
+
+class UniMatchTrainer(FixMatchTrainer):
+    """Two strong views and one of dropped features."""
+
+    settings: ClassVar[FixMatchSettings] = FixMatchSettings(strong_weight=0.5, feature_weight=0.5)
+    strong_views: ClassVar[int] = 2

@@ -1,0 +1,144 @@
+"""Mean Teacher and its uncertainty-aware form: a student, and a teacher that averages its weights.
+
+Sources: Tarvainen and Valpola, "Mean teachers are better role models" (NeurIPS 2017); Yu et al., "Uncertainty-aware
+Self-ensembling Model for Semi-supervised 3D Left Atrium Segmentation" (MICCAI 2019); constants as in the code base of
+Cross Teaching, which both methods share there. On unlabelled images the student minimises
+
+    (CE + Dice) / 2 on labelled images  +  w(t) mean (p_student - p_teacher)^2 on unlabelled ones,
+
+where the teacher sees the image with noise of its own. UA-MT counts only voxels where the entropy of the teacher's
+mean prediction over eight noisy passes is low.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.schedules import sigmoid_ramp
+from nnunet_collab.core.settings import require
+from nnunet_collab.core.types import StudentOutput, Term
+from nnunet_collab.losses.consistency import predictive_entropy, squared_difference
+from nnunet_collab.networks.group import StudentGroup
+from nnunet_collab.networks.teacher import EMATeacher
+from nnunet_collab.training.semi_supervised import (
+    SemiSupervisedBatch,
+    SemiSupervisedSettings,
+    SemiSupervisedTrainer,
+)
+from nnunet_collab.training.settings import CNN, StudentSettings
+
+
+@dataclass(frozen=True)
+class MeanTeacherSettings(SemiSupervisedSettings):
+    """Settings of both methods."""
+
+    students: tuple[StudentSettings, ...] = (CNN,)
+    ema_decay: float = 0.99  # of the teacher, at most 1 - 1 / t after t updates
+    consistency_weight: float = 0.1  # w at the end of its ramp
+    ramp_up: float = 1.0  # share of the run over which w rises; 0: no ramp
+    noise: float = (
+        0.1  # standard deviation of the teacher's input noise, cut off at twice that; intensities have about 1
+    )
+    deploy: Literal["student", "teacher"] = "student"  # the code base reports the student
+    # UA-MT alone:
+    passes: int = 8  # noisy passes of the teacher
+    certainty: float = 0.75  # threshold of the entropy at the start, as a share of the largest possible; it rises to 1
+
+    def __post_init__(self) -> None:
+        """Check what a type cannot say.
+
+        Raises:
+            CollabError: Naming the setting, the rule and the value.
+        """
+        super().__post_init__()
+        require(0 <= self.ema_decay < 1, "ema_decay", "must be in [0, 1)", self.ema_decay)
+        require(self.consistency_weight >= 0, "consistency_weight", "must be >= 0", self.consistency_weight)
+        require(0 <= self.ramp_up <= 1, "ramp_up", "must be a share of the run, in [0, 1]", self.ramp_up)
+        require(self.noise >= 0, "noise", "must be >= 0", self.noise)
+        require(self.passes >= 1, "passes", "must be >= 1", self.passes)
+        require(0 < self.certainty <= 1, "certainty", "must be in (0, 1]", self.certainty)
+
+
+class MeanTeacherTrainer(SemiSupervisedTrainer):
+    """One student or several, each with its average as teacher."""
+
+    settings: ClassVar[MeanTeacherSettings] = MeanTeacherSettings()
+
+    def check(self, settings: MeanTeacherSettings) -> None:  # type: ignore[override]
+        """Refuse frozen students: a teacher that never changes averages nothing."""
+        frozen = [s.name for s in settings.students if s.frozen]
+        if frozen:
+            raise CollabError(
+                f"{self.trainer_name}: the teacher is the average of the student it teaches, so every student learns; "
+                f"{', '.join(frozen)} is frozen. Remove 'frozen'."
+            )
+
+    def initialize(self) -> None:
+        """Build everything, and the teacher from the weights the students start with."""
+        super().initialize()
+        self.teacher = EMATeacher(self.group, self.settings.ema_decay)
+
+    @property
+    def deployed(self) -> StudentGroup:
+        """Student or teacher, as the settings say."""
+        return self.teacher.group if self.settings.deploy == "teacher" else self.group
+
+    def after_step(self) -> None:
+        """The teacher follows."""
+        self.teacher.update(self.group)
+
+    def method_state(self) -> dict[str, Any]:
+        """The teacher."""
+        return {"teacher": self.teacher.state_dict()}
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Restore the teacher."""
+        self.teacher.load_state_dict(state["teacher"])
+
+    def labeler(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
+        """The teacher."""
+        return self.teacher(image)
+
+    def unsupervised_terms(self, logits: dict[str, Tensor], batch: SemiSupervisedBatch) -> list[Term]:
+        """Each student's consistency with its teacher."""
+        s = self.settings
+        total = s.epochs * s.iterations_per_epoch
+        ramp = sigmoid_ramp(self.iteration, round(s.ramp_up * total), steps=200)
+        regions = self.label_manager.has_regions
+        teacher = {name: output.logits for name, output in self.teacher(self._with_noise(batch.weak)).items()}
+        certain = self._certain_voxels(batch.weak, ramp)
+        terms = []
+        for name in logits:
+            loss = squared_difference(logits[name], teacher[name], batch.keep, regions=regions, used=certain.get(name))
+            terms.append(Term(name, "consistency", s.consistency_weight * ramp, loss))
+            self.pseudo_label_curves.add(name, teacher[name], batch.keep, 0.0)
+        return terms
+
+    def _with_noise(self, image: Tensor) -> Tensor:
+        noise = self.settings.noise
+        return image + torch.clamp(torch.randn_like(image) * noise, -2 * noise, 2 * noise)
+
+    def _certain_voxels(self, image: Tensor, ramp: float) -> dict[str, Tensor]:
+        """`(B_u, P, *S)` bool by student; without an entry all voxels count."""
+        return {}
+
+
+class UAMTTrainer(MeanTeacherTrainer):
+    """Uncertainty-aware Mean Teacher."""
+
+    def _certain_voxels(self, image: Tensor, ramp: float) -> dict[str, Tensor]:
+        s, regions = self.settings, self.label_manager.has_regions
+        passes = [self.teacher(self._with_noise(image)) for _ in range(s.passes)]
+        classes = 2 if regions else self.label_manager.num_segmentation_heads
+        # The paper's (3/4 + 1/4 ramp) log 2 is this share of the largest entropy of its two classes.
+        threshold = (s.certainty + (1 - s.certainty) * ramp) * math.log(classes)
+        return {
+            name: predictive_entropy([p[name].logits for p in passes], regions=regions) < threshold
+            for name in passes[0]
+        }

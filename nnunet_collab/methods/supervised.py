@@ -1,0 +1,22 @@
+"""The baseline that every method is judged by: each student alone, on the labelled images only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nnunet_collab.training.settings import CNN, StudentSettings, TrainingSettings
+from nnunet_collab.training.trainer import CollabTrainer
+
+
+@dataclass(frozen=True)
+class SupervisedSettings(TrainingSettings):
+    """nnU-Net's own training, with this package's settings."""
+
+    students: tuple[StudentSettings, ...] = (CNN,)
+
+
+class SupervisedTrainer(CollabTrainer):
+    """nnU-Net's loss alone; with the default settings it trains what nnUNetTrainer trains."""
+
+    settings: ClassVar[SupervisedSettings] = SupervisedSettings()

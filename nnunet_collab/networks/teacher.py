@@ -1,0 +1,68 @@
+"""A teacher whose weights are an exponential moving average of the students'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from nnunet_collab.core.types import StudentOutput
+from nnunet_collab.networks.group import StudentGroup
+
+
+class EMATeacher:
+    """Mean teacher (Tarvainen and Valpola 2017): float32 averages of all weights, never trained itself.
+
+    After update number t (from 1) the weights are `d * teacher + (1 - d) * student` with `d = min(1 - 1 / t, decay)`:
+    the first update copies, so that a random start is forgotten at once. Buffers (running statistics of batch
+    normalisation) are copied, not averaged. The teacher predicts in evaluation mode, without dropout.
+
+    It is outside of the trained module, so no optimiser, no gradient clipping and no DistributedDataParallel sees it;
+    on every rank it is the same, because the students are.
+
+    Args:
+        group: The students, with the weights they start from.
+        decay: In [0, 1).
+    """
+
+    def __init__(self, group: StudentGroup, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.average = AveragedModel(group, multi_avg_fn=self._average)
+        self.average.requires_grad_(False).eval()
+        for student in self.group:
+            student.set_deep_supervision(False)
+
+    @property
+    def group(self) -> StudentGroup:
+        """The averaged networks."""
+        return cast(StudentGroup, self.average.module)
+
+    def update(self, group: StudentGroup) -> None:
+        """Take in the students' weights; to be called after a step of the optimisers that was really taken."""
+        self.updates += 1
+        self.average.update_parameters(group)
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> dict[str, StudentOutput]:
+        """Every averaged student's output on `(B, C_in, *S)`, by name."""
+        outputs: dict[str, StudentOutput] = self.group(image)
+        return outputs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages and the number of updates."""
+        return {"updates": self.updates, "weights": self.group.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.updates = state["updates"]
+        self.average.n_averaged.fill_(self.updates)
+        self.group.load_state_dict(state["weights"])
+
+    def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], number: Tensor | int) -> None:
+        # Not called by the first update, which copies. In float32 also for weights trained in half precision.
+        decay = min(1 - 1 / self.updates, self.decay)
+        torch._foreach_lerp_(list(averaged), list(current), 1 - decay)

@@ -1,0 +1,103 @@
+"""CutMix (Yun et al. 2019) of patches in two or three dimensions: one box for image, pseudo label and confidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# As UniMatch and CrossMatch draw them: share of the patch, and ratio of the sides relative to those of the patch.
+SHARE = (0.02, 0.4)
+RATIO = (0.3, 1 / 0.3)
+TRIES = 100  # a long box may not fit; nearly every second one does
+
+
+def draw_boxes(count: int, size: Sequence[int], *, probability: float) -> Tensor:
+    """Random boxes, one per sample, as a mask `(count, *size)` bool on the CPU; no box in a share of the samples.
+
+    Each axis is drawn for itself, so boxes lie inside the patch whatever its sides (the published code for volumes
+    swaps two axes). Uses torch's global CPU generator, which checkpoints hold.
+
+    Args:
+        count: Number of samples.
+        size: Spatial size of the patch.
+        probability: With which a sample gets a box.
+    """
+    mask = torch.zeros((count, *size), dtype=torch.bool)
+    for sample in mask:
+        if float(torch.rand(())) < probability:
+            sample[_draw_box(size)] = True
+    return mask
+
+
+def _draw_box(size: Sequence[int]) -> tuple[slice, ...]:
+    share = SHARE[0] + (SHARE[1] - SHARE[0]) * float(torch.rand(()))
+    for _ in range(TRIES):
+        # Logarithms of the sides relative to a box of the patch's shape; they add up to 0, so the share is kept.
+        aspect = (torch.rand(len(size)) - 0.5) * math.log(RATIO[1] / RATIO[0]) / 2
+        sides = (share ** (1 / len(size)) * (aspect - aspect.mean()).exp()).tolist()
+        if max(sides) <= 1:
+            break
+    else:
+        sides = [share ** (1 / len(size))] * len(size)
+    box = []
+    for length, side in zip(size, sides, strict=True):
+        extent = max(1, round(side * length))
+        start = int(torch.randint(0, length - extent + 1, ()))
+        box.append(slice(start, start + extent))
+    return tuple(box)
+
+
+def draw_partners(count: int) -> Tensor:
+    """For each of `count` samples the number of another one, never its own: `(count,)` int64 on the CPU.
+
+    Raises:
+        ValueError: If there is no other sample.
+    """
+    if count < 2:
+        raise ValueError(f"draw_partners: a sample needs another one to be mixed with; got {count}.")
+    order = torch.randperm(count)
+    partners = torch.empty_like(order)
+    partners[order] = order.roll(1)  # a single cycle through all samples
+    return partners
+
+
+def mix(tensor: Tensor, other: Tensor, boxes: Tensor) -> Tensor:
+    """`other` inside the boxes and `tensor` outside.
+
+    Args:
+        tensor: `(B, C, *S)` or `(B, *S)`.
+        other: The same shape.
+        boxes: `(B, *S)` bool.
+    """
+    return torch.where(boxes if boxes.ndim == tensor.ndim else boxes.unsqueeze(1), other, tensor)
+
+
+class CutMix:
+    """The boxes of one strong view, and where their content comes from.
+
+    Args:
+        count: Number of samples.
+        size: Spatial size of the patch.
+        probability: With which a sample gets a box.
+        device: Where the tensors are that will be mixed.
+        within_batch: True to fill boxes from another sample of the batch, False from further samples.
+    """
+
+    def __init__(
+        self, count: int, size: Sequence[int], *, probability: float, device: torch.device, within_batch: bool
+    ) -> None:
+        self.partners = draw_partners(count).to(device) if within_batch and probability > 0 else None
+        self.boxes = draw_boxes(count, size, probability=probability).to(device)
+        self.probability = probability
+
+    def __call__(self, tensor: Tensor, further: Tensor | None = None) -> Tensor:
+        """`(B, C, *S)` or `(B, *S)` with the boxes filled from `further`, or from the partners in the batch."""
+        if self.probability == 0:
+            return tensor
+        other = tensor[self.partners] if self.partners is not None else further
+        if other is None:
+            raise ValueError("CutMix: without partners in the batch, further samples must be given to mix with.")
+        return mix(tensor, other, self.boxes)

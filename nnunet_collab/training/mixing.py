@@ -1,0 +1,73 @@
+"""What methods with CutMix share: boxes are filled from the batch or from further images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from nnunet_collab.core.settings import require
+from nnunet_collab.training.cutmix import CutMix
+from nnunet_collab.training.semi_supervised import (
+    SemiSupervisedBatch,
+    SemiSupervisedSettings,
+    SemiSupervisedTrainer,
+)
+
+
+@dataclass(frozen=True)
+class MixingSettings(SemiSupervisedSettings):
+    """Of every method with CutMix."""
+
+    cutmix_probability: float = 0.5  # with which a strong view of a sample gets a box; 0: no CutMix
+    # What fills the box: another sample of the batch, whose pseudo label is there already, or, as published, a further
+    # unlabelled image, which costs a pass without gradient.
+    mixing: Literal["batch", "further"] = "batch"
+
+    def __post_init__(self) -> None:
+        """Check what a type cannot say.
+
+        Raises:
+            CollabError: Naming the setting, the rule and the value.
+        """
+        super().__post_init__()
+        require(0 <= self.cutmix_probability <= 1, "cutmix_probability", "must be in [0, 1]", self.cutmix_probability)
+
+
+class MixingTrainer(SemiSupervisedTrainer):
+    """Base of the methods with CutMix."""
+
+    settings: ClassVar[MixingSettings] = MixingSettings()
+
+    def initialize(self) -> None:
+        """Build everything, and decide where boxes are filled from."""
+        super().initialize()
+        alone = self.unlabeled_per_batch == 1
+        self.mixes = self.settings.cutmix_probability > 0
+        self.mixes_further_images = self.mixes and (self.settings.mixing == "further" or alone)
+        if self.mixes_further_images and self.settings.mixing == "batch":
+            self.print_to_log_file("one unlabelled sample per batch: CutMix takes a further image for each")
+
+    def views_per_batch(self) -> int:
+        """Twice as many with further images."""
+        return self.unlabeled_per_batch * (2 if self.mixes_further_images else 1)
+
+    def divide(self, batch: SemiSupervisedBatch) -> tuple[SemiSupervisedBatch, SemiSupervisedBatch | None]:
+        """The batch to learn from, and the further images to fill boxes with, if there are any."""
+        if not self.mixes_further_images:
+            return batch, None
+        count = self.unlabeled_per_batch
+        own, further = (
+            batch._replace(weak=batch.weak[s], strong=tuple(view[s] for view in batch.strong), keep=batch.keep[s])
+            for s in (slice(None, count), slice(count, None))
+        )
+        return own, further
+
+    def draw_cutmix(self, batch: SemiSupervisedBatch) -> CutMix:
+        """Boxes for one strong view of every unlabelled sample."""
+        return CutMix(
+            len(batch.weak),
+            batch.weak.shape[2:],
+            probability=self.settings.cutmix_probability,
+            device=batch.weak.device,
+            within_batch=not self.mixes_further_images,
+        )

@@ -1,0 +1,93 @@
+"""What pseudo labels look like over an epoch: how many are used, how sure they are, and which classes they name."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nnunet_collab.core.distributed import world_size
+from nnunet_collab.losses.pseudo_labels import pseudo_labels
+
+COLLAPSED = 0.9999  # share of one class among the used pseudo labels from which on they teach nothing but that class
+
+
+class PseudoLabelCurves:
+    """Sums over the batches of an epoch, kept on the device, so that no step waits for them.
+
+    Args:
+        regions: True if the channels are overlapping regions (sigmoid), False for exclusive classes (softmax).
+    """
+
+    def __init__(self, *, regions: bool) -> None:
+        self.regions = regions
+        self.sums: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, student: str, logits: Tensor, keep: Tensor, threshold: float) -> None:
+        """Count the pseudo labels of one batch.
+
+        Args:
+            student: Whom they teach.
+            logits: `(B, C, *S)` that the labels are made from.
+            keep: `(B, *S)` bool.
+            threshold: Of the confidence.
+        """
+        logits = logits.detach().float()
+        labels, confidence = pseudo_labels(logits, regions=self.regions)
+        used = keep.unsqueeze(1) & (confidence >= threshold)
+        if self.regions:
+            p = logits.sigmoid()
+            entropy = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) / math.log(2)
+            axes = [0, *range(2, labels.ndim)]
+            named, of = (labels.bool() & used).sum(axes), used.sum(axes)
+        else:
+            log_p = logits.log_softmax(dim=1)
+            entropy = -(log_p.exp() * log_p).sum(dim=1, keepdim=True) / math.log(logits.shape[1])
+            named = torch.bincount(labels[used], minlength=logits.shape[1])
+            of = used.sum().expand_as(named)
+        kept = keep.sum() * used.shape[1]
+        total = torch.stack([kept, used.sum(), entropy.masked_fill(~keep.unsqueeze(1), 0).sum()]).double()
+        now = torch.cat([total, named.double(), of.double()])
+        self.sums[student] = self.sums[student] + now if student in self.sums else now
+
+    def finish_epoch(self) -> dict[str, dict[str, float]]:
+        """Per student the values of the epoch, over all ranks; the sums begin anew.
+
+        `used`: share of the voxels whose label is used; `entropy`: mean over the voxels, as a share of the largest
+        possible one; `class k`: share of the used labels that name it; `region k`: share of those of its own problem
+        that lie inside. NaN where nothing was counted.
+        """
+        curves = {}
+        for student, sums in sorted(self.sums.items()):
+            if world_size() > 1:
+                dist.all_reduce(sums)
+            kept, used, entropy, *counts = sums.tolist()
+            named, of = counts[: len(counts) // 2], counts[len(counts) // 2 :]
+            curves[student] = {"used": _ratio(used, kept), "entropy": _ratio(entropy, kept)}
+            word, first = ("region", 1) if self.regions else ("class", 0)
+            shares = (_ratio(*pair) for pair in zip(named, of, strict=True))
+            curves[student] |= {f"{word} {k}": share for k, share in enumerate(shares, start=first)}
+        self.sums = {}
+        return curves
+
+
+def collapsed(values: dict[str, float]) -> str | None:
+    """The one class that all pseudo labels of an epoch name, or None.
+
+    Args:
+        values: Of one student, as `PseudoLabelCurves.finish_epoch` returns them.
+    """
+    shares = {name: share for name, share in values.items() if name.startswith("class ")}
+    if shares and max(shares.values()) >= COLLAPSED:
+        return max(shares, key=lambda name: shares[name])
+    regions = [share for name, share in values.items() if name.startswith("region ")]
+    if regions and max(regions) <= 1 - COLLAPSED:
+        return "background"
+    return None
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else math.nan

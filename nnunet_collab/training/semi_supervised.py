@@ -1,0 +1,268 @@
+"""What all methods share that learn from labelled and unlabelled images.
+
+Each batch holds labelled samples, as nnU-Net makes them, and views of unlabelled ones. Unlabelled are
+
+- the images of `imagesUn`, preprocessed by `nnunet_collab preprocess_unlabeled`,
+- the cases that the split declares `unlabeled`; their labels are not opened,
+- the voxels of the ignore label in the labelled cases, unless `unlabeled_voxels` is switched off.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.settings import require
+from nnunet_collab.core.types import StudentOutput, Term
+from nnunet_collab.data.loaders import BatchSource
+from nnunet_collab.data.raw_target import RAW
+from nnunet_collab.data.two_streams import RandomCrops, TwoStreams
+from nnunet_collab.data.unlabeled_dataset import UnlabeledDataset
+from nnunet_collab.data.unlabeled_preprocessing import unlabeled_cases, unlabeled_folder
+from nnunet_collab.data.views import WeakAndStrongViews
+from nnunet_collab.losses.pseudo_labels import pseudo_labels
+from nnunet_collab.training import planning
+from nnunet_collab.training.metrics import dice, overlap_counts, predicted_masks, true_masks
+from nnunet_collab.training.pseudo_label_curves import PseudoLabelCurves, collapsed
+from nnunet_collab.training.settings import TrainingSettings
+from nnunet_collab.training.supervision import Truth
+from nnunet_collab.training.trainer import CollabTrainer
+
+
+@dataclass(frozen=True)
+class SemiSupervisedSettings(TrainingSettings):
+    """Of every method that learns from unlabelled images, too."""
+
+    labeled_share: float = 0.5  # of each batch, on every rank; at least one sample of each kind
+    # All public codes supervise with (CE + Dice) / 2; nnU-Net's loss is the sum.
+    supervised_weight: float = 0.5
+    unlabeled_voxels: bool = True  # the ignore label's voxels are unlabelled data, too
+
+    def __post_init__(self) -> None:
+        """Check what a type cannot say.
+
+        Raises:
+            CollabError: Naming the setting, the rule and the value.
+        """
+        super().__post_init__()
+        require(0 < self.labeled_share < 1, "labeled_share", "must be in (0, 1)", self.labeled_share)
+        require(self.supervised_weight > 0, "supervised_weight", "must be > 0", self.supervised_weight)
+
+
+class SemiSupervisedBatch(NamedTuple):
+    """One batch on the device.
+
+    Attributes:
+        image: `(B_l, C, *S)` labelled images.
+        target: Theirs, as nnU-Net's loader delivers it.
+        truth: The same at full resolution.
+        weak: `(B_u, C, *S)` weak views of unlabelled images.
+        strong: Strong views of the same patches, `(B_u, C, *S)` each.
+        keep: `(B_u, *S)` bool, False where unsupervised losses do not apply.
+    """
+
+    image: Tensor
+    target: Tensor | list[Tensor]
+    truth: Truth
+    weak: Tensor
+    strong: tuple[Tensor, ...]
+    keep: Tensor
+
+
+class SemiSupervisedTrainer(CollabTrainer):
+    """Base of the methods with unlabelled images; they override `unsupervised_terms` or `semi_supervised_terms`."""
+
+    settings: ClassVar[SemiSupervisedSettings] = SemiSupervisedSettings()
+    strong_views: ClassVar[int] = 0  # that the method needs of each unlabelled patch
+
+    def initialize(self) -> None:
+        """Build everything, and divide the batch.
+
+        Raises:
+            CollabError: If the batch cannot hold a labelled and an unlabelled sample.
+        """
+        super().initialize()
+        if self.batch_size < 2:
+            ranks = torch.distributed.get_world_size() if self.is_ddp else 1
+            raise CollabError(
+                f"setting 'batch_size': each batch holds labelled and unlabelled samples, so {self.trainer_name} needs "
+                f"two per process or more; there is {self.batch_size}. Set batch_size to {2 * ranks} or more."
+            )
+        wanted = round(self.batch_size * self.settings.labeled_share)
+        self.labeled_per_batch = min(max(1, wanted), self.batch_size - 1)
+        self.unlabeled_per_batch = self.batch_size - self.labeled_per_batch
+        self.pseudo_label_curves = PseudoLabelCurves(regions=self.label_manager.has_regions)
+
+    # ---------------------------------------------------------------- data
+
+    def training_source(self, data: Any, patch_size: Any, transforms: Any) -> BatchSource:
+        """Labelled samples by nnU-Net's loader, unlabelled ones at random places, from one pool of workers."""
+        labeled = self.labeled_source(data, self.labeled_per_batch, patch_size, transforms)
+        unlabeled = self.unlabeled_dataset(data)
+        self.print_to_log_file(
+            f"each batch on this process: {self.labeled_per_batch} labelled samples of {len(data.identifiers)} cases "
+            f"and "
+            f"{self.unlabeled_per_batch} unlabelled ones of {len(unlabeled.identifiers)}"
+        )
+        crops = RandomCrops(
+            unlabeled,
+            self.views_per_batch(),
+            patch_size,
+            self.configuration_manager.patch_size,
+            self.label_manager,
+            transforms=WeakAndStrongViews(transforms, self.strong_views),
+        )
+        return TwoStreams(labeled, crops)
+
+    def views_per_batch(self) -> int:
+        """How many unlabelled patches a batch draws."""
+        return self.unlabeled_per_batch
+
+    def unlabeled_dataset(self, labeled: Any) -> UnlabeledDataset:
+        """All unlabelled images of this fold.
+
+        Args:
+            labeled: nnU-Net's dataset of the labelled training cases.
+
+        Raises:
+            CollabError: If there is none, or those of imagesUn are not preprocessed as they must be.
+        """
+        own = Path(self.preprocessed_dataset_folder)
+        base = Path(self.preprocessed_dataset_folder_base)
+        splits = base / "splits_final.json"
+        raw = Path(os.environ[RAW], self.plans_manager.dataset_name)
+        extra = unlabeled_cases(
+            base, self.plans_manager.plans, self.configuration_name, self.dataset_json, raw if raw.is_dir() else None
+        )
+        folder = unlabeled_folder(base, self.configuration_manager.data_identifier)
+        folders = {**dict.fromkeys(planning.unlabeled_in_split(splits, self.fold), own), **dict.fromkeys(extra, folder)}
+        scribbles = self.label_manager.has_ignore_label and self.settings.unlabeled_voxels
+        if not folders and not scribbles:
+            raise CollabError(
+                f"{self.trainer_name}: learns from unlabelled images, too, and found none: {raw / 'imagesUn'} has no "
+                f"image, "
+                f"{splits} declares no case unlabelled in fold {self.fold}. Put images into imagesUn and run "
+                f"nnunet_collab "
+                f"preprocess_unlabeled, or declare cases unlabelled with nnunet_collab split."
+            )
+        return UnlabeledDataset(
+            folders,
+            partially_labeled=labeled if scribbles else None,
+            ignore_label=self.label_manager.ignore_label,
+        )
+
+    def read_batch(self, batch: Mapping[str, Any]) -> SemiSupervisedBatch:
+        """The batch on the device, its views apart."""
+        image, target, truth = self._to_device(dict(batch))
+        views = batch["views"].to(self.device, non_blocking=True).chunk(1 + self.strong_views, dim=1)
+        keep = batch["where"].to(self.device, non_blocking=True)[:, 0] == 0
+        return SemiSupervisedBatch(image, target, truth, views[0], views[1:], keep)
+
+    # ---------------------------------------------------------------- training
+
+    def batch_terms(self, batch: dict[str, Any]) -> list[Term]:
+        """The method's terms on labelled and unlabelled samples."""
+        return self.semi_supervised_terms(self.read_batch(batch))
+
+    def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
+        """Supervised terms on the labelled samples and `unsupervised_terms` on the weak views, from one forward."""
+        outputs = self.network(torch.cat([batch.image, batch.weak]))
+        count = len(batch.image)
+        terms = self.supervised_terms({name: part(output, 0, count) for name, output in outputs.items()}, batch.target)
+        return terms + self.unsupervised_terms({name: output.logits[count:] for name, output in outputs.items()}, batch)
+
+    def unsupervised_terms(self, logits: dict[str, Tensor], batch: SemiSupervisedBatch) -> list[Term]:
+        """What the students learn from the unlabelled samples; nothing in the base class.
+
+        Args:
+            logits: Of every student on the weak views, `(B_u, C, *S)`.
+            batch: The samples.
+        """
+        return []
+
+    def supervised_terms(
+        self, outputs: Mapping[str, StudentOutput], target: Tensor | list[Tensor], *, share: float = 1.0
+    ) -> list[Term]:
+        """nnU-Net's loss of every learning student, with the weight of the settings times `share`."""
+        weight = self.settings.supervised_weight * share
+        return [
+            Term(s.name, "supervised", weight, self.supervised(outputs[s.name], target))
+            for s in self.settings.students
+            if not s.frozen
+        ]
+
+    @torch.no_grad()
+    def predict_without_perturbation(self, image: Tensor, **options: Any) -> dict[str, Tensor]:
+        """Logits of the students in evaluation mode: no dropout, no gradient, no statistics updated."""
+        was_training = self.group.training
+        self.group.eval()
+        try:
+            return {name: output.logits for name, output in self.group(image, **options).items()}
+        finally:
+            self.group.train(was_training)
+
+    # ---------------------------------------------------------------- curves
+
+    def threshold(self) -> float:
+        """Confidence from which on a pseudo label is used at this iteration."""
+        return 0.0
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Log the pseudo labels of the epoch, too, and warn if they name one class only."""
+        super().on_train_epoch_end(train_outputs)
+        for student, values in self.pseudo_label_curves.finish_epoch().items():
+            for name, value in values.items():
+                self.curves.log(f"pseudo_{name.replace(' ', '_')}/{student}", value, self.current_epoch)
+            only = collapsed(values)
+            if only is not None:
+                self.print_to_log_file(
+                    f"WARNING: in this epoch all used pseudo labels for {student} were {only}: the unlabelled images "
+                    f"teach "
+                    f"nothing else. Early in a training this is common; if it stays, train longer before they count "
+                    f"(a slower ramp, a higher threshold) or with more labelled samples per batch."
+                )
+
+    def validation_counts(self, image: Tensor, outputs: dict[str, StudentOutput], truth: Truth) -> dict[str, Any]:
+        """Also count how good pseudo labels would be on this labelled batch."""
+        result = super().validation_counts(image, outputs, truth)
+        true = true_masks(truth, self.label_manager.num_segmentation_heads)
+        result["pseudo_labels"] = {}
+        with self._autocast():
+            labelers = self.labeler(image, outputs)
+        for name, output in labelers.items():
+            _, confidence = pseudo_labels(output.logits, regions=truth.regions is not None)
+            used = confidence >= self.threshold()
+            result["pseudo_labels"][name] = overlap_counts(predicted_masks(output.logits, truth) & used, true & used)
+        return result
+
+    def labeler(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
+        """Whose predictions become pseudo labels, by student: the deployed networks' own, or another teacher's.
+
+        Args:
+            image: `(B, C, *S)`.
+            outputs: Of the deployed networks on it.
+        """
+        return outputs
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """Log the Dice of the pseudo labels that pass the threshold."""
+        super().on_validation_epoch_end(val_outputs)
+        outputs = [output for rank in self._gather(val_outputs) for output in rank]
+        for name in outputs[0]["pseudo_labels"]:
+            per_class = dice(sum(o["pseudo_labels"][name] for o in outputs))
+            value = float(np.nanmean(per_class)) if np.isfinite(per_class).any() else float("nan")
+            self.curves.log(f"pseudo_quality/{name}", value, self.current_epoch)
+
+
+def part(output: StudentOutput, start: int, stop: int) -> StudentOutput:
+    """The samples `start` to `stop` of a student's output, without its feature maps."""
+    auxiliary = tuple(logits[start:stop] for logits in output.auxiliary)
+    return StudentOutput(output.logits[start:stop], None, None, auxiliary)
