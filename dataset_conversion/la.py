@@ -90,7 +90,7 @@ def convert(source: Path, target: Target) -> Path:
         split=(
             "The 80 and 20 scans of the public list of UA-MT, by name."
             if published
-            else f"Drawn at random with a fixed seed, 80 to 20: the public list is of other {TOTAL} scans."
+            else f"Drawn at random with a fixed seed, 80 to 20: the public list needs all of its {TOTAL} scans."
         ),
         order=PublishedOrder(
             sorted(case.name for case in train), "the public list of UA-MT (alphabetical)", TOTAL - len(TEST)

@@ -129,8 +129,7 @@ def convert(source: Path, target: Target, flip: str = "") -> Path:
         The dataset's folder.
 
     Raises:
-        CollabError: If source or target must be refused, or the orientation is not clear; nothing has been written
-            then.
+        CollabError: If source or target must be refused; nothing has been written then.
     """
     problems: list[str] = []
     folders = (path for path in source.rglob("PANCREAS_*") if path.is_dir())
@@ -141,7 +140,7 @@ def convert(source: Path, target: Target, flip: str = "") -> Path:
             print(f"Leaving out case {number}, which was withdrawn: {' and '.join(left_out)}.")
     cases = paired(images, labels, problems, prefix="pancreas_")
     refuse_nothing_found(cases, problems, source, "PANCREAS_0001 and so on, and label0001.nii.gz and so on")
-    flip = flip or find_flip(cases)
+    flip = flip or find_flip(cases, problems)
     names = [case.name for case in cases]
     # 80 of the paper's 82 cases are still to be had; public code keeps 62 of them to train.
     roles = held_out(names, {"train": 62, "test": 18 if len(names) <= 80 else 20})
@@ -161,17 +160,16 @@ def convert(source: Path, target: Target, flip: str = "") -> Path:
     return write_raw_dataset(dataset, target)
 
 
-def find_flip(cases: Sequence[Case]) -> str:
+def find_flip(cases: Sequence[Case], problems: list[str]) -> str:
     """The flip with which the labels lie on soft tissue best.
 
     Args:
         cases: Up to five of them, evenly chosen, are looked at; what cannot be read or compared is passed over, since
             the check of the source tells it. If nothing is left, the answer is "none".
-
-    Raises:
-        CollabError: If no flip is clearly the best.
+        problems: Gets a line if no flip is clearly the best; the answer is "none" then.
     """
-    chosen = [cases[i * len(cases) // min(LOOKED_AT, len(cases))] for i in range(min(LOOKED_AT, len(cases)))]
+    count = min(LOOKED_AT, len(cases))
+    chosen = [cases[i * len(cases) // count] for i in range(count)]
     shares = [found for case in chosen if (found := _shares_on_soft_tissue(case)) is not None]
     if not shares:
         return "none"
@@ -179,11 +177,12 @@ def find_flip(cases: Sequence[Case]) -> str:
     best, second = sorted(FLIPS, key=lambda flip: -means[flip])[:2]
     told = ", ".join(f"{flip} {share:.1%}" for flip, share in means.items())
     if means[best] < PLAUSIBLE or means[best] - means[second] < CLEAR:
-        raise CollabError(
-            f"pancreas: one orientation of the labels must lie on soft tissue clearly best (at least {PLAUSIBLE:.0%} "
-            f"of the voxels, and {CLEAR:.0%} more than with any other); found, by flipped axes: {told}. Look at a "
-            "label over its image, and set the axes with --flip."
+        problems.append(
+            f"labels of {', '.join(case.name for case in chosen)}: one orientation of all labels must lie on soft "
+            f"tissue clearly best (at least {PLAUSIBLE:.0%} of the voxels, and {CLEAR:.0%} more than with any other); "
+            f"found, by flipped axes: {told}. Look at a label over its image, and set the axes with --flip."
         )
+        return "none"
     print(f"Labels are flipped along: {best}. Share of their voxels on soft tissue, by flipped axes: {told}.")
     return best
 

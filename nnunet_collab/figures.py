@@ -7,7 +7,7 @@ deficiencies can tell apart. The ground is white whatever style the user has set
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,12 +99,13 @@ def overlay_figure(rows: Sequence[OverlayRow], out: Path, *, classes: Mapping[in
 
 
 def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
-    """Draw how a training went: pseudo Dice, loss terms, and agreement between the students if it was measured.
+    """Draw how a training went: pseudo Dice, loss terms, and what else was measured.
 
     Args:
         curves: `epochs`: their numbers, at least one. `pseudo_dice`: student -> values in [0, 1]. `losses`:
-            `student/term` -> values. `agreement`: values in [0, 1], or None. Every list is as long as `epochs`; NaN
-            leaves a gap. Losses are on a log scale if none is negative and they span more than a factor of 50.
+            `student/term` -> values. `agreement`, of the students: values in [0, 1], or None. `pseudo_labels`:
+            `student/quantity` -> values in [0, 1], or none of them. Every list is as long as `epochs`; NaN leaves a
+            gap. Losses are on a log scale if none is negative and they span more than a factor of 50.
         out: The file, .png (at least 1200 pixels wide), .pdf or .svg; its folder is made, an old file is replaced.
 
     Raises:
@@ -116,11 +117,11 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
     split = {name: name.rpartition("/")[::2] for name in curves["losses"]}  # student, term
     students = dict.fromkeys([*curves["pseudo_dice"], *(student for student, _ in split.values() if student)])
     colours = {name: _STUDENT_COLOURS[i % len(_STUDENT_COLOURS)] for i, name in enumerate(students)}
-    terms = dict.fromkeys(term for _, term in split.values())
-    dashes = {name: _DASHES[i % len(_DASHES)] for i, name in enumerate(terms)}
+    dashes = _dashes(term for _, term in split.values())
+    pseudo_labels = curves.get("pseudo_labels") or {}
     with matplotlib.rc_context(_style()):
         figure = Figure(figsize=(12.0, 4.3), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
-        panels = figure.subplots(1, 2 if agreement is None else 3)
+        panels = figure.subplots(1, 2 + (agreement is not None) + bool(pseudo_labels))
         for name, values in curves["pseudo_dice"].items():
             _draw_curve(panels[0], epochs, values, colours[name], "-")
         panels[0].set(title="Pseudo Dice", ylabel="mean over classes, 0 to 1", ylim=(0, 1.02))
@@ -136,6 +137,8 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
             panels[2].set(
                 title="Agreement between students", ylabel="Dice of their predictions, 0 to 1", ylim=(least, 1.005)
             )
+        if pseudo_labels:
+            _draw_pseudo_labels(panels[-1], epochs, pseudo_labels, colours)
         for axes in panels:
             axes.set(xlabel="epoch", xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
@@ -149,6 +152,23 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
             names.append(f"every epoch (thick: mean of {_smoothed_over(epochs)})")
         figure.legend(handles, names, loc="outside lower center", ncols=6, frameon=False, handlelength=3)
         _save(figure, out)
+
+
+def _dashes(names: Iterable[str]) -> dict[str, Any]:
+    return {name: _DASHES[i % len(_DASHES)] for i, name in enumerate(dict.fromkeys(names))}
+
+
+def _draw_pseudo_labels(
+    axes: Axes, epochs: Sequence[float], curves: Mapping[str, Sequence[float]], colours: Mapping[str, str]
+) -> None:
+    """Share used, entropy and quality; a legend of its own, because its dashes mean other things than the losses'."""
+    split = {name: name.rpartition("/")[::2] for name in curves}  # student, quantity
+    dashes = _dashes(quantity for _, quantity in split.values())
+    for name, (student, quantity) in split.items():
+        _draw_curve(axes, epochs, curves[name], colours.get(student, _GREY), dashes[quantity])
+    axes.set(title="Pseudo labels", ylabel="0 to 1", ylim=(-0.02, 1.02))
+    handles = [Line2D([], [], color=_GREY, linewidth=1.8, linestyle=dash) for dash in dashes.values()]
+    axes.legend(handles, list(dashes), frameon=False, fontsize=9)
 
 
 def _style() -> dict[str, Any]:
@@ -222,7 +242,9 @@ def _check_curves(curves: Mapping[str, Any]) -> None:
     if not {"epochs", "pseudo_dice", "losses"} <= set(curves) or len(curves["epochs"]) == 0:
         raise ValueError(f"learning_curves_figure: it takes pseudo_dice, losses and some epochs; got {sorted(curves)}")
     n_epochs = len(curves["epochs"])
-    for name, values in {"agreement": curves.get("agreement"), **curves["pseudo_dice"], **curves["losses"]}.items():
+    pseudo_labels = curves.get("pseudo_labels") or {}
+    optional = {"agreement": curves.get("agreement"), **{f"pseudo label {k}": v for k, v in pseudo_labels.items()}}
+    for name, values in {**optional, **curves["pseudo_dice"], **curves["losses"]}.items():
         if values is not None and len(values) != n_epochs:
             raise ValueError(f"learning_curves_figure: one value per epoch, {n_epochs}; {name} has {len(values)}")
 

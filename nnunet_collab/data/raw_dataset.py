@@ -189,9 +189,7 @@ def _write_split(path: Path | None, split: Split) -> None:
 
 def _announce_partial(partial: Path, kept: int, remaining: int) -> None:
     if kept:
-        print(
-            f"Continuing {partial}, left by an interrupted conversion: {kept} cases are there, {remaining} remain."
-        )
+        print(f"Continuing {partial}, left by an interrupted conversion: {kept} cases are there, {remaining} remain.")
     else:
         print(f"Removing {partial}, left by an interrupted conversion: no complete case in it fits this source.")
         shutil.rmtree(partial)

@@ -1,7 +1,8 @@
 """The unlabelled side of a training set: images whose labels are never opened.
 
 It stands where an nnU-Net dataset stands in `nnUNetDataLoader`, but its "segmentation" says only where unsupervised
-losses apply: 0 there, -1 elsewhere. Neither label files nor the property files, which hold `class_locations`, are read.
+losses apply: 0 there, -1 outside of the image, `ANNOTATED` where a label is. Neither label files nor the property
+files, which hold `class_locations`, are read.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_collab.core.errors import CollabError
+
+
+# Not -1: what is outside of the image is blanked in images normalised with a mask, and annotated voxels must not be.
+ANNOTATED = -2
 
 
 class UnlabeledDataset:
@@ -73,7 +78,7 @@ def open_image(folder: Path, identifier: str) -> Any:
 
 
 class _Unannotated:
-    """A label file seen as 0 at the ignore label and -1 everywhere else, crop by crop."""
+    """A label file seen as 0 at the ignore label, -1 outside and `ANNOTATED` everywhere else, crop by crop."""
 
     def __init__(self, labels: Any, ignore_label: int | None) -> None:
         self.labels = labels
@@ -83,4 +88,5 @@ class _Unannotated:
         self.dtype = np.dtype(np.int16)
 
     def __getitem__(self, window: Any) -> npt.NDArray[np.int16]:
-        return np.where(np.asarray(self.labels[window]) == self.ignore_label, 0, -1).astype(np.int16)
+        labels = np.asarray(self.labels[window])
+        return np.where(labels == self.ignore_label, 0, np.where(labels < 0, -1, ANNOTATED)).astype(np.int16)

@@ -39,9 +39,10 @@ class WeakAndStrongViews(BasicTransform):  # type: ignore[misc]
         planned: What `nnUNetTrainer.get_training_transforms` returns; its geometry is used.
         strong: Number of strong views, each with random numbers of its own.
 
-    The transform takes `image` `(C, *crop)` and `segmentation` `(1, *crop)`, which is 0 where unsupervised losses apply
-    and -1 elsewhere (padding, the outside of a mask, annotated voxels). It returns as `image` `((1 + strong) * C, *S)`,
-    the weak view first, and the `segmentation` that belongs to it. Nothing is changed in place.
+    The transform takes `image` `(C, *crop)` and `segmentation` `(1, *crop)`, which is 0 where unsupervised losses apply,
+    -1 outside of the image (padding, the outside of a mask) and lower at annotated voxels, which are left out as well,
+    but seen. It returns as `image` `((1 + strong) * C, *S)`, the weak view first, and the `segmentation` that belongs
+    to it, with -1 wherever losses do not apply. Nothing is changed in place.
     """
 
     def __init__(self, planned: ComposeTransforms, strong: int) -> None:
@@ -63,8 +64,9 @@ class WeakAndStrongViews(BasicTransform):  # type: ignore[misc]
         views = [weak, *(self.intensities(image=weak.clone())["image"] for _ in range(self.strong))]
         if self.mask is not None:
             # It writes in place, and the weak view may be a view of the caller's image.
-            views = [self.mask(image=view.clone(), segmentation=where)["image"] for view in views]
-        return {"image": torch.cat(views), "segmentation": where}
+            outside = -(where == -1).short()
+            views = [self.mask(image=view.clone(), segmentation=outside)["image"] for view in views]
+        return {"image": torch.cat(views), "segmentation": where.clamp(min=-1)}
 
 
 def strong_intensities() -> ComposeTransforms:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nnunet_collab.demo.methods import METHODS
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -14,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: a GPU if there is one"
     )
+    parser.add_argument(
+        "--method",
+        choices=tuple(METHODS),
+        default="ctrcl",
+        help="what to train (default: %(default)s); all but ctrcl learn from few labelled and many unlabelled images",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the folder of an earlier demo")
 
 
@@ -21,5 +29,5 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; see `demo.run`."""
     from nnunet_collab.demo.run import run_demo
 
-    run_demo(args.folder, device=args.device, overwrite=args.overwrite)
+    run_demo(args.folder, method=args.method, device=args.device, overwrite=args.overwrite)
     return 0

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.shipped import doorway_folder
+from nnunet_collab.core.files import write_json
+from nnunet_collab.demo.methods import METHODS, Method, Training
 from nnunet_collab.demo.phantom import write_dataset
+from nnunet_collab.demo.workspace import Commands, chosen_device, environment, make_room
 from nnunet_collab.evaluation.folders import evaluate_folders
 from nnunet_collab.evaluation.metrics import summarise
 from nnunet_collab.figures import OverlayRow, largest_slice, learning_curves_figure, overlay_figure
@@ -26,94 +23,53 @@ if TYPE_CHECKING:
 
 DATASET_ID = 1
 DATASET = "Dataset001_Phantom"
-PLANS, CONFIGURATION, TRAINER = "nnUNetPlans", "2d", "CTRCLTrainer"
-MARKER = ".nnunet_collab_demo"  # a folder with this file may be replaced
-
-# Small networks, one optimiser for both and a short run: the same code as a real training, in minutes on two CPU cores.
-_OPTIMIZER = {
-    "optimizer": "adamw",
-    "lr": 2e-3,
-    "weight_decay": 0.01,
-    "warmup": 0.05,
-    "lr_per": "iteration",
-    "grad_clip": 1.0,
-}
-SETTINGS: dict[str, Any] = {
-    "epochs": 18,
-    "iterations_per_epoch": 25,
-    "val_iterations_per_epoch": 5,
-    "batch_size": 8,
-    "validate_ensemble": False,
-    "students": {
-        "CNN": {"arch": {"features_per_stage": [16, 32, 64, 64, 64]}, **_OPTIMIZER},
-        "Transformer": {"network": "segformer_b0", **_OPTIMIZER},
-    },
-}
+PLANS, CONFIGURATION = "nnUNetPlans", "2d"
+TEST_CASES = 6
 
 
-def run_demo(
-    folder: Path,
-    *,
-    device: str,
-    overwrite: bool,
-    training_cases: int = 20,
-    test_cases: int = 6,
-    settings: Mapping[str, Any] = SETTINGS,
-) -> None:
+def run_demo(folder: Path, *, method: str, device: str, overwrite: bool) -> None:
     """Make data, plan, train, predict, ensemble, evaluate, draw.
+
+    A method that learns from unlabelled images gets few labelled cases and many unlabelled ones, and is shown beside
+    nnU-Net's training of the same network, for as many iterations, on the labelled ones alone.
 
     Args:
         folder: Where everything goes.
+        method: A key of `demo.methods.METHODS`.
         device: `auto`, or what nnU-Net's `-device` takes.
         overwrite: Replace the folder of an earlier demo.
-        training_cases: How many phantoms to plan, train and validate on.
-        test_cases: How many to hold out.
-        settings: Of the trainer.
 
     Raises:
         CollabError: If the folder must not be replaced, or one of nnU-Net's commands fails.
     """
     began = time.time()
-    device = _device(device)
+    chosen = METHODS[method]
+    device = chosen_device(device)
     folder = folder.resolve()
-    _make_room(folder, overwrite)
+    make_room(folder, overwrite)
     paths = {
         name: folder / name.removeprefix("nnUNet_") for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     }
-    run = _Commands(folder / "logs", _environment(paths, settings), began)
+    run = Commands(folder / "logs", environment(paths), began)
     raw = paths["nnUNet_raw"] / DATASET
+    _make_data(run, raw, paths["nnUNet_preprocessed"] / DATASET, chosen)
 
-    run.step(f"making {training_cases} training and {test_cases} test cases of a cardiac phantom")
-    write_dataset(raw, n_train=training_cases, n_test=test_cases, seed=0)
-    run.step("planning and preprocessing")
-    run(
-        "plan",
-        "nnUNetv2_plan_and_preprocess",
-        "-d",
-        DATASET_ID,
-        "-c",
-        CONFIGURATION,
-        "-np",
-        2,
-        "-npfp",
-        2,
-        "--verify_dataset_integrity",
-    )
-    run.step(f"training a CNN and a Transformer together on {device}")
-    run("train", "nnUNetv2_train", DATASET_ID, CONFIGURATION, 0, "-tr", TRAINER, "-device", device, echo=_epoch_line)
     predictions = {}
-    for name, trainer in (("CNN", f"{TRAINER}_CNN"), ("Transformer", f"{TRAINER}_Transformer"), ("both", TRAINER)):
-        run.step(f"predicting the test cases with {name}")
-        predictions[name] = folder / "predictions" / name
-        run(
-            f"predict_{name}", "nnUNetv2_predict", "-d", DATASET_ID, "-c", CONFIGURATION, "-f", 0, "-tr", trainer,
-            "-i", raw / "imagesTs", "-o", predictions[name], "-device", device, "-npp", 1, "-nps", 1,
-            *(["--save_probabilities"] if name != "both" else []),
-        )  # fmt: skip
-    run.step("averaging their predictions with nnUNetv2_ensemble")
-    predictions["ensemble"] = folder / "predictions" / "ensemble"
-    inputs = (predictions["CNN"], predictions["Transformer"])
-    run("ensemble", "nnUNetv2_ensemble", "-i", *inputs, "-o", predictions["ensemble"], "-np", 1)
+    if chosen.baseline is not None:
+        run.step(f"training on the {chosen.labeled - 1} labelled training cases alone, on {device}")
+        _train(run, chosen.baseline, device)
+        predictions["labels"] = _predict(run, folder, "labels", _published(chosen.baseline)[0], device)
+    training = chosen.training
+    run.step(f"training {' and '.join(training.students)} with {training.trainer} on {device}")
+    _train(run, training, device)
+    for student, trainer in zip(training.students, _published(training), strict=True):
+        predictions[student] = _predict(run, folder, student, trainer, device)
+    if len(training.students) > 1:
+        predictions["both"] = _predict(run, folder, "both", training.trainer, device)
+        run.step("averaging their predictions with nnUNetv2_ensemble")
+        predictions["ensemble"] = folder / "predictions" / "ensemble"
+        inputs = [predictions[student] for student in training.students]
+        run("ensemble", "nnUNetv2_ensemble", "-i", *inputs, "-o", predictions["ensemble"], "-np", 1)
     run.step("evaluating")
     frames = {
         name: evaluate_folders(path, raw / "labelsTs", dataset_json=raw / "dataset.json", processes=1, progress=False)
@@ -121,81 +77,59 @@ def run_demo(
     }
     # The two ways to combine the students look alike; the figure shows one.
     drawn = {name: path for name, path in predictions.items() if name != "both"}
-    _draw(folder, raw, drawn, frames, paths["nnUNet_results"])
-    _print_table(frames, test_cases)
+    titles = _titles(chosen)
+    _draw_overlays(
+        folder, raw, {titles[name]: path for name, path in drawn.items()}, {titles[n]: f for n, f in frames.items()}
+    )
+    fold = paths["nnUNet_results"] / DATASET / f"{training.trainer}__{PLANS}__{CONFIGURATION}" / "fold_0"
+    learning_curves_figure(json.loads((fold / "curves.json").read_text()), folder / "learning_curves.png")
+    _print_table({titles[name]: frame for name, frame in frames.items()}, TEST_CASES)
     minutes = (time.time() - began) / 60
     print(f"\nFigures: {folder / 'overlays.png'}\n         {folder / 'learning_curves.png'}")
     print(f"Models:  {paths['nnUNet_results'] / DATASET}\nDone in {minutes:.1f} minutes.")
 
 
-def _device(asked: str) -> str:
-    if asked != "auto":
-        return asked
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _make_room(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / MARKER).exists():
-            raise CollabError(
-                f"{folder}: must be empty or an earlier demo's; it holds other files. Name another folder."
-            )
-        if not overwrite:
-            raise CollabError(f"{folder}: holds an earlier demo. Name another folder, or replace it with --overwrite.")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).touch()
+def _make_data(run: Commands, raw: Path, preprocessed: Path, method: Method) -> None:
+    """Phantoms, planned and preprocessed."""
+    unlabeled = f", {method.unlabeled} unlabelled" if method.unlabeled else ""
+    run.step(f"making {method.labeled} labelled{unlabeled} and {TEST_CASES} test cases of a cardiac phantom")
+    write_dataset(raw, n_train=method.labeled, n_test=TEST_CASES, n_unlabeled=method.unlabeled, seed=0)
+    run.step("planning and preprocessing")
+    run(
+        "plan", "nnUNetv2_plan_and_preprocess", "-d", DATASET_ID, "-c", CONFIGURATION, "-np", 2, "-npfp", 2,
+        "--verify_dataset_integrity",
+    )  # fmt: skip
+    if method.unlabeled:
+        command = ("nnunet_collab", "preprocess_unlabeled", "-d", DATASET_ID, "-c", CONFIGURATION, "-np", 2)
+        run("preprocess_unlabeled", *command)
+        # Too few for nnU-Net's own split; the last one validates.
+        cases = sorted(path.name.removesuffix(".nii.gz") for path in (raw / "labelsTr").glob("*.nii.gz"))
+        write_json(preprocessed / "splits_final.json", [{"train": cases[:-1], "val": cases[-1:]}])
 
 
-def _environment(paths: Mapping[str, Path], settings: Mapping[str, Any]) -> dict[str, str]:
-    """nnU-Net's commands need its paths, the doorways and the settings; the user's own variables are left alone."""
-    for path in paths.values():
-        path.mkdir(parents=True, exist_ok=True)
-    own = {name: str(path) for name, path in paths.items()}
-    return {
-        **os.environ,
-        **own,
-        "nnUNet_extTrainer": str(doorway_folder()),
-        "nnUNet_collab_settings": json.dumps(settings),
-        # Few processes: on a small machine, starting them costs more than they save.
-        "nnUNet_n_proc_DA": "1",
-        "nnUNet_def_n_proc": "1",
-        "nnUNet_compile": "f",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
+def _train(run: Commands, training: Training, device: str) -> None:
+    command = ("nnUNetv2_train", DATASET_ID, CONFIGURATION, 0, "-tr", training.trainer, "-device", device)
+    settings = {"nnUNet_collab_settings": json.dumps(training.settings)}
+    run(f"train_{training.trainer}", *command, variables=settings, echo=_epoch_line)
 
 
-class _Commands:
-    """Runs commands with their output in log files, and tells what is going on."""
+def _published(training: Training) -> list[str]:
+    return [f"{training.trainer}_{student}" for student in training.students]
 
-    def __init__(self, logs: Path, environment: dict[str, str], began: float) -> None:
-        self.logs = logs
-        self.environment = environment
-        self.began = began
-        logs.mkdir(parents=True, exist_ok=True)
 
-    def step(self, what: str) -> None:
-        print(f"[{time.time() - self.began:4.0f} s] {what}", flush=True)
+def _predict(run: Commands, folder: Path, name: str, trainer: str, device: str) -> Path:
+    run.step(f"predicting the test cases with {trainer}")
+    images, target = folder / "raw" / DATASET / "imagesTs", folder / "predictions" / name
+    run(
+        f"predict_{name}", "nnUNetv2_predict", "-d", DATASET_ID, "-c", CONFIGURATION, "-f", 0, "-tr", trainer,
+        "-i", images, "-o", target, "-device", device, "-npp", 1, "-nps", 1, "--save_probabilities",
+    )  # fmt: skip
+    return target
 
-    def __call__(self, name: str, *command: object, echo: Callable[[str], str | None] | None = None) -> None:
-        log = self.logs / f"{name}.log"
-        words = [str(word) for word in command]
-        print(f"         $ {' '.join(words)}", flush=True)
-        with open(log, "w", encoding="utf-8") as file:
-            process = subprocess.Popen(
-                words, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-            assert process.stdout is not None  # it is a pipe
-            for line in process.stdout:
-                file.write(line)
-                shown = echo(line) if echo else None
-                if shown:
-                    print(f"         {shown}", flush=True)
-        if process.wait() != 0:
-            tail = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-15:])
-            raise CollabError(f"{words[0]}: failed with status {process.returncode}; the end of {log}:\n{tail}")
+
+def _titles(method: Method) -> dict[str, str]:
+    students = {name: f"{name} student" for name in method.training.students}
+    return {"labels": "labels alone", **students, "both": "both, one pass", "ensemble": "nnUNetv2_ensemble"}
 
 
 def _epoch_line(line: str) -> str | None:
@@ -203,15 +137,11 @@ def _epoch_line(line: str) -> str | None:
     return line.partition(": ")[2].strip() if "pseudo Dice: " in line else None
 
 
-def _draw(
-    folder: Path, raw: Path, predictions: Mapping[str, Path], frames: Mapping[str, pd.DataFrame], results: Path
+def _draw_overlays(
+    folder: Path, raw: Path, predictions: Mapping[str, Path], frames: Mapping[str, pd.DataFrame]
 ) -> None:
     cases = sorted(path.name.removesuffix(".nii.gz") for path in (raw / "labelsTs").glob("*.nii.gz"))
     overlay_figure([_row(case, raw, predictions, frames) for case in cases[:3]], folder / "overlays.png")
-    curves = json.loads(
-        (results / DATASET / f"{TRAINER}__{PLANS}__{CONFIGURATION}" / "fold_0" / "curves.json").read_text()
-    )
-    learning_curves_figure(curves, folder / "learning_curves.png")
 
 
 def _row(case: str, raw: Path, predictions: Mapping[str, Path], frames: Mapping[str, pd.DataFrame]) -> OverlayRow:
@@ -240,12 +170,6 @@ def _array(path: Path) -> Any:
 
 def _print_table(frames: Mapping[str, pd.DataFrame], cases: int) -> None:
     """Dice per class, mean and standard deviation over the test cases."""
-    titles = {
-        "CNN": "CNN student",
-        "Transformer": "Transformer student",
-        "both": "both, one pass",
-        "ensemble": "nnUNetv2_ensemble",
-    }
     summaries = {name: summarise(frame) for name, frame in frames.items()}
     classes = list(dict.fromkeys(next(iter(summaries.values()))["class"]))
     print(f"\nDice on {cases} cases held out from training, mean ± standard deviation over the cases\n")
@@ -253,7 +177,7 @@ def _print_table(frames: Mapping[str, pd.DataFrame], cases: int) -> None:
     for name, summary in summaries.items():
         values = summary.set_index(["class", "statistic"])["dice"]
         cells = [_cell(values.get((c, "mean"), np.nan), values.get((c, "std"), np.nan)) for c in classes]
-        print(f"{titles[name]:22}" + "".join(f"{cell:>16}" for cell in cells))
+        print(f"{name:22}" + "".join(f"{cell:>16}" for cell in cells))
 
 
 def _cell(mean: float, spread: float) -> str:

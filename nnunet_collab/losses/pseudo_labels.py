@@ -60,9 +60,10 @@ def pseudo_labels(logits: Tensor, *, regions: bool) -> PseudoLabels:
     logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     if regions:
         return PseudoLabels((logits > 0).long(), logits.abs().sigmoid())
-    # The confidence needs no full softmax: exp(max - logsumexp).
     highest, labels = logits.max(dim=1, keepdim=True)
-    return PseudoLabels(labels, (highest - logits.logsumexp(dim=1, keepdim=True)).exp())
+    # The softmax of the highest: 1 / sum. (exp(max - logsumexp) would lose digits to large logits, and so move voxels
+    # across a threshold: of two equal logits of 100 the confidence would not be 1/2.)
+    return PseudoLabels(labels, (logits - highest).exp().sum(dim=1, keepdim=True).reciprocal())
 
 
 def pseudo_label_loss(
@@ -101,6 +102,9 @@ def pseudo_label_loss(
         student, teacher = student.to(dtype), teacher.detach().to(dtype)
         labels, confidence = pseudo_labels(teacher, regions=regions)
         used = keep.unsqueeze(1) & (confidence >= threshold)
+        # Blank what is not used before the softmax, not after the loss: an inf or NaN there would survive in the
+        # gradient, which is a product with 0.
+        student, teacher = student.masked_fill(~used, 0), teacher.masked_fill(~used, 0)
         if criterion == "dice_ce":
             both = [
                 _hard_loss(student, labels, used, keep, regions=regions, criterion=c, smooth=smooth)
@@ -142,7 +146,6 @@ def _soft_loss(
 
 def _mean_over_kept(values: Tensor, used: Tensor, keep: Tensor) -> Tensor:
     """Sum of `(B, P, *S)` over the used voxels / number of kept voxels and problems."""
-    # masked_fill, not a product: what is not used may be infinite.
     return global_mean(values.masked_fill(~used, 0).sum(), keep.sum() * used.shape[1])
 
 

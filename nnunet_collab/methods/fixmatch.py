@@ -84,8 +84,8 @@ class FixMatchTrainer(MixingTrainer):
         terms = self.supervised_terms(
             {name: part(output, 0, sizes[0]) for name, output in outputs.items()}, own.target, share=0.5
         )
-        for name, output in outputs.items():
-            _, *logits = torch.split(output.logits, sizes)
+        for name in (student.name for student in s.students if not student.frozen):
+            _, *logits = torch.split(outputs[name].logits, sizes)
             weak = logits[-2].detach() if s.feature_weight else clean[name]
             self.pseudo_label_curves.add(name, weak, own.keep, s.tau)
             losses = [

@@ -10,6 +10,9 @@ import numpy as np
 from nnunet_collab.core.files import write_json
 from nnunet_collab.figures import learning_curves_figure
 
+# What is drawn of the pseudo labels; the shares of the classes are in the log only.
+PSEUDO_LABELS = {"pseudo_used": "share used", "pseudo_entropy": "entropy", "pseudo_quality": "Dice of those used"}
+
 
 class Curves:
     """Adds keys to nnU-Net's logger, which knows its own only, and draws them.
@@ -46,6 +49,10 @@ class Curves:
             f"weighted terms: {_listing(terms)}",
             f"pseudo Dice: {_listing(dice)}, per class {np.round(last['dice_per_class_or_region'], 4).tolist()}",
         ]
+        for key, name in PSEUDO_LABELS.items():
+            of_students = {student: f"{values[-1]:.4f}" for student, values in self.family(key).items()}
+            if of_students:
+                lines.append(f"pseudo labels, {name}: {_listing(of_students)}")
         if "agreement" in last:
             lines.append(f"agreement of the students: {last['agreement']:.4f}")
         seconds = last["epoch_end_timestamps"] - last["epoch_start_timestamps"]
@@ -56,11 +63,17 @@ class Curves:
         losses = self.family("loss")
         epochs = len(self.values.get("epoch_end_timestamps", []))
         agreement = self.values.get("agreement")
+        of_pseudo_labels = {
+            f"{student}/{name}": values
+            for key, name in PSEUDO_LABELS.items()
+            for student, values in self.family(key).items()
+        }
         return {
             "epochs": list(range(epochs)),
             "pseudo_dice": {name: values[:epochs] for name, values in self.family("pseudo_dice").items()},
             "losses": {name: values[:epochs] for name, values in losses.items()},
             "agreement": None if agreement is None else agreement[:epochs],
+            "pseudo_labels": {name: values[:epochs] for name, values in of_pseudo_labels.items()},
         }
 
     def write(self, folder: Path) -> None:

@@ -36,6 +36,57 @@ def test_scripts_are_found_inside_a_wheel_and_beside_a_checkout(tmp_path, monkey
     assert convert_command.converter_names() == ["mine"]
 
 
+SCRIPT = """
+raise RuntimeError("a script must not be run to list its options")
+OPTIONS = {"--my-task": {"choices": ["a", "b"], "help": "which"}}
+"""
+
+
+def test_options_of_scripts_are_listed_without_running_them(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    (tmp_path / "other.py").write_text("X = 1\n")
+    monkeypatch.setattr(convert_command, "conversion_folder", lambda: tmp_path)
+    parser = argparse.ArgumentParser()
+    convert_command.add_arguments(parser)
+    text = parser.format_help()
+    assert "options of mine:" in text
+    assert "--my-task {a,b}" in text
+    assert "options of other" not in text
+    assert "--labeled PROTOCOL" in text
+    assert "LA 4, 8 or 16" in text
+    args = parser.parse_args(["other", str(tmp_path), "-d", "1", "--my-task", "a"])
+    with pytest.raises(
+        CollabError, match=r"--my-task must go with the dataset mine; got it for other\. Leave it out\."
+    ):
+        convert_command.run(args)
+
+
+def test_options_and_protocol_reach_the_script(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        SCRIPT.replace("raise RuntimeError", "str")
+        + "DATASET_NAME = 'Mine'\ndef convert(source, target, my_task='default'):\n    SEEN.append((target, my_task))\n"
+        + "SEEN = []\n"
+    )
+    monkeypatch.setattr(convert_command, "conversion_folder", lambda: tmp_path)
+    parser = argparse.ArgumentParser()
+    convert_command.add_arguments(parser)
+    for words, want in (
+        ([], (None, 0, "default")),
+        (["--my-task", "b", "--labeled", "50%", "--seed", "3"], ("50%", 3, "b")),
+    ):
+        convert_command.run(parser.parse_args(["mine", str(tmp_path), "-d", "7", *words]))
+        ((target, task),) = sys.modules["nnunet_collab_conversion_mine"].SEEN
+        assert (target.dataset_id, target.name) == (7, "Mine")
+        assert (target.labeled, target.seed, task) == want
+
+
+def test_options_of_all_converters_differ():
+    scripts = sorted(convert_command.conversion_folder().glob("*.py"))
+    flags = [flag for script in scripts for flag in convert_command.script_options(script)]
+    assert len(flags) == len(set(flags)) >= 6
+    assert not {"--name", "--overwrite", "--labeled", "--seed", "-d"} & set(flags)
+
+
 def test_script_runs_alone(tmp_path, monkeypatch):
     source = write_acdc(tmp_path / "ACDC")
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.data.patient_folds import patient_folds
+from nnunet_collab.data.patient_folds import held_out, patient_folds
 
 CASES = tuple(f"{patient}_{i}" for patient in (f"p{n:02d}" for n in range(23)) for i in range(3))
 
@@ -58,3 +58,36 @@ def test_refusals():
         patient_folds([], patient)
     with pytest.raises(ValueError, match="needs at least 2 folds; got 1"):
         patient_folds(CASES, patient, folds=1)
+
+
+PATIENTS = [f"p{i:03d}" for i in range(335)]
+PUBLISHED = {"train": 250, "validation": 25, "test": 60}
+
+
+def test_held_out_has_the_published_counts_and_no_patient_twice():
+    roles = held_out(PATIENTS, PUBLISHED)
+    assert {role: len(patients) for role, patients in roles.items()} == PUBLISHED
+    assert sorted(name for patients in roles.values() for name in patients) == PATIENTS
+    assert roles == held_out(PATIENTS[::-1], PUBLISHED)
+    assert roles != held_out(PATIENTS, PUBLISHED, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(8, (6, 2)), (7, (6, 1)), (5, (4, 1)), (2, (1, 1)), (1, (1, 0)), (0, (0, 0)), (200, (160, 40))]
+)
+def test_held_out_scales_the_counts(count, sizes):
+    roles = held_out(PATIENTS[:count], {"train": 80, "test": 20})
+    assert (len(roles["train"]), len(roles["test"])) == sizes
+
+
+def test_held_out_is_balanced_over_groups():
+    groups = {name: "rare" if int(name[1:]) < 76 else "common" for name in PATIENTS}  # as LGG and HGG in BraTS 2019
+    for seed in range(5):
+        roles = held_out(PATIENTS, PUBLISHED, groups=groups, seed=seed)
+        for role, size in PUBLISHED.items():
+            rare = sum(groups[name] == "rare" for name in roles[role])
+            assert abs(rare - size * 76 / 335) <= 1
+
+
+def test_held_out_the_same_on_every_machine_and_in_every_release():
+    assert held_out("jihgfedcba", {"train": 8, "test": 2})["test"] == ["b", "i"]

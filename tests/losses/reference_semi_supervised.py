@@ -1,6 +1,7 @@
 """Pseudo-label and consistency losses of the semi-supervised methods in float64, one voxel at a time.
 
-Plain Python over numpy arrays, written from the papers' equations; nothing here is shared with the package.
+Plain Python over numpy arrays, written from the papers' equations; nothing here is shared with the package. At the end,
+what several of the tests start from: a case, and two ranks of a distributed run.
 
 Shapes: `B` samples, `C` classes or regions, `P` independent problems (1, or `C` for regions), `*S` spatial axes.
 """
@@ -8,13 +9,23 @@ Shapes: `B` samples, `C` classes or regions, `P` independent problems (1, or `C`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import TypeVar
 
 import numpy as np
+import pytest
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from nnunet_collab.core import distributed
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Kind = TypeVar("Kind")
 
 
 def softmax(logits: Iterable[float]) -> list[float]:
@@ -55,13 +66,12 @@ def labels_and_confidence(logits: Array, regions: bool) -> tuple[NDArray[np.int6
     return labels, confidence
 
 
-def hard_dice(
-    student: Array, teacher: Array, keep: Mask, regions: bool, tau: float, smooth: float, kind: str
-) -> float:
-    """One ratio per class over the batch (of regions: per region, of its inside), over used voxels alone."""
-    entries = [(r, 1) for r in range(student.shape[1])] if regions else [(0, k) for k in range(student.shape[1])]
-    if not regions and kind != "dice":
-        entries = entries[1:]
+def hard_dice(student: Array, teacher: Array, keep: Mask, regions: bool, tau: float, smooth: float, kind: str) -> float:
+    """One ratio per problem and class over the batch, over used voxels alone; class 0 counts for `dice` only."""
+    channels = range(student.shape[1])
+    entries = [(r, k) for r in channels for k in (0, 1)] if regions else [(0, k) for k in channels]
+    if kind != "dice":
+        entries = [(index, k) for index, k in entries if k > 0]
     overlap, predicted, labelled = ({e: 0.0 for e in entries} for _ in range(3))
     anything = False
     for voxel in voxels(student):
@@ -132,9 +142,7 @@ def pseudo_label_loss(
     return hard_dice(student, teacher, keep, regions, threshold, smooth, criterion)
 
 
-def squared_difference(
-    student: Array, teacher: Array, keep: Mask, *, regions: bool, used: Mask | None = None
-) -> float:
+def squared_difference(student: Array, teacher: Array, keep: Mask, *, regions: bool, used: Mask | None = None) -> float:
     """Mean over kept (and used) voxels and over the classes of a problem; `used` is `(B, P, *S)`."""
     values: list[float] = []
     for b, *v in voxels(student):
@@ -165,3 +173,26 @@ def logit_pair(shape: Sequence[int], seed: int = 0) -> tuple[Array, Array, Mask]
     student, teacher = (generator.normal(0.0, 2.0, shape) for _ in range(2))
     keep = generator.random((shape[0], *shape[2:])) < 0.75
     return student, teacher, keep
+
+
+def on_two_ranks(monkeypatch: pytest.MonkeyPatch, function: Callable[[int], Kind]) -> list[Kind]:
+    """Results of a function of the rank, run on two ranks at a time; the ranks are threads."""
+    barrier, here, slots = threading.Barrier(2, timeout=60), threading.local(), [torch.empty(0)] * 2
+
+    def all_reduce(tensor: Tensor) -> None:
+        slots[here.rank] = tensor.clone()
+        barrier.wait()
+        total = slots[0] + slots[1]
+        barrier.wait()
+        tensor.copy_(total)
+
+    def as_rank(rank: int) -> Kind:
+        here.rank = rank
+        return function(rank)
+
+    fake = SimpleNamespace(
+        is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: 2, all_reduce=all_reduce
+    )
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(distributed, "dist", fake)
+        return list(pool.map(as_rank, range(2)))

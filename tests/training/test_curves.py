@@ -87,6 +87,7 @@ def test_numbers_and_figure_are_written_after_every_epoch(curves, tmp_path, agre
             "pseudo_dice": {"CNN": [0.5, 0.75][: epoch + 1], "Transformer": [0.5] * (epoch + 1)},
             "losses": {"CNN/supervised": [1.0] * (epoch + 1), "Transformer/rlcl": [0.25] * (epoch + 1)},
             "agreement": [0.9] * (epoch + 1) if agreement else None,
+            "pseudo_labels": {},
         }
         assert matplotlib.image.imread(tmp_path / "collab_progress.png").shape[1] >= 1200
     assert sorted(p.name for p in tmp_path.iterdir()) == ["collab_progress.png", "curves.json"]

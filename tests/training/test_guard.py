@@ -117,6 +117,8 @@ def test_a_gradient_scaler_may_search_its_scale_but_not_for_ever(trainer):
 
 def test_skipped_iterations_are_left_out_of_the_epochs_mean(trainer):
     epoch = [(1.0, 1.0), (float("nan"), 5.0), (3.0, 3.0)]
-    trainer.on_train_epoch_end([{"loss": loss, "terms": {"CNN/a": term}} for loss, term in epoch])
+    trainer.on_train_epoch_end(
+        [{"loss": loss, "terms": {"CNN/a": term}, "weights": {"CNN/a": 1.0}} for loss, term in epoch]
+    )
     assert trainer.curves.values["train_losses"] == [2.0]
     assert trainer.curves.values["loss/CNN/a"] == [2.0]

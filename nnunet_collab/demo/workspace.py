@@ -1,0 +1,113 @@
+"""The demo's folder, its environment, and running nnU-Net's commands in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.shipped import doorway_folder
+
+MARKER = ".nnunet_collab_demo"  # a folder with this file may be replaced
+
+
+def chosen_device(asked: str) -> str:
+    """What nnU-Net's `-device` takes; `auto` is a GPU if there is one."""
+    if asked != "auto":
+        return asked
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make_room(folder: Path, overwrite: bool) -> None:
+    """Make the folder, or empty it if it is an earlier demo's.
+
+    Raises:
+        CollabError: If it must not be replaced.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARKER).exists():
+            raise CollabError(
+                f"{folder}: must be empty or an earlier demo's; it holds other files. Name another folder."
+            )
+        if not overwrite:
+            raise CollabError(f"{folder}: holds an earlier demo. Name another folder, or replace it with --overwrite.")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
+
+
+def environment(paths: Mapping[str, Path]) -> dict[str, str]:
+    """nnU-Net's commands need its paths and the doorways; the user's own variables are left alone."""
+    for path in paths.values():
+        path.mkdir(parents=True, exist_ok=True)
+    own = {name: str(path) for name, path in paths.items()}
+    return {
+        **os.environ,
+        **own,
+        "nnUNet_extTrainer": str(doorway_folder()),
+        # Few processes: on a small machine, starting them costs more than they save.
+        "nnUNet_n_proc_DA": "1",
+        "nnUNet_def_n_proc": "1",
+        "nnUNet_compile": "f",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+
+
+class Commands:
+    """Runs commands with their output in log files, and tells what is going on."""
+
+    def __init__(self, logs: Path, environment: dict[str, str], began: float) -> None:
+        self.logs = logs
+        self.environment = environment
+        self.began = began
+        logs.mkdir(parents=True, exist_ok=True)
+
+    def step(self, what: str) -> None:
+        """Tell what comes now, and how long it has taken so far."""
+        print(f"[{time.time() - self.began:4.0f} s] {what}", flush=True)
+
+    def __call__(
+        self,
+        name: str,
+        *command: object,
+        variables: Mapping[str, str] | None = None,
+        echo: Callable[[str], str | None] | None = None,
+    ) -> None:
+        """Run a command to its end.
+
+        Args:
+            name: Of its log file.
+            command: Program and arguments.
+            variables: Further environment variables.
+            echo: What to print of a line of its output, if anything.
+
+        Raises:
+            CollabError: If it fails, with the end of its output.
+        """
+        log = self.logs / f"{name}.log"
+        words = [str(word) for word in command]
+        print(f"         $ {' '.join(words)}", flush=True)
+        with open(log, "w", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                words,
+                env={**self.environment, **(variables or {})},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            assert process.stdout is not None  # it is a pipe
+            for line in process.stdout:
+                file.write(line)
+                shown = echo(line) if echo else None
+                if shown:
+                    print(f"         {shown}", flush=True)
+        if process.wait() != 0:
+            tail = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-15:])
+            raise CollabError(f"{words[0]}: failed with status {process.returncode}; the end of {log}:\n{tail}")

@@ -1,0 +1,66 @@
+"""What the tests of all semi-supervised methods ask of their terms."""
+
+from __future__ import annotations
+
+import torch
+from tiny import make_semi_supervised_batch, make_trainer
+
+SEGFORMER = {"network": "segformer_b0"}
+
+
+def make_method(trainer_class, folder, monkeypatch, *, changes=None, **options):
+    """`make_trainer` with two labelled and two unlabelled samples per batch, whatever students the method has."""
+    names = {student.name for student in trainer_class.settings.students}
+    students = {"Transformer": SEGFORMER} if "Transformer" in names else {}
+    changes = {"batch_size": 4, "students": students, **(changes or {})}
+    return make_trainer(trainer_class, folder, monkeypatch, changes=changes, **options)
+
+
+def by_key(terms):
+    return {f"{term.student}/{term.name}": term for term in terms}
+
+
+def terms_of(trainer, kind="plain", seed=0):
+    """The terms of a batch, with the same random numbers whenever it is called."""
+    torch.manual_seed(5)
+    return by_key(trainer.batch_terms(make_semi_supervised_batch(trainer, kind, seed)))
+
+
+def batch_of(trainer, kind="plain", seed=0):
+    """The same batch on the device."""
+    return trainer.read_batch(make_semi_supervised_batch(trainer, kind, seed))
+
+
+def gradients(module):
+    return [p.grad for p in module.parameters()]
+
+
+def is_zero(gradient):
+    return gradient is None or not gradient.any()
+
+
+def assert_each_teaches_its_student_alone(trainer, terms):
+    for key, term in terms.items():
+        assert term.value.dtype is torch.float32, key
+        assert term.value.shape == (), key
+        assert term.value.isfinite(), key
+        assert term.value > 0, key
+        trainer.optimizers.zero_grad()
+        term.value.backward(retain_graph=True)
+        for student in trainer.group:
+            learns = [not is_zero(g) for g in gradients(student)]
+            assert any(learns) == (student.name == term.student), (key, student.name)
+    trainer.optimizers.zero_grad()
+
+
+def without_gradient(trainer):
+    """Names of the parameters that learn and have none."""
+    return [name for name, p in trainer.group.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def weights(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
