@@ -16,13 +16,19 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
 from nnunet_collab.methods.ctrcl import CTRCLSettings, CTRCLTrainer
+from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer
 from nnunet_collab.networks.blueprint import make_blueprint
+from nnunet_collab.networks.teacher import EMATeacher
 from nnunet_collab.training.compilation import compile_students
 from nnunet_collab.training.guard import NonFiniteGuard
+from nnunet_collab.training.mixing import MixingTrainer
 from nnunet_collab.training.optimization import StudentOptimizers
-from nnunet_collab.training.settings import CNN, TRANSFORMER
+from nnunet_collab.training.pseudo_label_curves import PseudoLabelCurves
+from nnunet_collab.training.semi_supervised import SemiSupervisedSettings, SemiSupervisedTrainer
+from nnunet_collab.training.settings import CNN, TRANSFORMER, TrainingSettings
 from nnunet_collab.training.students import build_students
 from nnunet_collab.training.supervision import supervised_loss
+from nnunet_collab.training.trainer import CollabTrainer
 
 # nnU-Net's plans for ACDC: batch 14 at 256 x 224 in 2d, batch 2 at 10 x 256 x 224 in 3d_fullres.
 SCALES = {
@@ -30,6 +36,7 @@ SCALES = {
     "3d": {"patch": (16, 256, 224), "batch": 2, "features": [32, 64, 128, 256, 320, 320]},
     "2d_batch4": {"patch": (256, 224), "batch": 4, "features": [32, 64, 128, 256, 512, 512]},
     "2d_small": {"patch": (160, 160), "batch": 8, "features": [16, 32, 64, 128, 128, 128]},
+    "2d_tiny": {"patch": (128, 128), "batch": 8, "features": [16, 32, 64, 64, 64, 64]},
     "3d_small": {"patch": (8, 96, 96), "batch": 2, "features": [16, 32, 64, 96, 96, 96]},
 }
 CLASSES = 4
@@ -93,10 +100,12 @@ def planned_architecture(scale: str) -> dict[str, Any]:
     }
 
 
-def make_trainer(args: argparse.Namespace, settings: CTRCLSettings) -> CTRCLTrainer:
+def make_trainer(
+    args: argparse.Namespace, settings: TrainingSettings, trainer_class: type[CollabTrainer] = CTRCLTrainer
+) -> Any:
     """A trainer that can run `train_step`, and nothing else."""
     scale = SCALES[args.scale]
-    trainer: CTRCLTrainer = object.__new__(CTRCLTrainer)
+    trainer: Any = object.__new__(trainer_class)
     trainer.device = torch.device(args.device)
     trainer.settings = settings
     trainer.is_ddp = False
@@ -112,16 +121,47 @@ def make_trainer(args: argparse.Namespace, settings: CTRCLSettings) -> CTRCLTrai
         input_channels=1,
         num_outputs=CLASSES,
         patch_size=scale["patch"],
-        deep_supervision=True,
+        deep_supervision=settings.deep_supervision,
         device=trainer.device,
         log=lambda line: None,
     )
     if args.compile:
         compile_students(trainer.group, lambda line: None)
     trainer.network = trainer.group.train()
-    trainer.supervised = supervised_loss(_nnunet_loss(len(planned["arch_kwargs"]["strides"]) - 1))
+    loss = _nnunet_loss(len(planned["arch_kwargs"]["strides"]) - 1)
+    trainer.supervised = supervised_loss(loss if settings.deep_supervision else loss.loss)
     trainer.optimizers = StudentOptimizers(trainer.group, settings, trainer.grad_scaler)
     return trainer
+
+
+def make_semi_supervised_trainer(
+    args: argparse.Namespace, settings: SemiSupervisedSettings, trainer_class: type[SemiSupervisedTrainer]
+) -> Any:
+    """The same for a method with unlabelled images; half of the batch is labelled."""
+    trainer = make_trainer(args, settings, trainer_class)
+    trainer.labeled_per_batch = trainer.unlabeled_per_batch = SCALES[args.scale]["batch"] // 2
+    trainer.pseudo_label_curves = PseudoLabelCurves(regions=False)
+    if isinstance(trainer, MixingTrainer):
+        trainer.mixes = trainer.settings.cutmix_probability > 0
+        trainer.mixes_further_images = trainer.mixes and trainer.settings.mixing == "further"
+    if isinstance(trainer, MeanTeacherTrainer):
+        trainer.teacher = EMATeacher(trainer.group, trainer.settings.ema_decay)
+    return trainer
+
+
+def make_semi_supervised_batch(args: argparse.Namespace, trainer: SemiSupervisedTrainer) -> dict[str, Any]:
+    """One batch as `TwoStreams` delivers it."""
+    labeled, generator = make_batch(args), torch.Generator().manual_seed(1)
+    count, patch = trainer.views_per_batch(), SCALES[args.scale]["patch"]
+    views = torch.randn(count, 1 + trainer.strong_views, *patch, generator=generator)
+    half = slice(None, trainer.labeled_per_batch)
+    target = [t[half] for t in labeled["target"]]
+    return {
+        "data": labeled["data"][half],
+        "target": target if trainer.settings.deep_supervision else target[0],
+        "views": views.to(args.device),
+        "where": torch.zeros(count, 1, *patch, dtype=torch.int16, device=args.device),
+    }
 
 
 def _nnunet_loss(outputs: int) -> DeepSupervisionWrapper:

@@ -64,7 +64,7 @@ SOFT_TISSUE_HU = (-50, 250)
 LOOKED_AT = 5  # cases
 CLEAR = 0.02  # by which the best share must exceed the second best
 PLAUSIBLE = 0.6  # share on soft tissue below which no orientation is right
-SLICE_TOLERANCE = 1e-2  # relative, between the distances of neighbouring slices
+SLICE_TOLERANCE = 0.1  # relative, between the distances of neighbouring slices: positions are rounded in the headers
 
 
 def read_series(folder: Path) -> sitk.Image:
@@ -74,13 +74,19 @@ def read_series(folder: Path) -> sitk.Image:
         CollabError: If there is none or another number of them, a file cannot be read, or slices are missing.
     """
     reader = sitk.ImageSeriesReader()
-    places = sorted({path.parent for path in folder.rglob("*.dcm")})
+    found = sorted(folder.rglob("*.dcm"))
+    places = sorted({path.parent for path in found})
     series = [(place, uid) for place in places for uid in reader.GetGDCMSeriesIDs(str(place))]
     if len(series) != 1:
         raise CollabError(
             f"{folder}: there must be one DICOM series in it; found {len(series)}. Download the patient again."
         )
     files = reader.GetGDCMSeriesFileNames(str(series[0][0]), series[0][1])
+    if unread := sorted(set(found) - {Path(file) for file in files}):  # GDCM passes over them without a word
+        raise CollabError(
+            f"{folder}: every .dcm file must be a whole slice of the series; {len(unread)} are not, {unread[0]} among "
+            "them. Download the patient again."
+        )
     reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()
     try:

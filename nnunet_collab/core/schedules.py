@@ -32,7 +32,6 @@ def sigmoid_ramp(iteration: int, length: int, *, steps: int = 0) -> float:
     """
     if length <= 0:
         return 1.0
-    share = min(1.0, iteration / length)
-    if steps:
-        share = int(share * steps) / steps
-    return math.exp(-5 * (1 - share) ** 2)
+    # In whole numbers: rounding down a product of fractions would take some steps an iteration late.
+    share = iteration * steps // length / steps if steps else iteration / length
+    return math.exp(-5 * (1 - min(1.0, share)) ** 2)

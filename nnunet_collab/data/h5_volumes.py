@@ -56,11 +56,11 @@ class H5Volume:
 
     def _array(self, key: str) -> npt.NDArray[Any]:
         parts = [_read(path, key) for path in self.files]
-        if len({part.shape for part in parts}) > 1:
+        shapes = sorted({part.shape for part in parts})
+        if len(shapes) > 1:
             raise CollabError(
-                f"{self.files[0]}: all slices of a volume must have one size; found "
-                f"{', '.join(sorted(str(part.shape) for part in {p.shape: p for p in parts}.values()))}. Copy the "
-                "slices again, or leave this case out."
+                f"{self.files[0]}: all slices of a volume must have one size; found {', '.join(map(str, shapes))}. "
+                "Copy the slices again, or leave this case out."
             )
         volume = parts[0] if len(parts) == 1 and parts[0].ndim == 3 else np.stack(parts)
         if volume.dtype == bool:

@@ -39,10 +39,10 @@ class WeakAndStrongViews(BasicTransform):  # type: ignore[misc]
         planned: What `nnUNetTrainer.get_training_transforms` returns; its geometry is used.
         strong: Number of strong views, each with random numbers of its own.
 
-    The transform takes `image` `(C, *crop)` and `segmentation` `(1, *crop)`, which is 0 where unsupervised losses apply,
-    -1 outside of the image (padding, the outside of a mask) and lower at annotated voxels, which are left out as well,
-    but seen. It returns as `image` `((1 + strong) * C, *S)`, the weak view first, and the `segmentation` that belongs
-    to it, with -1 wherever losses do not apply. Nothing is changed in place.
+    The transform takes `image` `(C, *crop)` and `segmentation` `(1, *crop)`, which is 0 where unsupervised losses
+    apply, -1 outside of the image (padding, the outside of a mask) and lower at annotated voxels, which are left out as
+    well, but seen. It returns as `image` `((1 + strong) * C, *S)`, the weak view first, and the `segmentation` that
+    belongs to it, with -1 wherever losses do not apply. Nothing is changed in place.
     """
 
     def __init__(self, planned: ComposeTransforms, strong: int) -> None:

@@ -48,10 +48,17 @@ def squared_difference(
             f"squared_difference: keep has one value per voxel, so {tuple(student[:, 0].shape)}; got "
             f"{tuple(keep.shape)}."
         )
+    per_problem = (student.shape[0], student.shape[1] if regions else 1, *student.shape[2:])
+    if used is not None and tuple(used.shape) != per_problem:
+        raise ValueError(
+            f"squared_difference: used has one value per problem and voxel, so {per_problem}; got {tuple(used.shape)}."
+        )
     mask = keep.unsqueeze(1) if used is None else keep.unsqueeze(1) & used
     with torch.autocast(student.device.type, enabled=False):
-        p, q = _probabilities(student, regions), _probabilities(teacher.detach(), regions)
-        difference = (p - q).square().masked_fill(~mask, 0)
+        # Blank what is not used before the softmax, not after the loss: an inf or NaN there would survive in the
+        # gradient, which is a product with 0. Equal probabilities then add nothing to the sum.
+        p, q = (_probabilities(z.masked_fill(~mask, 0), regions) for z in (student, teacher.detach()))
+        difference = (p - q).square()
         return global_mean(difference.sum(), mask.expand_as(difference).sum())
 
 

@@ -34,17 +34,18 @@ def draw_boxes(count: int, size: Sequence[int], *, probability: float) -> Tensor
 
 def _draw_box(size: Sequence[int]) -> tuple[slice, ...]:
     share = SHARE[0] + (SHARE[1] - SHARE[0]) * float(torch.rand(()))
+    axes = max(1, sum(length > 1 for length in size))  # an axis of one voxel cannot be cut: all of it, or no share
     for _ in range(TRIES):
         # Logarithms of the sides relative to a box of the patch's shape; they add up to 0, so the share is kept.
-        aspect = (torch.rand(len(size)) - 0.5) * math.log(RATIO[1] / RATIO[0]) / 2
-        sides = (share ** (1 / len(size)) * (aspect - aspect.mean()).exp()).tolist()
+        aspect = (torch.rand(axes) - 0.5) * math.log(RATIO[1] / RATIO[0]) / 2
+        sides = (share ** (1 / axes) * (aspect - aspect.mean()).exp()).tolist()
         if max(sides) <= 1:
             break
     else:
-        sides = [share ** (1 / len(size))] * len(size)
-    box = []
-    for length, side in zip(size, sides, strict=True):
-        extent = max(1, round(side * length))
+        sides = [share ** (1 / axes)] * axes
+    box, drawn = [], iter(sides)
+    for length in size:
+        extent = max(1, round(next(drawn) * length)) if length > 1 else 1
         start = int(torch.randint(0, length - extent + 1, ()))
         box.append(slice(start, start + extent))
     return tuple(box)

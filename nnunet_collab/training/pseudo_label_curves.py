@@ -38,15 +38,17 @@ class PseudoLabelCurves:
         logits = logits.detach().float()
         labels, confidence = pseudo_labels(logits, regions=self.regions)
         used = keep.unsqueeze(1) & (confidence >= threshold)
+        axes = [0, *range(2, labels.ndim)]
         if self.regions:
             p = logits.sigmoid()
             entropy = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) / math.log(2)
-            axes = [0, *range(2, labels.ndim)]
             named, of = (labels.bool() & used).sum(axes), used.sum(axes)
         else:
             log_p = logits.log_softmax(dim=1)
             entropy = -(log_p.exp() * log_p).sum(dim=1, keepdim=True) / math.log(logits.shape[1])
-            named = torch.bincount(labels[used], minlength=logits.shape[1])
+            # Not bincount(labels[used]): the number of used labels would have to be read.
+            classes = torch.arange(logits.shape[1], device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
+            named = ((labels == classes) & used).sum(axes)
             of = used.sum().expand_as(named)
         kept = keep.sum() * used.shape[1]
         total = torch.stack([kept, used.sum(), entropy.masked_fill(~keep.unsqueeze(1), 0).sum()]).double()
@@ -75,7 +77,7 @@ class PseudoLabelCurves:
 
 
 def collapsed(values: dict[str, float]) -> str | None:
-    """The one class that all pseudo labels of an epoch name, or None.
+    """The one class that all pseudo labels of an epoch name, or None. A region without used labels has no say.
 
     Args:
         values: Of one student, as `PseudoLabelCurves.finish_epoch` returns them.
@@ -83,8 +85,8 @@ def collapsed(values: dict[str, float]) -> str | None:
     shares = {name: share for name, share in values.items() if name.startswith("class ")}
     if shares and max(shares.values()) >= COLLAPSED:
         return max(shares, key=lambda name: shares[name])
-    regions = [share for name, share in values.items() if name.startswith("region ")]
-    if regions and max(regions) <= 1 - COLLAPSED:
+    outside = [1 - share for name, share in values.items() if name.startswith("region ") and not math.isnan(share)]
+    if outside and min(outside) >= COLLAPSED:
         return "background"
     return None
 

@@ -79,6 +79,19 @@ def test_dataset_json_split_and_integrity(source, raw, monkeypatch, capsys):
     assert_nnunet_finds_no_fault(folder, monkeypatch, capsys)
 
 
+def test_sixty_two_of_the_eighty_cases_train(tmp_path, raw, monkeypatch):
+    import mini_pancreas
+
+    monkeypatch.setattr(mini_pancreas, "NUMBERS", range(1, 83))
+    source = write_pancreas(tmp_path / "NIH")
+    shutil.rmtree(source / "Pancreas-CT" / "PANCREAS_0070")
+    convert("pancreas", source, "--labeled", "6")
+    folder = raw / "Dataset027_PancreasCT"
+    assert len(names(folder / "imagesTs")) == 18
+    assert len(names(folder / "labelsTr")) == 6
+    assert len(names(folder / "imagesUn")) == 56
+
+
 def test_the_flip_can_be_set(source, raw, capsys):
     convert("pancreas", source, "--flip", "none")
     assert "Labels are flipped along" not in capsys.readouterr().out
@@ -129,9 +142,20 @@ def test_faults(source, raw):
     assert f"{label_file(source, 27)}: label values must be 0, 1; found 2" in message
     assert f"{label_file(source, 28)}: the spacing must be that of PANCREAS_0028" in message
     assert f"{label_file(source, 29)}: the image must have 3 axes; it has 4" in message
-    assert f"{top / 'PANCREAS_0030'}: the DICOM series cannot be read" in message
-    assert "labels of pancreas_0022" not in message  # it has no label
-    assert "one orientation of all labels must lie on soft tissue" in message
+    assert (
+        f"{top / 'PANCREAS_0030'}: every .dcm file must be a whole slice of the series; 1 are not, {broken}" in message
+    )
+
+
+def test_slices_of_two_sizes(source, raw):
+    folder = series_folder(source, 21)
+    one = voxels(21)[0][:1, :-2]
+    (folder / "1-000.dcm").unlink()
+    write_series(folder / "odd", one, 21)
+    (folder / "odd" / "1-000.dcm").rename(folder / "1-000.dcm")
+    assert f"{source / 'Pancreas-CT' / 'PANCREAS_0021'}: the DICOM series cannot be read (" in refusal(
+        raw, "pancreas", source
+    )
 
 
 def test_wrong_folder(tmp_path, raw):

@@ -1,0 +1,114 @@
+"""Time to draw a batch: labelled samples and two views of unlabelled ones, against nnU-Net's loader, per sample.
+
+python benchmarks/two_streams.py        draws in this process, on one core, from made-up preprocessed cases
+
+An unlabelled sample with a weak and a strong view counts as one sample, which may cost up to half more than a labelled
+one. Bar: 1.5.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_collab.data.augmentation import without_timing
+from nnunet_collab.data.loaders import seeded
+from nnunet_collab.data.two_streams import RandomCrops, TwoStreams
+from nnunet_collab.data.unlabeled_dataset import UnlabeledDataset
+from nnunet_collab.data.views import WeakAndStrongViews
+
+BAR = 1.5
+ROUNDS = 30
+CASES = 8
+# Name -> size of the cases, crop before augmentation, patch, batch.
+SCALES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]] = {
+    "2d": ((10, 256, 224), (304, 304), (256, 224), 12),
+    "3d": ((80, 160, 160), (96, 160, 160), (64, 112, 112), 2),
+}
+
+
+def main() -> None:
+    """Measure and print the table."""
+    torch.set_num_threads(1)
+    labels: Any = SimpleNamespace(all_labels=[1, 2, 3], has_ignore_label=False)
+    for name, (shape, crop, patch, batch) in SCALES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            write_cases(Path(folder), shape, patch)
+            sources = make_sources(Path(folder), crop, patch, batch, labels)
+            seconds: dict[str, list[float]] = {source: [] for source in sources}
+            for turn in range(ROUNDS + 2):
+                for source, loader in sources.items():
+                    with seeded((0, turn)):  # the same random decisions for all
+                        start = time.perf_counter()
+                        loader.generate_train_batch()
+                    if turn >= 2:
+                        seconds[source].append((time.perf_counter() - start) / batch)
+            medians = {source: statistics.mean(values) for source, values in seconds.items()}
+            print(f"{name}, batch {batch} of {patch}, one core, mean over {ROUNDS} batches")
+            for source, value in medians.items():
+                print(f"  {source:44}{value * 1e3:8.2f} ms per sample")
+            ratio = medians["two streams, weak and one strong view"] / medians["nnU-Net's loader, labelled only"]
+            print(f"  two streams / nnU-Net's loader = {ratio:.3f}, bar {BAR}: {'met' if ratio <= BAR else 'MISSED'}")
+
+
+def make_sources(
+    folder: Path, crop: tuple[int, ...], patch: tuple[int, ...], batch: int, labels: Any
+) -> dict[str, Any]:
+    """nnU-Net's loader and ours, on the same cases."""
+    rotation = (-np.pi, np.pi) if len(patch) == 2 else (-np.pi / 6, np.pi / 6)
+    transforms = without_timing(
+        nnUNetTrainer.get_training_transforms(
+            np.array(patch), rotation, [[1.0] * len(patch), [0.5] * len(patch)], tuple(range(len(patch))), False,
+            use_mask_for_norm=[False], foreground_labels=[1, 2, 3],
+        )
+    )  # fmt: skip
+    labeled = nnUNetDatasetBlosc2(str(folder))
+    unlabeled = UnlabeledDataset(dict.fromkeys(labeled.identifiers, folder))
+
+    def stock(size: int) -> Any:
+        return nnUNetDataLoader(labeled, size, crop, patch, labels, 0.33, transforms=transforms)
+
+    def streams(strong: int) -> TwoStreams:
+        views = WeakAndStrongViews(transforms, strong)
+        return TwoStreams(stock(batch // 2), RandomCrops(unlabeled, batch // 2, crop, patch, labels, transforms=views))
+
+    return {
+        "nnU-Net's loader, labelled only": stock(batch),
+        "two streams, weak view": streams(0),
+        "two streams, weak and one strong view": streams(1),
+        "two streams, weak and two strong views": streams(2),
+    }
+
+
+def write_cases(folder: Path, shape: tuple[int, ...], patch: tuple[int, ...]) -> None:
+    """Random volumes in nnU-Net's preprocessed form."""
+    rng = np.random.default_rng(0)
+    for number in range(CASES):
+        image = rng.standard_normal((1, *shape), dtype=np.float32)
+        segmentation = np.zeros((1, *shape), np.int16)
+        segmentation[:, :, 40:80, 40:80] = 1 + number % 3
+        places = np.argwhere(segmentation > 0)[::50]
+        chunks = (1, *([1] if len(patch) == 2 else []), *patch)
+        chunks = tuple(min(c, s) for c, s in zip(chunks, image.shape, strict=True))
+        nnUNetDatasetBlosc2.save_case(
+            image,
+            segmentation,
+            {"class_locations": {1 + number % 3: places}},
+            str(folder / f"case{number}"),
+            chunks=chunks,
+            blocks=chunks,
+        )
+
+
+if __name__ == "__main__":
+    main()
