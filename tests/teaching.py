@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from tiny import make_semi_supervised_batch, make_trainer
+
+from nnunet_collab.training import mixing
 
 SEGFORMER = {"network": "segformer_b0"}
 
@@ -64,3 +68,29 @@ def weights(module):
 
 def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class HalfBox:
+    """In place of CutMix: the left (side 0) or right half comes from the next sample or from the further ones."""
+
+    def __init__(self, *, side, within_batch):
+        self.side = side
+        self.within_batch = within_batch
+
+    def __call__(self, tensor, further=None):
+        other = tensor.roll(1, 0) if self.within_batch else further
+        middle = tensor.shape[-1] // 2
+        box = slice(middle) if self.side == 0 else slice(middle, None)
+        mixed = tensor.clone()
+        mixed[..., box] = other[..., box]
+        return mixed
+
+
+def use_half_boxes(monkeypatch):
+    """The boxes of the first strong view lie left, those of the second right."""
+    sides = itertools.cycle((0, 1))
+
+    def make(count, size, *, probability, device, within_batch):
+        return HalfBox(side=next(sides), within_batch=within_batch)
+
+    monkeypatch.setattr(mixing, "CutMix", make)

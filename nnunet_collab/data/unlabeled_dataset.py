@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from nnunet_collab.core.errors import CollabError
 
-
 # Not -1: what is outside of the image is blanked in images normalised with a mask, and annotated voxels must not be.
 ANNOTATED = -2
 

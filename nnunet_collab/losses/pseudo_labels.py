@@ -15,9 +15,9 @@ For the kept voxels :math:`\Omega` and the detached logits of a teacher,
   equation 2). Mean over all kept voxels, those below the threshold counting 0.
 
 For region-based labels every region is a two-class problem of its own: confidence :math:`\max(p, 1-p)`, a Dice per
-region. All arithmetic is float32 whatever autocast says (float64 for float64 logits); the teacher never receives a
-gradient. In distributed runs sums and counts are those of all ranks. Where no voxel is used, the loss is 0 with zero
-gradient.
+region, the mean of that of its inside and (`dice` alone) that of its outside. All arithmetic is float32 whatever
+autocast says (float64 for float64 logits); the teacher never receives a gradient. In distributed runs sums and counts
+are those of all ranks. Where no voxel is used, the loss is 0 with zero gradient.
 """
 
 from __future__ import annotations

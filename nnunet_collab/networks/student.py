@@ -93,8 +93,9 @@ class Student(nn.Module):
         super().train(mode and not self.frozen)
         return self
 
-    def remove_taps(self) -> None:
-        """Take the hooks off the network."""
+    def release(self) -> None:
+        """Take all hooks off the network, so that another student can have it."""
+        self.can_perturb = False
         for hook in self._hooks:
             hook.remove()
 

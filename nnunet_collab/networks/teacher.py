@@ -14,7 +14,7 @@ from nnunet_collab.networks.group import StudentGroup
 
 
 class EMATeacher:
-    """Mean teacher (Tarvainen and Valpola 2017): float32 averages of all weights, never trained itself.
+    """Mean teacher (Tarvainen and Valpola 2017): averages of all weights, never trained itself.
 
     After update number t (from 1) the weights are `d * teacher + (1 - d) * student` with `d = min(1 - 1 / t, decay)`:
     the first update copies, so that a random start is forgotten at once. Buffers (running statistics of batch
@@ -63,6 +63,6 @@ class EMATeacher:
         self.group.load_state_dict(state["weights"])
 
     def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], number: Tensor | int) -> None:
-        # Not called by the first update, which copies. In float32 also for weights trained in half precision.
+        # Not called by the first update, which copies.
         decay = min(1 - 1 / self.updates, self.decay)
         torch._foreach_lerp_(list(averaged), list(current), 1 - decay)

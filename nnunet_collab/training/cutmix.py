@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# As UniMatch and CrossMatch draw them: share of the patch, and ratio of the sides relative to those of the patch.
+# The ranges of UniMatch and CrossMatch: share of the patch, and ratio of two sides relative to those of the patch.
+# Their ratio is uniform; here its logarithm is drawn, so that long and wide boxes are equally frequent in every
+# dimension.
 SHARE = (0.02, 0.4)
 RATIO = (0.3, 1 / 0.3)
 TRIES = 100  # a long box may not fit; nearly every second one does

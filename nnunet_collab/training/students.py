@@ -91,7 +91,7 @@ def _fixed_taps(settings: StudentSettings, network: nn.Module) -> dict[str, str]
 def _encoder_size(settings: StudentSettings, network: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
     student = Student(settings.name, network, {"encoder": _fixed_taps(settings, network)["encoder"]})
     output = _forward(student, torch.zeros(shape, device=next(network.parameters()).device))
-    student.remove_taps()
+    student.release()
     return tuple(_checked_map(student, output, "encoder", len(shape)).shape[2:])
 
 

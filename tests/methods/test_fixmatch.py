@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from teaching import (
     SEGFORMER,
+    HalfBox,
     assert_each_teaches_its_student_alone,
     batch_of,
     equal,
@@ -13,6 +16,7 @@ from teaching import (
     is_zero,
     make_method,
     terms_of,
+    use_half_boxes,
     weights,
     without_gradient,
 )
@@ -22,7 +26,6 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.losses.pseudo_labels import pseudo_label_loss
 from nnunet_collab.methods.fixmatch import FixMatchTrainer, UniMatchTrainer
 from nnunet_collab.networks.perturbation import Flow
-from nnunet_collab.training import mixing
 from nnunet_collab.training.semi_supervised import part
 
 METHODS = (FixMatchTrainer, UniMatchTrainer)
@@ -107,38 +110,23 @@ def test_features_are_dropped_from_the_weak_view_at_the_rate_of_the_settings(mak
     assert torch.equal(image[flows[0].start : flows[0].stop], batch.weak)
 
 
-class Boxes:
-    """In place of CutMix: the left half comes from the next sample or from the further ones."""
-
-    def __init__(self, count, size, *, probability, device, within_batch):
-        self.within_batch = within_batch
-        self.probability = probability
-
-    def __call__(self, tensor, further=None):
-        other = tensor.roll(1, 0) if self.within_batch else further
-        mixed = tensor.clone()
-        half = tensor.shape[-1] // 2
-        mixed[..., :half] = other[..., :half]
-        return mixed
-
-
 @pytest.mark.parametrize("mixing_mode", ["batch", "further"])
 @pytest.mark.parametrize("method", METHODS)
 def test_image_label_and_place_are_mixed_alike(make, method, mixing_mode, monkeypatch):
-    monkeypatch.setattr(mixing, "CutMix", Boxes)
+    use_half_boxes(monkeypatch)
     trainer = make(method, changes={**LOW, "mixing": mixing_mode})
     terms, batch = terms_of(trainer), batch_of(trainer)
     assert len(batch.weak) == (4 if mixing_mode == "further" else 2)
     own, further = trainer.divide(batch)
     assert (further is None) == (mixing_mode == "batch")
-    box = Boxes(2, (), probability=1, device=None, within_batch=further is None)
-    keep = box(own.keep, further and further.keep)
-    teacher = box(clean(trainer, own.weak), None if further is None else clean(trainer, further.weak))
+    teachers = [clean(trainer, own.weak), None if further is None else clean(trainer, further.weak)]
     student = trainer.group["CNN"].train()
     values = []
     for i, view in enumerate(own.strong):
-        mixed = box(view, None if further is None else further.strong[i])
-        values.append(distance(trainer, student(mixed).logits, teacher, keep))
+        box = HalfBox(side=i, within_batch=further is None)
+        mixed = box(view, further and further.strong[i])
+        keep = box(own.keep, further and further.keep)
+        values.append(distance(trainer, student(mixed).logits, box(*teachers), keep))
     torch.testing.assert_close(terms["CNN/strong"].value, torch.stack(values).mean())
 
 
@@ -150,14 +138,8 @@ def test_a_single_unlabelled_sample_is_mixed_with_a_further_image(make, method):
     without = make(method, changes={**LOW, **NO_BOX, "batch_size": 2})
     assert without.views_per_batch() == 1
     without.train_step(make_semi_supervised_batch(without))
-    log = "".join(path.read_text() for path in sorted(trainer_logs(trainer)))
+    log = "".join(path.read_text() for path in sorted(Path(trainer.output_folder).glob("training_log*.txt")))
     assert "one unlabelled sample per batch: CutMix takes a further image for each" in log
-
-
-def trainer_logs(trainer):
-    from pathlib import Path
-
-    return Path(trainer.output_folder).glob("training_log*.txt")
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def by_hand(trainer, kind, passes=0, certainty=1.0):
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_each_term_teaches_the_student_it_names_and_no_other(make, method, kind, configuration):
-    trainer = make(method, kind=kind, configuration=configuration, changes={"students": PAIR, "passes": 2})
+    trainer = make(method, kind=kind, configuration=configuration, changes={"students": PAIR, "passes": 2, "ramp_up": 0})
     train(trainer, 1, kind)
     terms = terms_of(trainer, kind)
     assert set(terms) == {f"{s['name']}/{name}" for s in PAIR for name in ("supervised", "consistency")}
@@ -137,6 +137,7 @@ def test_voxels_that_are_left_out_teach_nothing(make, method):
     train(trainer, 1)
     batch = make_semi_supervised_batch(trainer)
     batch["where"][:] = -1
+    trainer.optimizers.zero_grad()
     consistency = trainer.batch_terms(batch)[1]
     consistency.value.backward()
     assert consistency.name == "consistency"
@@ -233,8 +234,8 @@ def test_the_deployed_network_is_validated_saved_and_published(make, deploy):
     content = torch.load(published / "checkpoint_final.pth", weights_only=True)
     assert equal(content["network_weights"], weights(deployed["CNN"].network))
     trainer.group.eval()
-    result = trainer.validation_step(make_batch(trainer))
     with torch.no_grad():
+        result = trainer.validation_step(make_batch(trainer))
         output = deployed["CNN"](make_batch(trainer)["data"])
         assert result["loss"] == pytest.approx(float(trainer.supervised(output, make_batch(trainer)["target"])))
 

@@ -131,7 +131,7 @@ def test_a_forward_that_fails_leaves_nothing_behind():
 
 def test_taps_can_be_removed():
     student = make_student()
-    student.remove_taps()
+    student.release()
     assert student(image_of()).encoder is None
     assert not any(module._forward_hooks for module in student.network.modules())
 
