@@ -61,6 +61,17 @@ def write_acdc(root: Path) -> None:
                 sitk.WriteImage(volume, str(folder / f"{patient}_frame{frame:02d}{ending}.nii.gz"))
 
 
+def write_more_images(folder: Path) -> None:
+    """Two phantoms without labels, named like nnU-Net's images."""
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(2):
+        image, _ = make_case(rng, shape=(4, 64, 64), spacing_mm=(10.0, 1.5, 1.5))
+        volume = sitk.GetImageFromArray(image)
+        volume.SetSpacing((1.5, 1.5, 10.0))
+        sitk.WriteImage(volume, str(folder / f"more{number}_0000.nii.gz"))
+
+
 @pytest.mark.slow
 def test_the_users_day(tmp_path: Path) -> None:
     write_acdc(tmp_path / "ACDC")
@@ -71,7 +82,6 @@ def test_the_users_day(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         **{name: str(folder) for name, folder in folders.items()},
-        "nnUNet_collab_settings": json.dumps(TINY),
         "nnUNet_extTrainer": "",
         "nnUNet_n_proc_DA": "1",
         "nnUNet_def_n_proc": "1",
@@ -79,20 +89,24 @@ def test_the_users_day(tmp_path: Path) -> None:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "OMP_NUM_THREADS": "1",
     }
-    day = commands("The user's day")
-    assert len(day) >= 8
+    few = commands("Few labels, many images")
+    day = [*commands("The user's day"), *few]
+    assert len(day) >= 8 + 6
+    more = tmp_path / "more"
+    write_more_images(more)
     export = subprocess.run(
         [sys.executable, "-m", "nnunet_collab", "env"], env=environment, check=True, capture_output=True, text=True
     ).stdout
     for command in day:
-        line = command.replace("/data/ACDC", str(tmp_path / "ACDC"))
+        line = command.replace("/data/ACDC", str(tmp_path / "ACDC")).replace("/data/more", str(more))
         line = re.sub(r"-i IN\b", f"-i {images}", line).replace("-l LABELS", f"-l {labels}")
         line = line.replace("nnunet_collab ", f"{sys.executable} -m nnunet_collab ", 1)
         if not torch.cuda.is_available() and line.startswith(("nnUNetv2_train", "nnUNetv2_predict")):
             line += " -device cpu"
+        settings = {**TINY, "students": {}} if "CrossMatchTrainer" in line else TINY
         done = subprocess.run(
             ["bash", "-c", f"{export}\n{line}"],
-            env=environment,
+            env={**environment, "nnUNet_collab_settings": json.dumps(settings)},
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -102,6 +116,8 @@ def test_the_users_day(tmp_path: Path) -> None:
     scores = (tmp_path / "scores.csv").read_text()
     assert "hd95_mm" in scores
     results = folders["nnUNet_results"] / "Dataset027_ACDC"
+    for trainer in ("CrossTeachingTrainer_CNN", "CrossTeachingTrainer_Transformer", "CrossMatchTrainer_CNN"):
+        assert (results / f"{trainer}__nnUNetPlans__2d" / "fold_0" / "checkpoint_final.pth").is_file()
     named = re.findall(r"^\| `(CTRCLTrainer\S*)`", section("The user's day"), flags=re.MULTILINE)
     assert len(named) == 3
     for name in named:

@@ -7,6 +7,7 @@ files, which hold `class_locations`, are read.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,7 @@ class UnlabeledDataset:
         """
         if identifier in self.folders:
             image = open_image(self.folders[identifier], identifier)
-            # No memory: one zero, seen as an array.
-            where: Any = np.broadcast_to(np.int16(0), (1, *image.shape[1:]))
+            where: Any = _Where((1, *image.shape[1:]))
         else:
             image, labels, _, _ = self.partially_labeled.load_case(identifier)
             where = _Unannotated(labels, self.ignore_label)
@@ -64,8 +64,9 @@ def open_image(folder: Path, identifier: str) -> Any:
     """
     compressed, plain, archive = (folder / f"{identifier}{ending}" for ending in (".b2nd", ".npy", ".npz"))
     if compressed.is_file():
-        # Threads of blosc2 would not survive the fork of a loader's worker.
-        return blosc2.open(urlpath=str(compressed), mode="r", dparams={"nthreads": 1}, mmap_mode="r")
+        # Threads of blosc2 would not survive the fork of a loader's worker; its memory maps do not work on Windows.
+        mapped = {} if os.name == "nt" else {"mmap_mode": "r"}
+        return blosc2.open(urlpath=str(compressed), mode="r", dparams={"nthreads": 1}, **mapped)
     if plain.is_file():
         return np.load(plain, mmap_mode="r")
     if archive.is_file():
@@ -76,15 +77,26 @@ def open_image(folder: Path, identifier: str) -> Any:
     )
 
 
-class _Unannotated:
+class _Where:
+    """An array of zeros in which nothing is stored: unsupervised losses apply everywhere."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+        self.ndim = len(shape)
+        self.dtype = np.dtype(np.int16)
+
+    def __getitem__(self, window: Any) -> npt.NDArray[np.int16]:
+        # A copy, since nnU-Net makes a tensor of it, and the shared zero cannot be written to.
+        return np.broadcast_to(np.int16(0), self.shape)[window].copy()
+
+
+class _Unannotated(_Where):
     """A label file seen as 0 at the ignore label, -1 outside and `ANNOTATED` everywhere else, crop by crop."""
 
     def __init__(self, labels: Any, ignore_label: int | None) -> None:
+        super().__init__(labels.shape)
         self.labels = labels
         self.ignore_label = ignore_label
-        self.shape: Sequence[int] = labels.shape
-        self.ndim: int = len(labels.shape)
-        self.dtype = np.dtype(np.int16)
 
     def __getitem__(self, window: Any) -> npt.NDArray[np.int16]:
         labels = np.asarray(self.labels[window])

@@ -16,7 +16,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
-from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import blur_dimension
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
@@ -25,11 +25,12 @@ from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, 
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
 
-from nnunet_collab.data.augmentation import without_timing
-
 GEOMETRY = (SpatialTransform, MirrorTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
 # In an image normalised with its mask the outside is 0 up to ringing of the interpolation.
 OUTSIDE = 1e-3
+# Voxels from which on an axis is blurred. The few slices of an anisotropic patch are too far apart, and fewer than the
+# kernel needs.
+BLURRED_FROM = 9
 
 
 class WeakAndStrongViews(BasicTransform):  # type: ignore[misc]
@@ -50,7 +51,7 @@ class WeakAndStrongViews(BasicTransform):  # type: ignore[misc]
         masks = [t for t in planned.transforms if isinstance(t, MaskImageTransform)]
         self.geometry = ComposeTransforms([t for t in planned.transforms if isinstance(t, GEOMETRY)])
         self.strong = strong
-        self.intensities = without_timing(strong_intensities())
+        self.intensities = strong_intensities()
         self.mask = masks[0] if masks else None
 
     def __call__(self, **data_dict: Any) -> dict[str, Any]:
@@ -91,12 +92,7 @@ def strong_intensities() -> ComposeTransforms:
                 ),
                 apply_probability=0.5,
             ),
-            RandomTransform(
-                GaussianBlurTransform(
-                    blur_sigma=(0.5, 1.5), synchronize_channels=True, synchronize_axes=True, p_per_channel=1
-                ),
-                apply_probability=0.5,
-            ),
+            RandomTransform(_BlurTransform(0.5, 1.5), apply_probability=0.5),
             RandomTransform(
                 GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_channel=1, synchronize_channels=True),
                 apply_probability=0.5,
@@ -122,3 +118,20 @@ class _ShiftTransform(BasicTransform):  # type: ignore[misc]
         deviation = img.flatten(1).std(dim=1).clamp(min=0.1).view_as(params["share"])
         shifted: Tensor = img + params["share"] * deviation
         return shifted
+
+
+class _BlurTransform(BasicTransform):  # type: ignore[misc]
+    """Blurs with a Gaussian of random width, in voxels, along all axes but short ones."""
+
+    def __init__(self, narrowest: float, widest: float) -> None:
+        super().__init__()
+        self.range = narrowest, widest
+
+    def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
+        return {"sigma": float(torch.empty(()).uniform_(*self.range))}
+
+    def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
+        for axis, length in enumerate(img.shape[1:]):
+            if length >= BLURRED_FROM:
+                img = blur_dimension(img, params["sigma"], axis)
+        return img

@@ -1,0 +1,283 @@
+"""What all semi-supervised methods share: the division of the batch, where unlabelled images come from, the curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from teaching import make_method
+from tiny import make_batch, make_dataset_json, make_semi_supervised_batch
+from tiny_data import EXTRA, FOLD, LABELED, SPLIT_UNLABELED, delete_labels, full_plans, write_data
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.methods.cross_teaching import CrossTeachingTrainer
+from nnunet_collab.methods.crossmatch import CrossMatchTrainer
+from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer
+from nnunet_collab.training.planning import check_fold, unlabeled_in_split
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+
+    def made(trainer_class=MeanTeacherTrainer, **options):
+        return make_method(trainer_class, tmp_path, monkeypatch, plans=full_plans(), **options)
+
+    return made
+
+
+def log_of(trainer):
+    return "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*.txt"))
+
+
+# ---------------------------------------------------------------- the batch
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "share", "labeled"),
+    [(2, 0.5, 1), (4, 0.5, 2), (5, 0.2, 1), (24, 0.5, 12), (4, 0.01, 1), (4, 0.99, 3), (8, 0.75, 6), (3, 0.9, 2)],
+)
+def test_each_batch_is_divided_as_the_share_says_with_one_of_each_at_least(make, batch_size, share, labeled):
+    trainer = make(changes={"batch_size": batch_size, "labeled_share": share})
+    assert (trainer.labeled_per_batch, trainer.unlabeled_per_batch) == (labeled, batch_size - labeled)
+
+
+def test_a_batch_too_small_for_both_kinds_is_refused_with_the_size_that_would_do(make):
+    with pytest.raises(CollabError) as caught:
+        make(changes={"batch_size": 1})
+    assert str(caught.value) == (
+        "setting 'batch_size': each batch holds labelled and unlabelled samples, so MeanTeacherTrainer needs two per "
+        "process or more; there is 1. Set batch_size to 2 or more."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labeled_share": 0}, "setting 'labeled_share': must be in (0, 1)"),
+        ({"labeled_share": 1}, "setting 'labeled_share': must be in (0, 1)"),
+        ({"supervised_weight": 0}, "setting 'supervised_weight': must be > 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(make, changes, message):
+    with pytest.raises(CollabError) as caught:
+        make(changes=changes)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [MeanTeacherTrainer, CrossMatchTrainer])
+def test_views_and_kept_voxels_are_read_apart(make, method):
+    trainer = make(method)
+    content = make_semi_supervised_batch(trainer)
+    batch = trainer.read_batch(content)
+    assert len(batch.strong) == method.strong_views
+    for i, view in enumerate((batch.weak, *batch.strong)):
+        assert torch.equal(view, content["views"][:, i : i + 1])
+    assert batch.keep.dtype is torch.bool
+    assert torch.equal(batch.keep, content["where"][:, 0] == 0)
+    assert len(batch.image) == len(batch.target[0]) == trainer.labeled_per_batch
+    assert len(batch.weak) == trainer.views_per_batch()
+
+
+# ---------------------------------------------------------------- the data
+
+
+def cases_in(values, names):
+    """Names of the cases that patches of these largest intensities come from."""
+    by_value = {value: name for name, value in names.items()}
+    return {by_value.get(round(float(value))) for value in values}
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize("method", [CrossTeachingTrainer, CrossMatchTrainer])
+def test_a_batch_holds_labelled_cases_and_all_kinds_of_unlabelled_ones(make, tmp_path, method, configuration):
+    trainer = make(method, configuration=configuration)
+    own = write_data(tmp_path, full_plans(), make_dataset_json(), configuration=configuration)
+    delete_labels(own, SPLIT_UNLABELED)
+    batches, _ = trainer.get_dataloaders()
+    seen = set()
+    patch = tuple(trainer.configuration_manager.patch_size)
+    for _ in range(10):
+        batch = next(batches)
+        assert batch["data"].shape == (2, 1, *patch)
+        assert batch["views"].shape == (2, 1 + method.strong_views, *patch)
+        assert batch["where"].shape == (2, 1, *patch)
+        assert set(batch["keys"]) <= set(LABELED)
+        weak = batch["views"][:, 0].flatten(1).max(1).values
+        seen |= cases_in(weak, {**SPLIT_UNLABELED, **EXTRA})
+        assert cases_in(weak, {**SPLIT_UNLABELED, **EXTRA}) == set(batch["keys_unlabeled"])
+    assert seen == {*SPLIT_UNLABELED, *EXTRA}
+    text = "each batch on this process: 2 labelled samples of 2 cases and 2 unlabelled ones of 4"
+    assert text in log_of(trainer)
+
+
+def test_without_any_unlabelled_case_the_training_is_refused(make, tmp_path):
+    trainer = make()
+    fold = {"train": [*LABELED, *SPLIT_UNLABELED], "val": ["x"]}
+    write_data(tmp_path, full_plans(), make_dataset_json(), fold=fold, extra={})
+    with pytest.raises(CollabError) as caught:
+        trainer.get_dataloaders()
+    raw = tmp_path / "nnUNet_raw" / "Dataset001_Tiny"
+    splits = tmp_path / "nnUNet_preprocessed" / "Dataset001_Tiny" / "splits_final.json"
+    assert str(caught.value) == (
+        f"MeanTeacherTrainer: learns from unlabelled images, too, and found none: {raw / 'imagesUn'} has no image, "
+        f"{splits} declares no case unlabelled in fold 0. Put images into imagesUn and run nnunet_collab "
+        f"preprocess_unlabeled, or declare cases unlabelled with nnunet_collab split."
+    )
+
+
+@pytest.mark.parametrize("unlabeled_voxels", [True, False])
+def test_voxels_of_the_ignore_label_are_unlabelled_data_unless_switched_off(make, tmp_path, unlabeled_voxels):
+    trainer = make(kind="ignore", changes={"unlabeled_voxels": unlabeled_voxels})
+    write_data(tmp_path, full_plans(), make_dataset_json("ignore"), kind="ignore")
+    batches, _ = trainer.get_dataloaders()
+    seen = set()
+    for _ in range(12):
+        batch = next(batches)
+        for key, where in zip(batch["keys_unlabeled"], batch["where"], strict=True):
+            seen.add(str(key))
+            if key in LABELED:
+                assert (where == 0).any(), key
+                assert (where == -1).any(), key
+    assert seen == {*SPLIT_UNLABELED, *EXTRA, *(LABELED if unlabeled_voxels else ())}
+
+
+def test_scribbles_alone_are_enough(make, tmp_path):
+    trainer = make(kind="ignore")
+    write_data(tmp_path, full_plans(), make_dataset_json("ignore"), kind="ignore",
+               fold={"train": list(LABELED), "val": ["x"]}, extra={})  # fmt: skip
+    assert set(next(trainer.get_dataloaders()[0])["keys_unlabeled"]) <= set(LABELED)
+
+
+def test_without_an_ignore_label_labelled_cases_are_no_unlabelled_ones(make, tmp_path):
+    trainer = make()
+    write_data(tmp_path, full_plans(), make_dataset_json())
+    data, _ = trainer.get_tr_and_val_datasets()
+    assert trainer.unlabeled_dataset(data).identifiers == sorted([*SPLIT_UNLABELED, *EXTRA])
+
+
+# ---------------------------------------------------------------- the split
+
+
+def write_splits(folder, *folds):
+    path = folder / "splits_final.json"
+    path.write_text(json.dumps(list(folds)))
+    return path
+
+
+@pytest.mark.parametrize("fold", ["all", 1, 4])
+def test_a_fold_that_would_use_labels_of_unlabelled_cases_is_refused(fold, tmp_path):
+    splits = write_splits(tmp_path, FOLD)
+    with pytest.raises(CollabError) as caught:
+        check_fold(splits, fold)
+    assert str(caught.value) == (
+        f"{splits}: declares cases unlabelled, and nnU-Net would use their labels in fold {fold}. Train one of the "
+        f"folds 0 to 0, or make a dataset without those labels: nnunet_collab split --to."
+    )
+
+
+@pytest.mark.parametrize("role", ["train", "val"])
+def test_a_case_in_two_roles_is_refused(role, tmp_path):
+    splits = write_splits(tmp_path, {**FOLD, role: [*FOLD[role], "v"]})
+    with pytest.raises(CollabError) as caught:
+        check_fold(splits, 0)
+    assert str(caught.value) == (
+        f"{splits}: a case has one role in a fold; in fold 0 these are in {role} and in unlabeled: v. Write the split "
+        f"again: nnunet_collab split."
+    )
+
+
+@pytest.mark.parametrize("fold", ["all", 0, 7])
+def test_a_split_without_unlabelled_cases_is_nnunets_own_business(fold, tmp_path):
+    check_fold(tmp_path / "splits_final.json", fold)
+    check_fold(write_splits(tmp_path, {"train": ["a"], "val": ["b"]}), fold)
+
+
+def test_a_sound_split_passes_and_names_the_unlabelled_cases_of_its_fold(tmp_path):
+    splits = write_splits(tmp_path, FOLD, {"train": ["a"], "val": ["b"], "unlabeled": ["z"]})
+    check_fold(splits, 0)
+    assert unlabeled_in_split(splits, 0) == ["u", "v"]
+    assert unlabeled_in_split(splits, 1) == ["z"]
+    assert unlabeled_in_split(splits, 2) == unlabeled_in_split(splits, "all") == []
+    assert unlabeled_in_split(tmp_path / "none.json", 0) == []
+
+
+@pytest.mark.parametrize("fold", [{**FOLD, "train": ["a", "u"]}])
+def test_a_training_checks_its_split_before_it_starts(make, tmp_path, fold):
+    trainer = make()
+    write_data(tmp_path, full_plans(), make_dataset_json(), fold=fold)
+    with pytest.raises(CollabError, match="a case has one role in a fold"):
+        trainer.on_train_start()
+
+
+# ---------------------------------------------------------------- the curves
+
+
+def one_epoch(trainer, kind="plain", steps=2):
+    """Train and validate as nnU-Net's loop does, without its data and files."""
+    trainer.on_train_epoch_start()
+    trainer.on_train_epoch_end([trainer.train_step(make_semi_supervised_batch(trainer, kind, s)) for s in range(steps)])
+    trainer.network.eval()
+    with torch.no_grad():
+        trainer.on_validation_epoch_end([trainer.validation_step(make_batch(trainer, kind))])
+    return {key: values[-1] for key, values in trainer.curves.values.items() if values}
+
+
+@pytest.mark.parametrize("kind", ["plain", "ignore", "regions", "regions_ignore"])
+def test_the_curves_tell_of_terms_weights_and_pseudo_labels(make, kind):
+    trainer = make(CrossTeachingTrainer, kind=kind)
+    curves = one_epoch(trainer, kind)
+    word, numbers = ("region", (1, 2)) if "regions" in kind else ("class", (0, 1, 2))
+    for student in ("CNN", "Transformer"):
+        for term in ("supervised", "pseudo"):
+            assert np.isfinite(curves[f"loss/{student}/{term}"])
+        assert curves[f"weight/{student}/supervised"] == 0.5
+        assert 0 < curves[f"weight/{student}/pseudo"] < 0.1
+        assert curves[f"pseudo_used/{student}"] == 1  # without a threshold
+        assert 0 < curves[f"pseudo_entropy/{student}"] <= 1
+        shares = [curves[f"pseudo_{word}_{k}/{student}"] for k in numbers]
+        assert all(0 <= share <= 1 for share in shares)
+        assert word == "region" or sum(shares) == pytest.approx(1)
+        assert f"pseudo_quality/{student}" in curves
+
+
+def test_the_share_of_used_pseudo_labels_follows_the_threshold(make):
+    used = [
+        one_epoch(make(CrossMatchTrainer, changes={"tau": tau}))["pseudo_used/CNN"] for tau in (0.34, 0.42, 0.9999)
+    ]
+    assert used[0] > used[1] > used[2] == 0
+
+
+def test_the_quality_is_the_dice_of_the_labels_that_pass_the_threshold(make):
+    trainer = make(CrossMatchTrainer, changes={"tau": 0.42})
+    curves = one_epoch(trainer)
+    batch = make_batch(trainer)
+    with torch.no_grad():
+        p = trainer.group["CNN"].eval()(batch["data"]).logits.softmax(1)
+    used, labels, truth = p.max(1).values >= 0.42, p.argmax(1), batch["target"][0][:, 0]
+    assert 0 < used.float().mean() < 1
+    dice = [
+        2 * ((labels == k) & (truth == k) & used).sum() / (((labels == k) & used).sum() + ((truth == k) & used).sum())
+        for k in (1, 2)
+    ]
+    assert curves["pseudo_quality/CNN"] == pytest.approx(float(torch.stack(dice).nanmean()), rel=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "named"), [("plain", "class 1"), ("regions", "background")])
+def test_pseudo_labels_of_one_class_are_warned_of_in_the_log(make, kind, named):
+    trainer = make(CrossTeachingTrainer, kind=kind)
+    one_epoch(trainer, kind)
+    assert "WARNING" not in log_of(trainer)
+    with torch.no_grad():  # the CNN's last layer: whatever it sees
+        layer = trainer.group["CNN"].network.decoder.seg_layers[-1]
+        layer.weight.zero_()
+        layer.bias.copy_(torch.tensor([-9.0, 9.0, -9.0] if kind == "plain" else [-9.0, -9.0]))
+    trainer.current_epoch = 1
+    trainer.optimizers.step = lambda: {"CNN": torch.ones(()), "Transformer": torch.ones(())}
+    one_epoch(trainer, kind)
+    warning = f"WARNING: in this epoch all used pseudo labels for Transformer were {named}: the unlabelled images teach"
+    assert log_of(trainer).count("WARNING") == 1
+    assert warning in log_of(trainer)
