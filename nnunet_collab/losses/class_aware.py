@@ -30,6 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from nnunet_collab.core.checks import check_target
 from nnunet_collab.core.distributed import global_mean, sum_over_ranks
+from nnunet_collab.core.pooling import average_pool
 from nnunet_collab.core.types import Target, region_target
 from nnunet_collab.losses.collaborative_kl import Order
 
@@ -73,7 +74,8 @@ def class_aware_kl(
     labels, keep = _sample_centres(target.labels, size), _sample_centres(target.keep, size)
     with torch.autocast(student_features.device.type, enabled=False):
         member = _membership(labels, keep, num_classes, student_features)
-        student, peer = _pool(student_features, size), _pool(peer_features.detach(), size)
+        student = average_pool(student_features, size).flatten(2)
+        peer = average_pool(peer_features.detach(), size).flatten(2)
         present = member.sum(dim=2) > 0
         in_softmax = present if classes == "sample" else _anywhere(present).expand_as(present)
         log_r = _class_aware_log_map(student, member, in_softmax, alpha, detach_prototypes)
@@ -235,24 +237,6 @@ def _sample_centres(voxels: Tensor, size: tuple[int, ...]) -> Tensor:
             index = ((torch.arange(new, device=voxels.device) * 2 + 1) * old).div(2 * new, rounding_mode="floor")
             voxels = voxels.index_select(axis, index)
     return voxels
-
-
-def _pool(features: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Average-pool to `size` and flatten: `(B, D, N)`, in float32 at least if there is something to pool."""
-    if tuple(features.shape[2:]) == size:
-        return features.flatten(2)
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    factors = [old // new for old, new in zip(features.shape[2:], size, strict=True)]
-    if any(new * factor != old for old, new, factor in zip(features.shape[2:], size, factors, strict=True)):
-        adaptive = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
-        return adaptive(features.to(dtype), size).flatten(2)  # type: ignore[arg-type]
-    if features.dtype == dtype and features.device.type == "cpu":
-        return (F.avg_pool2d if len(size) == 2 else F.avg_pool3d)(features, factors).flatten(2)
-    # Equal, but deterministic on CUDA, and without a float32 copy of the whole map.
-    for axis, factor in reversed(list(enumerate(factors, start=2))):
-        features = features.unflatten(axis, (-1, factor))  # type: ignore[no-untyped-call]
-    inner = tuple(range(3, 3 + 2 * len(size), 2))
-    return features.mean(dim=inner, dtype=dtype).flatten(2)
 
 
 def _check_spatial_axes(where: str, name: str, truth: Tensor, leading: int, features: Tensor) -> None:

@@ -21,7 +21,8 @@ Blueprint = dict[str, Any]
 PLANS = "plans"
 SEGFORMERS = tuple(f"segformer_b{size}" for size in range(6))
 FPN_BACKBONES = {"fpn_mobilenetv2": "mobilenetv2_100", "fpn_resnet50": "resnet50"}
-NETWORKS = (PLANS, *SEGFORMERS, *FPN_BACKBONES)
+CMAFORMER = "cmaformer"
+NETWORKS = (PLANS, *SEGFORMERS, CMAFORMER, *FPN_BACKBONES)
 
 
 def make_blueprint(
@@ -42,20 +43,22 @@ def make_blueprint(
     """
     if network == PLANS:
         return {**planned, "arch_kwargs": {**planned["arch_kwargs"], **arch}}
-    if network in SEGFORMERS:
+    if network in (*SEGFORMERS, CMAFORMER):
         strides = {**planned["arch_kwargs"], **arch}.get("strides")
         if strides is None:
             raise CollabError(
                 f"student {student!r}: {network} takes its strides from the plans, but their "
                 f'{planned["network_class_name"]} has none. Give arch {{"strides": ...}}, or use plans of a UNet.'
             )
+        if network == CMAFORMER:
+            return _entry("nnunet_collab.networks.cmaformer.CMAformer", {"strides": strides, **arch})
         kwargs = {"variant": network.removeprefix("segformer_"), "strides": strides, **arch}
         return _entry("nnunet_collab.networks.segformer.SegFormer", kwargs)
     if network in FPN_BACKBONES:
         if len(patch_size) != 2:
             raise CollabError(
                 f"student {student!r}: {network} is a 2D network; got a patch of {list(patch_size)}. "
-                f"Train the 2d configuration, or choose {PLANS} or one of {', '.join(SEGFORMERS)}."
+                f"Train the 2d configuration, or choose {PLANS}, {CMAFORMER} or one of {', '.join(SEGFORMERS)}."
             )
         return _entry("nnunet_collab.networks.semantic_fpn.SemanticFPN", {"backbone": FPN_BACKBONES[network], **arch})
     if "." in network:

@@ -54,8 +54,36 @@ def append_flows(features: Any, flows: Sequence[Flow]) -> Any:
 
 def _append(feature: Tensor, flows: Sequence[Flow], *, deepest: bool) -> Tensor:
     drop = F.dropout2d if feature.ndim == 4 else F.dropout3d
-    extra = []
+    masks = []
     for flow in flows:
-        part = feature[flow.start : flow.stop]
-        extra.append(drop(part, flow.rate, training=True) if deepest or flow.where == "all" else part)
-    return torch.cat([feature, *extra])
+        whole = feature.new_ones((flow.stop - flow.start, feature.shape[1], *[1] * (feature.ndim - 2)))
+        masks.append(drop(whole, flow.rate, training=True) if deepest or flow.where == "all" else whole)
+    appended: Tensor = _AppendProducts.apply(feature, [(f.start, f.stop) for f in flows], *masks)
+    return appended
+
+
+class _AppendProducts(torch.autograd.Function):
+    """`torch.cat([feature, feature[start:stop] * mask, ...])` written in one go: full-resolution features are large."""
+
+    @staticmethod
+    def forward(ctx: Any, feature: Tensor, spans: list[tuple[int, int]], *masks: Tensor) -> Tensor:
+        ctx.spans = spans
+        ctx.save_for_backward(*masks)
+        total = len(feature) + sum(stop - start for start, stop in spans)
+        result = feature.new_empty((total, *feature.shape[1:]))
+        result[: len(feature)] = feature
+        end = len(feature)
+        for (start, stop), mask in zip(spans, masks, strict=True):
+            begin, end = end, end + stop - start
+            torch.mul(feature[start:stop], mask, out=result[begin:end])
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (of_result,) = grads
+        end = len(of_result) - sum(stop - start for start, stop in ctx.spans)
+        gradient = of_result[:end].clone()
+        for (start, stop), mask in zip(ctx.spans, ctx.saved_tensors, strict=True):
+            begin, end = end, end + stop - start
+            gradient[start:stop].addcmul_(of_result[begin:end], mask)
+        return gradient, None, *[None] * len(ctx.spans)

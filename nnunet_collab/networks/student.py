@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.pooling import average_pool
 from nnunet_collab.core.types import StudentOutput
 from nnunet_collab.networks.perturbation import Flow, append_flows
 
@@ -46,8 +47,9 @@ class Student(nn.Module):
         self._decoder_map: Tensor | None = None
         self._recording = False
         self._flows: tuple[Flow, ...] = ()
+        self._taps = {level: _Tap(self, level) for level in taps}
         self._hooks = [
-            _submodule(name, network, module_name).register_forward_hook(_Tap(self, level))
+            _submodule(name, network, module_name).register_forward_hook(self._taps[level])
             for level, module_name in taps.items()
         ]
         # The layer between which and the rest features are perturbed; nnU-Net's networks and ours call it so.
@@ -93,6 +95,14 @@ class Student(nn.Module):
         super().train(mode and not self.frozen)
         return self
 
+    def pool_tap(self, level: str, size: tuple[int, ...]) -> None:
+        """Hand over the map of a level average-pooled to `size`.
+
+        Pooled where it is tapped, and not in the loss, the map of full resolution gets its gradient when the network's
+        own is there already and both can be added in place.
+        """
+        self._taps[level].size = size
+
     def release(self) -> None:
         """Take all hooks off the network, so that another student can have it."""
         self.can_perturb = False
@@ -113,11 +123,15 @@ class _Tap:
         # In a list, since a module held directly would become a submodule of the hook's owner when copied or pickled.
         self.student = [student]
         self.level = level
+        self.size: tuple[int, ...] | None = None  # pool the map to it
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         student = self.student[0]
         if student._recording:
-            setattr(student, f"_{self.level}_map", output[-1] if isinstance(output, (list, tuple)) else output)
+            feature = output[-1] if isinstance(output, (list, tuple)) else output
+            if self.size is not None:
+                feature = average_pool(feature, self.size)
+            setattr(student, f"_{self.level}_map", feature)
 
 
 class _Perturb:

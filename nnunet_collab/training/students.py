@@ -28,6 +28,8 @@ def build_ensemble(
         Student(name, build_network(blueprint, input_channels, num_outputs, deep_supervision=False), {})
         for name, blueprint in blueprints.items()
     ]
+    for student in students:
+        student.release()  # prediction needs no feature maps and no perturbation
     return StudentEnsemble(students, regions=regions)
 
 
@@ -76,7 +78,21 @@ def build_students(
         student = Student(s.name, network, taps, frozen=bool(s.frozen), origin=origin)
         _try_out(student, torch.zeros(shape, device=device), num_outputs, log)
         built.append(student)
+    _pool_to_coarser_grids(built, torch.zeros(shape, device=device))
     return StudentGroup(built)
+
+
+def _pool_to_coarser_grids(students: Sequence[Student], image: torch.Tensor) -> None:
+    """Let students hand over maps of one size per level: the smaller one along each axis."""
+    outputs = [_forward(student, image) for student in students]
+    for level in ("encoder", "decoder"):
+        maps = [getattr(output, level) for output in outputs]
+        sizes = [tuple(feature.shape[2:]) for feature in maps if feature is not None]
+        if len(set(sizes)) > 1:
+            smallest = tuple(min(axis) for axis in zip(*sizes, strict=True))
+            for student in students:
+                if level in student.taps:
+                    student.pool_tap(level, smallest)
 
 
 def _fixed_taps(settings: StudentSettings, network: nn.Module) -> dict[str, str]:

@@ -78,7 +78,7 @@ def by_hand(trainer, batch, kind, drop, *, boxes=(no_box, no_box), further=None,
     def distance(student, teacher, keep):
         return pseudo_label_loss(student, teacher, keep, regions="regions" in kind, **options)
 
-    views = [box(view, further and further.strong[i]) for i, (box, view) in enumerate(zip(boxes, batch.strong))]
+    views = [boxes[i](view, further and further.strong[i]) for i, view in enumerate(batch.strong)]
     keep_1, keep = (box(batch.keep, further and further.keep) for box in boxes)
     s1, s2 = (separately(trainer, view) for view in views)
     (w, w_w, w_s), (s2_w, s2_s) = (
@@ -143,9 +143,8 @@ def test_totals_add_up_as_published(make, total, eta):
     trainer = make(changes={"total": total, "eta": eta, "supervised_weight": 1.0})
     terms = terms_of(trainer)
     result = {name: terms[f"CNN/{name}"].weight for name in NAMES}
-    of_sup, of_ip, of_kd = {
-        "paper_era": (1 / 3, 1 / 3, 1 / 3), "paper": (1, 1, 1), "acdc_code": (0.5, 0.25, 0.25), "la_code": (0.5, 0.25, 0.5),
-    }[total]  # fmt: skip
+    published = {"paper": (1, 1, 1), "acdc_code": (0.5, 0.25, 0.25), "la_code": (0.5, 0.25, 0.5)}
+    of_sup, of_ip, of_kd = published.get(total, (1 / 3, 1 / 3, 1 / 3))
     want = {"supervised": of_sup, "image": of_ip, "teacher": of_kd * (1 - eta), "assistant": of_kd * eta}
     assert result == pytest.approx(want, rel=1e-12)
 

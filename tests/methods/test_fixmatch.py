@@ -26,7 +26,6 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.losses.pseudo_labels import pseudo_label_loss
 from nnunet_collab.methods.fixmatch import FixMatchTrainer, UniMatchTrainer
 from nnunet_collab.networks.perturbation import Flow
-from nnunet_collab.training.semi_supervised import part
 
 METHODS = (FixMatchTrainer, UniMatchTrainer)
 PAIR = [{"name": "CNN"}, {"name": "Transformer", **SEGFORMER}]

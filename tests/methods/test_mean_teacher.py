@@ -68,7 +68,9 @@ def by_hand(trainer, kind, passes=0, certainty=1.0):
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_each_term_teaches_the_student_it_names_and_no_other(make, method, kind, configuration):
-    trainer = make(method, kind=kind, configuration=configuration, changes={"students": PAIR, "passes": 2, "ramp_up": 0})
+    trainer = make(
+        method, kind=kind, configuration=configuration, changes={"students": PAIR, "passes": 2, "ramp_up": 0}
+    )
     train(trainer, 1, kind)
     terms = terms_of(trainer, kind)
     assert set(terms) == {f"{s['name']}/{name}" for s in PAIR for name in ("supervised", "consistency")}
@@ -156,7 +158,9 @@ def test_the_teacher_is_the_average_of_the_students_after_each_step(make):
         now = {name: p.detach().double() for name, p in trainer.group.named_parameters()}
         decay = min(1 - 1 / number, 0.6)
         average = (
-            now if average is None else {name: decay * average[name] + (1 - decay) * value for name, value in now.items()}
+            now
+            if average is None
+            else {name: decay * average[name] + (1 - decay) * value for name, value in now.items()}
         )
         for name, p in trainer.teacher.group.named_parameters():
             torch.testing.assert_close(p.double(), average[name], rtol=1e-5, atol=1e-7)

@@ -13,7 +13,11 @@ from tiny import STRIDES_2D, STRIDES_3D, unet
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.networks.blueprint import NETWORKS, build_network, is_unet, make_blueprint, unet_encoder_stage
 
-SMALL = {"fpn_mobilenetv2": {"width": 8, "branch_width": 8}, "fpn_resnet50": {"width": 8, "branch_width": 8}}
+SMALL = {
+    "fpn_mobilenetv2": {"width": 8, "branch_width": 8},
+    "fpn_resnet50": {"width": 8, "branch_width": 8},
+    "cmaformer": {"features": [4, 4, 4, 8, 8, 8], "num_heads": 2},
+}
 BIG = ("segformer_b1", "segformer_b2", "segformer_b3", "segformer_b4", "segformer_b5")
 
 
@@ -40,6 +44,18 @@ def test_bigger_segformers_are_named_by_variant_and_follow_the_plans_strides(nam
         "arch_kwargs": {"variant": name[-2:], "strides": STRIDES_3D, "head_norm": "batch"},
         "_kw_requires_import": [],
     }
+
+
+def test_a_cmaformer_follows_the_plans_strides_and_takes_the_users_keywords():
+    entry = make_blueprint("S", "cmaformer", {"use_vit_block": False}, unet(STRIDES_3D), (4, 32, 32))
+    assert entry == {
+        "network_class_name": "nnunet_collab.networks.cmaformer.CMAformer",
+        "arch_kwargs": {"strides": STRIDES_3D, "use_vit_block": False},
+        "_kw_requires_import": [],
+    }
+    planned = {"network_class_name": "some.Primus", "arch_kwargs": {"embed_dim": 8}, "_kw_requires_import": []}
+    with pytest.raises(CollabError, match="cmaformer takes its strides from the plans"):
+        make_blueprint("S", "cmaformer", {}, planned, (32, 32))
 
 
 def test_the_planned_network_is_the_plans_own_with_the_users_keywords_on_top():

@@ -13,6 +13,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.pooling import average_pool
 from nnunet_collab.networks.blueprint import build_network, make_blueprint
 from nnunet_collab.networks.student import Student
 
@@ -211,3 +212,23 @@ def test_it_is_captured_as_one_graph_with_its_taps(kind, monkeypatch):
 def used_by(student):
     """Parameters that full-resolution logits depend on."""
     return (p for name, p in student.named_parameters() if "seg_layers.0" not in name and "seg_layers.1" not in name)
+
+
+@pytest.mark.parametrize(
+    ("strides", "patch", "size"), [(STRIDES_2D, (32, 32), (8, 8)), (STRIDES_3D, (4, 32, 32), (2, 5, 8))]
+)
+def test_a_pooled_tap_gives_the_mean_of_the_cells_and_passes_the_gradient_through(strides, patch, size):
+    torch.manual_seed(0)
+    network = build_network(make_blueprint("S", "plans", {}, unet(strides), patch), 1, 3, deep_supervision=False)
+    tap = {"decoder": f"decoder.stages.{len(strides) - 2}"}
+    image = torch.randn(2, 1, *patch)
+    whole = Student("S", network, tap)
+    full = whole(image).decoder
+    want = torch.autograd.grad(average_pool(full, size).square().sum(), list(network.parameters()), allow_unused=True)
+    whole.release()
+    student = Student("S", network, tap)
+    student.pool_tap("decoder", size)
+    pooled = student(image).decoder
+    assert torch.equal(pooled, average_pool(full, size))
+    got = torch.autograd.grad(pooled.square().sum(), list(network.parameters()), allow_unused=True)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(got, want, strict=True))

@@ -44,7 +44,7 @@ def test_the_unets_encoder_stage_matches_the_transformers_map(strides, patch, st
     assert group["Transformer"].taps == {"encoder": "encoder", "decoder": "decoder.fusion"}
     outputs = group(torch.randn(2, 1, *patch))
     assert outputs["CNN"].encoder.shape[2:] == outputs["Transformer"].encoder.shape[2:]
-    assert outputs["CNN"].decoder.shape[2:] == patch
+    assert outputs["CNN"].decoder.shape[2:] == outputs["Transformer"].decoder.shape[2:] != patch  # pooled at its tap
 
 
 def test_the_match_is_the_nearest_stage_not_the_deepest():
