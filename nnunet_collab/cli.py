@@ -46,6 +46,9 @@ COMMANDS = {
     "evaluate": Command(
         "nnunet_collab.evaluation.command", "compare predictions with labels: Dice, HD95, ASD and more"
     ),
+    "report": Command(
+        "nnunet_collab.report.command", "compare methods on one page: scores, tests, curves, costs, pictures"
+    ),
 }
 
 

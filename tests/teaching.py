@@ -24,15 +24,22 @@ def by_key(terms):
     return {f"{term.student}/{term.name}": term for term in terms}
 
 
+def uneven_batch(trainer, kind, seed):
+    """A batch whose first unlabelled sample has fewer voxels that count."""
+    batch = make_semi_supervised_batch(trainer, kind, seed)
+    batch["where"][0, ..., 5:9] = -1
+    return batch
+
+
 def terms_of(trainer, kind="plain", seed=0):
     """The terms of a batch, with the same random numbers whenever it is called."""
     torch.manual_seed(5)
-    return by_key(trainer.batch_terms(make_semi_supervised_batch(trainer, kind, seed)))
+    return by_key(trainer.batch_terms(uneven_batch(trainer, kind, seed)))
 
 
 def batch_of(trainer, kind="plain", seed=0):
     """The same batch on the device."""
-    return trainer.read_batch(make_semi_supervised_batch(trainer, kind, seed))
+    return trainer.read_batch(uneven_batch(trainer, kind, seed))
 
 
 def gradients(module):

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "training": {"core", "data", "networks", "losses", "inference", "figures"},
     "methods": {"core", "data", "networks", "losses", "training"},
     "evaluation": {"core"},
+    "report": {"core", "evaluation", "figures"},
     "env_command": {"core"},
     "doctor": {"core", "env_command"},
     "launch": {"core", "doctor"},

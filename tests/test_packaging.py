@@ -116,6 +116,7 @@ def test_the_wheel_carries_the_package_its_scripts_its_presets_and_its_licence(w
     package = ROOT / "nnunet_collab"
     wanted = {path.relative_to(ROOT).as_posix() for path in package.rglob("*.py")}
     wanted |= {f"nnunet_collab/presets/{name}.json" for name in preset_names()}
+    wanted |= {"nnunet_collab/report/page.html", "nnunet_collab/report/published.json"}
     wanted |= {f"nnunet_collab/trainers/{name}.py" for name in TRAINERS}
     wanted |= {f"nnunet_collab/dataset_conversion/{name}.py" for name in CONVERTERS}
     assert {"nnunet_collab/trainers/CTRCLTrainer.py", "nnunet_collab/dataset_conversion/acdc.py"} <= wanted

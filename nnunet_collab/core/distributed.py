@@ -53,3 +53,21 @@ def global_mean(local_sum: Tensor, local_count: Tensor) -> Tensor:
     """
     count = sum_over_ranks(local_count.detach().to(local_sum.dtype))
     return world_size() * local_sum / count.clamp(min=1)
+
+
+def concatenate_over_ranks(tensor: Tensor) -> tuple[Tensor, int]:
+    """The rows of all ranks, differentiable, and the number of the first row of this one.
+
+    Args:
+        tensor: `(n, *)`; n may differ between ranks.
+    """
+    if world_size() == 1:
+        return tensor, 0
+    rank = dist.get_rank()
+    counts = torch.zeros(world_size(), device=tensor.device)
+    counts[rank] = len(tensor)
+    rows = [int(n) for n in sum_over_ranks(counts)]
+    first = sum(rows[:rank])
+    before, after = (tensor.new_zeros(n, *tensor.shape[1:]) for n in (first, sum(rows[rank + 1 :])))
+    # Everyone else's rows are 0, so that the sum is the concatenation.
+    return sum_over_ranks(torch.cat([before, tensor, after])), first

@@ -19,12 +19,14 @@ class StudentOutput(NamedTuple):
         encoder: `(B, D_E, *s)` output of the encoder (F_E of CTRCL, equation 1), or None if not tapped.
         decoder: `(B, D_D, *s)` last feature map before the classifier (F_D), or None if not tapped.
         auxiliary: Deep-supervision logits of falling resolution, full resolution excluded; empty without them.
+        maps: Further feature maps that a method taps, `(B, D_i, *s_i)` each, in the order it names them.
     """
 
     logits: Tensor
     encoder: Tensor | None
     decoder: Tensor | None
     auxiliary: tuple[Tensor, ...] = ()
+    maps: tuple[Tensor, ...] = ()
 
 
 class Target(NamedTuple):

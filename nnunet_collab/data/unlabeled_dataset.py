@@ -87,7 +87,8 @@ class _Where:
 
     def __getitem__(self, window: Any) -> npt.NDArray[np.int16]:
         # A copy, since nnU-Net makes a tensor of it, and the shared zero cannot be written to.
-        return np.broadcast_to(np.int16(0), self.shape)[window].copy()
+        zeros: npt.NDArray[np.int16] = np.broadcast_to(np.int16(0), self.shape)[window].copy()
+        return zeros
 
 
 class _Unannotated(_Where):

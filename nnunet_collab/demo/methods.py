@@ -76,7 +76,11 @@ METHODS: dict[str, Method] = {
     "cps": _with_few_labels("CPSTrainer", {"CNN1": _CNN, "CNN2": _CNN}, pseudo_weight=0.5, **_SHORT_RAMP),
     "mean_teacher": _with_few_labels("MeanTeacherTrainer", _ONE, consistency_weight=5.0, **_SHORT_RAMP),
     "uamt": _with_few_labels("UAMTTrainer", _ONE, consistency_weight=5.0, **_SHORT_RAMP),
-    "fixmatch": _with_few_labels("FixMatchTrainer", _ONE, tau=0.8),
-    "unimatch": _with_few_labels("UniMatchTrainer", _ONE, tau=0.8),
-    "crossmatch": _with_few_labels("CrossMatchTrainer", _ONE, tau=0.8),
+    "fixmatch": _with_few_labels("FixMatchTrainer", _ONE, tau=0.8, **_SHORT_RAMP),
+    "unimatch": _with_few_labels("UniMatchTrainer", _ONE, tau=0.8, **_SHORT_RAMP),
+    "crossmatch": _with_few_labels("CrossMatchTrainer", _ONE, tau=0.8, **_SHORT_RAMP),
+    "crln": _with_few_labels("CRLNTrainer", _ONE, tau=0.8, start=100, contrast_weight=0.1, **_SHORT_RAMP),
+    "cmaformer": Method(
+        _training("CMAformerTrainer", {"CMAformer": {"arch": {"features": [8, 16, 32, 64, 64, 64]}, **_OPTIMIZER}})
+    ),
 }

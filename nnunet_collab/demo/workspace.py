@@ -94,20 +94,20 @@ class Commands:
         log = self.logs / f"{name}.log"
         words = [str(word) for word in command]
         print(f"         $ {' '.join(words)}", flush=True)
-        with open(log, "w", encoding="utf-8") as file:
-            process = subprocess.Popen(
-                words,
-                env={**self.environment, **(variables or {})},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            assert process.stdout is not None  # it is a pipe
-            for line in process.stdout:
+        # Our own command by its module: the scripts of this environment need not be on the PATH.
+        start = [sys.executable, "-m", "nnunet_collab", *words[1:]] if words[0] == "nnunet_collab" else words
+        environment = {**self.environment, **(variables or {})}
+        with (
+            open(log, "w", encoding="utf-8") as file,
+            subprocess.Popen(
+                start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ) as process,
+        ):
+            for line in process.stdout or ():
                 file.write(line)
                 shown = echo(line) if echo else None
                 if shown:
                     print(f"         {shown}", flush=True)
-        if process.wait() != 0:
+        if process.returncode != 0:
             tail = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-15:])
             raise CollabError(f"{words[0]}: failed with status {process.returncode}; the end of {log}:\n{tail}")

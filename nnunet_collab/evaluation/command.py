@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-missing", action="store_true", help="leave out predictions or labels that have no partner"
     )
-    parser.add_argument("--voxels", action="store_true", help="distances in voxels instead of mm")
+    parser.add_argument("--voxels", action="store_true", help="print distances in voxels; the CSV has both")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
         raise CollabError(
             f"evaluate: -o must be a file in a folder that exists; got {output}. Create the folder, or name a file."
         )
-    plan = plan_evaluation(args.predictions, args.labels, dataset_json=args.dataset_json, voxels=args.voxels)
+    plan = plan_evaluation(args.predictions, args.labels, dataset_json=args.dataset_json)
+    unit = "voxel" if args.voxels and plan.distance_unit == "mm" else plan.distance_unit
     print(f"reads   {plan.predictions} and {plan.labels} ({len(plan.cases)} cases in both), {plan.dataset_json}")
     print(f"writes  {output or 'nothing; -o OUT.csv would write every case'}", flush=True)
     frame = evaluate_folders(
@@ -62,10 +63,9 @@ def run(args: argparse.Namespace) -> int:
         dataset_json=args.dataset_json,
         processes=args.np,
         allow_missing=args.allow_missing,
-        voxels=args.voxels,
     )
     summary = summarise(frame)
-    tables = (scores_table(summary, plan.distance_unit), cases_table(summary, len(plan.cases)), notes(plan, summary))
+    tables = (scores_table(summary, unit), cases_table(summary, len(plan.cases)), notes(plan, summary, unit))
     print("", *tables, sep="\n\n")
     if output is not None:
         write_csv(frame, summary, output)
@@ -75,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
 
 def scores_table(summary: pd.DataFrame, distance_unit: str) -> str:
     """One line per class: every metric as mean±standard deviation, `-` where no case has a value."""
-    metrics = {column: column.split("_")[0] for column in summary.columns if column.split("_")[0] in _TITLES}
+    other = "_voxel" if distance_unit == "mm" else "_mm"
+    columns = [column for column in summary.columns if not column.endswith(other)]
+    metrics = {column: column.split("_")[0] for column in columns if column.split("_")[0] in _TITLES}
     units = {short: f" {distance_unit}" for short in ("hd", "hd95", "asd")}
     lines = [["class", *(_TITLES[short] + units.get(short, "") for short in metrics.values())]]
     for name, mean, spread, _ in _classes(summary):
@@ -86,10 +88,9 @@ def scores_table(summary: pd.DataFrame, distance_unit: str) -> str:
 
 def cases_table(summary: pd.DataFrame, cases: int) -> str:
     """One line per class: how many of the `cases` are behind its means, and how many are not."""
-    distance = next(column for column in summary.columns if column.startswith("hd95_"))
     columns = {
         "in Dice": "dice",
-        "in distances": distance,
+        "in distances": "hd95_voxel",
         "missed": "missed",
         "false positive": "false_positive",
         "both empty": "both_empty",
@@ -100,7 +101,7 @@ def cases_table(summary: pd.DataFrame, cases: int) -> str:
     return _aligned(lines)
 
 
-def notes(plan: Plan, summary: pd.DataFrame) -> str:
+def notes(plan: Plan, summary: pd.DataFrame, distance_unit: str) -> str:
     """What the numbers mean, which rules were applied, and what was left out; one bullet each."""
     from nnunet_collab.evaluation.folders import listed
 
@@ -116,9 +117,9 @@ def notes(plan: Plan, summary: pd.DataFrame) -> str:
         f"only the label has it ({total['missed']}), false positive if only the prediction has it "
         f"({total['false_positive']}). The last line adds up all classes.",
     ]
-    if plan.distance_unit == "pixel":
-        bullets.append("These images have no spacing: distances are in pixels, in the columns named _mm too.")
-    if plan.distance_unit == "voxel":
+    if distance_unit == "pixel":
+        bullets.append("These images have no spacing: distances are in pixels, in the columns named _voxel.")
+    if distance_unit == "voxel":
         bullets.append("Distances are in voxels, whatever the spacing: they do not compare with distances in mm.")
     if plan.ignore is not None:
         bullets.append(f"Voxels whose label is {plan.ignore} (ignore) count as background in both masks, not in MAE.")

@@ -3,7 +3,7 @@
 Files are paired by name and read with nnU-Net's own reader, so NIfTI, nrrd, PNG and its other formats work, with its
 axis order (z, y, x) and spacing. All are read and checked before the first metric is computed; all problems are told at
 once. Classes are the labels or regions of dataset.json but the background. The ignore label counts where the *label*
-has it. Images of nnU-Net's 2D reader (PNG, BMP, TIFF) have no spacing: their distances are in pixels.
+has it. Images of nnU-Net's 2D reader (PNG, BMP, TIFF) have no spacing: their distances are in pixels only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.evaluation.metrics import case_metrics, in_voxels
+from nnunet_collab.evaluation.metrics import case_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     cases: list[str]  # file names without the ending, here and below
     without_label: list[str]
     without_prediction: list[str]
-    distance_unit: str  # "mm", "pixel" for images without spacing, "voxel" if that was asked for
+    distance_unit: str  # "mm", or "pixel" for images without spacing
 
 
 def evaluate_folders(
@@ -53,7 +53,6 @@ def evaluate_folders(
     dataset_json: Path | None = None,
     processes: int = 2,
     allow_missing: bool = False,
-    voxels: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Measure every prediction against the label of the same name.
@@ -67,11 +66,11 @@ def evaluate_folders(
             in `labels`, and in the folder above.
         processes: Worker processes; 1 works without any.
         allow_missing: Leave out files without a partner instead of raising.
-        voxels: Distances in voxels instead of mm; the columns are then `hd_voxel`, `hd95_voxel` and `asd_voxel`.
         progress: Show progress bars.
 
     Returns:
-        One row per case and class: `case`, `class`, the metrics and flags of `case_metrics`, and `distance_unit`.
+        One row per case and class: `case`, `class`, the metrics and flags of `case_metrics`, and `distance_unit`: `mm`,
+        or `pixel` where there is no spacing and so no distance in mm.
 
     Raises:
         CollabError: If a folder or dataset.json is missing or unusable, no prediction has a label, files lack a
@@ -81,7 +80,7 @@ def evaluate_folders(
 
     if processes < 1:
         raise CollabError(f"evaluate: the number of processes must be at least 1; got {processes}. Set it with --np.")
-    plan = plan_evaluation(predictions, labels, dataset_json=dataset_json, voxels=voxels)
+    plan = plan_evaluation(predictions, labels, dataset_json=dataset_json)
     problems = [] if allow_missing else _unpaired(plan)
     with workers(min(processes, len(plan.cases)), progress) as run:
         problems += run("checking", partial(_check_case, plan), plan.cases)
@@ -92,11 +91,10 @@ def evaluate_folders(
                 + "\n".join(f"- {problem}" for problem in problems[:_SHOWN])
                 + (f"\n- and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else "")
             )
-        frame = pd.DataFrame(run("measuring", partial(_measure_case, plan), plan.cases))
-    return frame.rename(columns=in_voxels) if voxels else frame
+        return pd.DataFrame(run("measuring", partial(_measure_case, plan), plan.cases))
 
 
-def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | None = None, voxels: bool = False) -> Plan:
+def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | None = None) -> Plan:
     """Find the classes and pair the files by name, without opening an image; see `evaluate_folders`."""
     for role, folder in (("predictions", predictions), ("labels", labels)):
         if not folder.is_dir():
@@ -114,7 +112,7 @@ def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | Non
         cases=sorted(predicted & labelled),
         without_label=sorted(predicted - labelled),
         without_prediction=sorted(labelled - predicted),
-        distance_unit="voxel" if voxels else "pixel" if reader.__name__ == "NaturalImage2DIO" else "mm",
+        distance_unit="pixel" if reader.__name__ == "NaturalImage2DIO" else "mm",
     )
 
 
@@ -194,7 +192,7 @@ def workers(processes: int, progress: bool) -> Iterator[Callable[..., list[Any]]
             pool.shutdown(cancel_futures=True)
 
 
-def _read(plan: Plan, file: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def read_segmentation(plan: Plan, file: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Segmentation `(C, Z, Y, X)` as nnU-Net reads it (Z = 1 in 2D, C should be 1) and spacing `(3,)` in mm."""
     segmentation, properties = plan.reader().read_seg(str(file))
     return segmentation, np.asarray(properties["spacing"], dtype=np.float64)
@@ -208,7 +206,7 @@ def _check_case(plan: Plan, case: str) -> list[str]:
     for folder, allowed in ((plan.predictions, known), (plan.labels, with_ignore)):
         file = folder / f"{case}{plan.ending}"
         try:
-            segmentation, spacing = _read(plan, file)
+            segmentation, spacing = read_segmentation(plan, file)
         except Exception as error:  # whatever a reader of damaged files raises
             problems.append(f"{file} must be readable; got {type(error).__name__}: {error}. Write it again.")
             continue
@@ -233,15 +231,15 @@ def _check_case(plan: Plan, case: str) -> list[str]:
 
 def _measure_case(plan: Plan, case: str) -> list[dict[str, Any]]:
     """The rows of one case, one per class."""
-    prediction, _ = _read(plan, plan.predictions / f"{case}{plan.ending}")
-    truth, spacing = _read(plan, plan.labels / f"{case}{plan.ending}")
-    spacing = spacing if plan.distance_unit == "mm" else np.ones(3)
+    prediction, _ = read_segmentation(plan, plan.predictions / f"{case}{plan.ending}")
+    truth, spacing = read_segmentation(plan, plan.labels / f"{case}{plan.ending}")
+    spacing_mm = tuple(spacing) if plan.distance_unit == "mm" else None
     keep = None if plan.ignore is None else truth[0] != plan.ignore
     # Small integers compare faster; every value fits, because the check has passed.
     small = np.min_scalar_type(max(plan.ignore or 0, *(max(values) for values in plan.classes.values())))
     prediction, truth = prediction[0].astype(small), truth[0].astype(small)
     rows = []
     for name, values in plan.classes.items():
-        metrics = case_metrics(np.isin(prediction, values), np.isin(truth, values), tuple(spacing), keep=keep)
+        metrics = case_metrics(np.isin(prediction, values), np.isin(truth, values), spacing_mm, keep=keep)
         rows.append({"case": case, "class": name, **metrics, "distance_unit": plan.distance_unit})
     return rows

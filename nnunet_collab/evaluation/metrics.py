@@ -9,7 +9,8 @@ For a prediction :math:`P` and a truth :math:`T`, both sets of voxels of an imag
 
 MAE is the mean absolute error between the two binary images, which is the share of wrong pixels (not per cent). It is
 meant for 2D images such as Kvasir-SEG; of a volume it mostly says how much of it is background. HD, HD95 and ASD are
-defined in `surface.py`; they are Euclidean, in mm.
+defined in `surface.py`; they are Euclidean, in mm and, in columns of their own, in voxels. The latter are for papers
+that ignore the spacing: a step along a thick axis counts as much as one in the plane.
 
 **Empty masks.** Conventions differ between published codes, and means with them, so here is ours:
 
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_collab.evaluation.surface import Mask, check_masks, surface_distances
+from nnunet_collab.evaluation.surface import Mask, check_masks, surface_distances_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,24 +45,24 @@ ALL_CLASSES = "mean of classes"
 
 
 def in_voxels(column: str) -> str:
-    """The name of a distance column when the distance is measured in voxels: `hd95_mm` -> `hd95_voxel`."""
+    """The name of the column of the same distance in voxels: `hd95_mm` -> `hd95_voxel`."""
     return column.removesuffix("_mm") + "_voxel" if column in DISTANCES else column
 
 
 def case_metrics(
-    prediction: Mask, truth: Mask, spacing_mm: Sequence[float], *, keep: Mask | None = None
+    prediction: Mask, truth: Mask, spacing_mm: Sequence[float] | None, *, keep: Mask | None = None
 ) -> dict[str, float]:
     """Every metric of one class in one case; the module says what happens with empty masks.
 
     Args:
         prediction: `(*S)` bool.
         truth: `(*S)` bool.
-        spacing_mm: Distance of neighbouring voxel centres along each axis, in mm, > 0. Ones give distances in voxels.
+        spacing_mm: Distance of neighbouring voxel centres along each axis, in mm, > 0; None if it is not known.
         keep: `(*S)` bool, False where the voxel is to be ignored; None keeps all.
 
     Returns:
-        `dice`, `jaccard` and `mae` in `[0, 1]`; `hd_mm`, `hd95_mm`, `asd_mm`; and `missed`, `false_positive`,
-        `both_empty`, each 0 or 1.
+        `dice`, `jaccard` and `mae` in `[0, 1]`; `hd_mm`, `hd95_mm`, `asd_mm` if the spacing is known; `hd_voxel`,
+        `hd95_voxel`, `asd_voxel`; and `missed`, `false_positive`, `both_empty`, each 0 or 1.
 
     Raises:
         TypeError: If a mask is not boolean.
@@ -77,11 +78,13 @@ def case_metrics(
     predicted, true = int(np.count_nonzero(prediction)), int(np.count_nonzero(truth))
     both = int(np.count_nonzero(prediction & truth))
     either = predicted + true - both
-    distances = surface_distances(prediction, truth, spacing_mm)
+    spacings: list[Sequence[float]] = [[1.0] * prediction.ndim, *([] if spacing_mm is None else [spacing_mm])]
+    voxels, *mm = surface_distances_at(prediction, truth, spacings)
     return {
         "dice": 2 * both / (predicted + true) if either else np.nan,
         "jaccard": both / either if either else np.nan,
-        **distances._asdict(),
+        **(mm[0]._asdict() if mm else {}),
+        **{in_voxels(name): value for name, value in voxels._asdict().items()},
         "mae": (either - both) / size if size else np.nan,
         "missed": int(true > 0 and predicted == 0),
         "false_positive": int(true == 0 and predicted > 0),
@@ -97,8 +100,8 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     with a value in any class.
 
     Args:
-        frame: One row per case and class as from `evaluate_folders`: `case`, `class`, metrics and flags. Distances may
-            be in mm or in voxels. NaN is left out.
+        frame: One row per case and class as from `evaluate_folders`: `case`, `class`, metrics and flags. NaN is left
+            out.
 
     Returns:
         Three rows per class, told apart by `statistic`: `mean`; `std` (n - 1 in the denominator, NaN for one case); and

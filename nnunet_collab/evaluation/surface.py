@@ -66,19 +66,29 @@ def surface_distances(prediction: Mask, truth: Mask, spacing_mm: Sequence[float]
         TypeError: If a mask is not boolean.
         ValueError: If the shapes differ or `spacing_mm` does not fit them.
     """
+    return surface_distances_at(prediction, truth, [spacing_mm])[0]
+
+
+def surface_distances_at(
+    prediction: Mask, truth: Mask, spacings: Sequence[Sequence[float]]
+) -> tuple[SurfaceDistances, ...]:
+    """`surface_distances` at several spacings, such as the true one and ones; the surfaces are found once."""
     check_masks(_WHERE, prediction=prediction, truth=truth)
-    spacing = _checked_spacing(spacing_mm, prediction.ndim)
+    checked = [_checked_spacing(spacing, prediction.ndim) for spacing in spacings]
     if not (prediction.any() and truth.any()):
-        return SurfaceDistances(np.nan, np.nan, np.nan)
+        return tuple(SurfaceDistances(np.nan, np.nan, np.nan) for _ in checked)
 
     thick = [axis for axis, size in enumerate(prediction.shape) if size > 1]
     if not thick:
-        return SurfaceDistances(0.0, 0.0, 0.0)  # an image of one voxel, which both masks hold
+        return tuple(SurfaceDistances(0.0, 0.0, 0.0) for _ in checked)  # an image of one voxel, which both masks hold
     prediction, truth = _crop_to_union(prediction.squeeze(), truth.squeeze())
-    ours = np.argwhere(_surface(prediction)) * spacing[thick]
-    theirs = np.argwhere(_surface(truth)) * spacing[thick]
-    there = _nearest(ours, theirs)
-    back = _nearest(theirs, ours)
+    ours, theirs = np.argwhere(_surface(prediction)), np.argwhere(_surface(truth))
+    return tuple(_between(ours * spacing[thick], theirs * spacing[thick]) for spacing in checked)
+
+
+def _between(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> SurfaceDistances:
+    """The distances between two sets of points, `(N, axes)` and `(M, axes)`, neither empty."""
+    there, back = _nearest(ours, theirs), _nearest(theirs, ours)
     return SurfaceDistances(
         hd_mm=float(max(there.max(), back.max())),
         hd95_mm=float(max(np.percentile(there, 95), np.percentile(back, 95))),

@@ -108,6 +108,7 @@ class CrossMatchTrainer(MixingTrainer):
         """All terms from one forward; each weight is its factor in the total."""
         s = self.settings
         of_sup, of_ip, of_kd = TOTALS[s.total]
+        ramp = self.ramp()
         own, further = self.divide(batch)
         n_l, n_u = len(own.image), len(own.weak)
         cut = [self.draw_cutmix(own) for _ in own.strong]
@@ -132,9 +133,9 @@ class CrossMatchTrainer(MixingTrainer):
         self.pseudo_label_curves.add(name, w, own.keep, self.threshold())
         return [
             *self.supervised_terms({name: part(output, 0, n_l)}, own.target, share=of_sup),
-            Term(name, "image", of_ip, torch.stack(image).mean()),
-            Term(name, "teacher", of_kd * (1 - s.eta), torch.stack(distilled).mean()),
-            Term(name, "assistant", of_kd * s.eta, torch.stack(assisted).mean()),
+            Term(name, "image", of_ip * ramp, torch.stack(image).mean()),
+            Term(name, "teacher", of_kd * (1 - s.eta) * ramp, torch.stack(distilled).mean()),
+            Term(name, "assistant", of_kd * s.eta * ramp, torch.stack(assisted).mean()),
         ]
 
     def _flows(self, n_labeled: int, n_unlabeled: int) -> list[Flow]:

@@ -92,9 +92,16 @@ class FixMatchTrainer(MixingTrainer):
                 self._distance(student, mix(weak, filling.get(name)), mix(own.keep, further and further.keep))
                 for student, mix in zip(logits, mixes, strict=False)
             ]
-            terms.append(Term(name, "strong", 0.5 * s.strong_weight, torch.stack(losses).mean()))
+            terms.append(Term(name, "strong", 0.5 * s.strong_weight * self.ramp(), torch.stack(losses).mean()))
             if s.feature_weight:
-                terms.append(Term(name, "feature", 0.5 * s.feature_weight, self._distance(logits[-1], weak, own.keep)))
+                terms.append(
+                    Term(
+                        name,
+                        "feature",
+                        0.5 * s.feature_weight * self.ramp(),
+                        self._distance(logits[-1], weak, own.keep),
+                    )
+                )
         return terms
 
     def _distance(self, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:

@@ -14,38 +14,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.schedules import sigmoid_ramp
 from nnunet_collab.core.settings import require
-from nnunet_collab.core.types import StudentOutput, Term
+from nnunet_collab.core.types import Term
 from nnunet_collab.losses.consistency import predictive_entropy, squared_difference
-from nnunet_collab.networks.group import StudentGroup
-from nnunet_collab.networks.teacher import EMATeacher
-from nnunet_collab.training.semi_supervised import (
-    SemiSupervisedBatch,
-    SemiSupervisedSettings,
-    SemiSupervisedTrainer,
-)
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch
 from nnunet_collab.training.settings import CNN, StudentSettings
+from nnunet_collab.training.with_teacher import TeacherSettings, TeacherTrainer
 
 
 @dataclass(frozen=True)
-class MeanTeacherSettings(SemiSupervisedSettings):
+class MeanTeacherSettings(TeacherSettings):
     """Settings of both methods."""
 
     students: tuple[StudentSettings, ...] = (CNN,)
-    ema_decay: float = 0.99  # of the teacher, at most 1 - 1 / t after t updates
     consistency_weight: float = 0.1  # w at the end of its ramp
     ramp_up: float = 1.0  # share of the run over which w rises; 0: no ramp
     noise: float = (
         0.1  # standard deviation of the teacher's input noise, cut off at twice that; intensities have about 1
     )
-    deploy: Literal["student", "teacher"] = "student"  # the code base reports the student
     # UA-MT alone:
     passes: int = 8  # noisy passes of the teacher
     certainty: float = 0.75  # threshold of the entropy at the start, as a share of the largest possible; it rises to 1
@@ -57,7 +49,6 @@ class MeanTeacherSettings(SemiSupervisedSettings):
             CollabError: Naming the setting, the rule and the value.
         """
         super().__post_init__()
-        require(0 <= self.ema_decay < 1, "ema_decay", "must be in [0, 1)", self.ema_decay)
         require(self.consistency_weight >= 0, "consistency_weight", "must be >= 0", self.consistency_weight)
         require(0 <= self.ramp_up <= 1, "ramp_up", "must be a share of the run, in [0, 1]", self.ramp_up)
         require(self.noise >= 0, "noise", "must be >= 0", self.noise)
@@ -65,45 +56,10 @@ class MeanTeacherSettings(SemiSupervisedSettings):
         require(0 < self.certainty <= 1, "certainty", "must be in (0, 1]", self.certainty)
 
 
-class MeanTeacherTrainer(SemiSupervisedTrainer):
+class MeanTeacherTrainer(TeacherTrainer):
     """One student or several, each with its average as teacher."""
 
     settings: ClassVar[MeanTeacherSettings] = MeanTeacherSettings()
-
-    def check(self, settings: MeanTeacherSettings) -> None:  # type: ignore[override]
-        """Refuse frozen students: a teacher that never changes averages nothing."""
-        frozen = [s.name for s in settings.students if s.frozen]
-        if frozen:
-            raise CollabError(
-                f"{self.trainer_name}: the teacher is the average of the student it teaches, so every student learns; "
-                f"{', '.join(frozen)} is frozen. Remove 'frozen'."
-            )
-
-    def initialize(self) -> None:
-        """Build everything, and the teacher from the weights the students start with."""
-        super().initialize()
-        self.teacher = EMATeacher(self.group, self.settings.ema_decay)
-
-    @property
-    def deployed(self) -> StudentGroup:
-        """Student or teacher, as the settings say."""
-        return self.teacher.group if self.settings.deploy == "teacher" else self.group
-
-    def after_step(self) -> None:
-        """The teacher follows."""
-        self.teacher.update(self.group)
-
-    def method_state(self) -> dict[str, Any]:
-        """The teacher."""
-        return {"teacher": self.teacher.state_dict()}
-
-    def load_method_state(self, state: dict[str, Any]) -> None:
-        """Restore the teacher."""
-        self.teacher.load_state_dict(state["teacher"])
-
-    def labeler(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
-        """The teacher."""
-        return self.teacher(image)
 
     def unsupervised_terms(self, logits: dict[str, Tensor], batch: SemiSupervisedBatch) -> list[Term]:
         """Each student's consistency with its teacher."""

@@ -43,6 +43,10 @@ class Student(nn.Module):
         self.frozen = frozen
         self.origin = origin
         # Attributes, not a dict: torch.compile gives up where one forward writes to a dict and reads a mapping proxy.
+        # Modules that a method trains with the student, such as a projection; they are no part of the published
+        # network.
+        self.heads = nn.ModuleDict()
+        self._further: list[str] = []
         self._encoder_map: Tensor | None = None
         self._decoder_map: Tensor | None = None
         self._recording = False
@@ -86,9 +90,24 @@ class Student(nn.Module):
             finally:
                 self._recording, self._flows = False, ()
                 encoder, decoder = self._encoder_map, self._decoder_map
+                maps = tuple(getattr(self, name) for name in self._further)
                 self._encoder_map = self._decoder_map = None
+                for name in self._further:
+                    setattr(self, name, None)
         outputs = list(output) if isinstance(output, (list, tuple)) else [output]
-        return StudentOutput(outputs[0], encoder, decoder, tuple(outputs[1:]))
+        return StudentOutput(outputs[0], encoder, decoder, tuple(outputs[1:]), maps)
+
+    def tap_further(self, names: Sequence[str]) -> None:
+        """Hand over the outputs of these submodules, too, as `StudentOutput.maps`; before the student is compiled.
+
+        Raises:
+            CollabError: If the network has no such submodule.
+        """
+        for name in names:
+            level = f"further{len(self._further)}"
+            setattr(self, f"_{level}_map", None)
+            self._further.append(f"_{level}_map")
+            self._hooks.append(_submodule(self.name, self.network, name).register_forward_hook(_Tap(self, level)))
 
     def train(self, mode: bool = True) -> Student:
         """Switch the mode, unless the student is frozen: a teacher is never perturbed."""

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from nnunet_collab.core.distributed import world_size
 from nnunet_collab.core.files import write_json
 from nnunet_collab.figures import learning_curves_figure
 
@@ -59,10 +61,15 @@ class Curves:
         return [*lines, f"epoch time: {seconds:.2f} s"]
 
     def as_plain(self) -> dict[str, Any]:
-        """The curves in the form that `figures.learning_curves_figure` draws."""
+        """The curves in the form that `figures.learning_curves_figure` draws, and what the epochs cost.
+
+        `peak_memory_bytes` is the most that torch had allocated on the first process's GPU since that process began;
+        None without a GPU.
+        """
         losses = self.family("loss")
         epochs = len(self.values.get("epoch_end_timestamps", []))
         agreement = self.values.get("agreement")
+        times = zip(self.values.get("epoch_start_timestamps", []), self.values.get("epoch_end_timestamps", []))  # noqa: B905
         of_pseudo_labels = {
             f"{student}/{name}": values
             for key, name in PSEUDO_LABELS.items()
@@ -74,6 +81,9 @@ class Curves:
             "losses": {name: values[:epochs] for name, values in losses.items()},
             "agreement": None if agreement is None else agreement[:epochs],
             "pseudo_labels": {name: values[:epochs] for name, values in of_pseudo_labels.items()},
+            "seconds_per_epoch": [round(end - start, 3) for start, end in times],
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+            "processes": world_size(),
         }
 
     def write(self, folder: Path) -> None:

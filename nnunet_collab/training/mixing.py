@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from nnunet_collab.core.schedules import sigmoid_ramp
 from nnunet_collab.core.settings import require
 from nnunet_collab.training.cutmix import CutMix
 from nnunet_collab.training.semi_supervised import (
@@ -22,6 +23,9 @@ class MixingSettings(SemiSupervisedSettings):
     # What fills the box: another sample of the batch, whose pseudo label is there already, or, as published, a further
     # unlabelled image, which costs a pass without gradient.
     mixing: Literal["batch", "further"] = "batch"
+    # Share of the run over which the weights of the unlabelled images rise. 0: none, as published for long runs; in a
+    # short one the first confident pseudo labels are all background and hold the network there.
+    ramp_up: float = 0.0
 
     def __post_init__(self) -> None:
         """Check what a type cannot say.
@@ -31,6 +35,7 @@ class MixingSettings(SemiSupervisedSettings):
         """
         super().__post_init__()
         require(0 <= self.cutmix_probability <= 1, "cutmix_probability", "must be in [0, 1]", self.cutmix_probability)
+        require(0 <= self.ramp_up <= 1, "ramp_up", "must be a share of the run, in [0, 1]", self.ramp_up)
 
 
 class MixingTrainer(SemiSupervisedTrainer):
@@ -46,6 +51,11 @@ class MixingTrainer(SemiSupervisedTrainer):
         self.mixes_further_images = self.mixes and (self.settings.mixing == "further" or alone)
         if self.mixes_further_images and self.settings.mixing == "batch":
             self.print_to_log_file("one unlabelled sample per batch: CutMix takes a further image for each")
+
+    def ramp(self) -> float:
+        """Factor of the weights of all terms on unlabelled images at this iteration."""
+        s = self.settings
+        return sigmoid_ramp(self.iteration, round(s.ramp_up * s.epochs * s.iterations_per_epoch))
 
     def views_per_batch(self) -> int:
         """Twice as many with further images."""

@@ -126,6 +126,9 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         """The networks that are validated, published and predict: the students, or what a method averages of them."""
         return self.group
 
+    def equip_students(self) -> None:
+        """Give the students further taps and heads, before they are compiled and get their optimisers."""
+
     def after_step(self) -> None:
         """Called after every iteration whose step was taken by all students."""
 
@@ -169,6 +172,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             device=self.device,
             log=self.print_to_log_file,
         )
+        self.equip_students()
         self.loss = self._build_loss()
         self.supervised = supervised_loss(self.loss)
         if self._do_i_compile():
@@ -437,7 +441,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         checkpoints.save(
             Path(filename),
             {
-                "network_weights": self.deployed.state_dict(),
+                "network_weights": self._published_weights(),
                 "optimizer_state": self.optimizers.state_dict(),
                 "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
                 "logging": self.logger.get_checkpoint(),
@@ -451,11 +455,21 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
                     "iteration": self.iteration,
                     "random_states": states,
                     "weights_from": {student.name: student.origin for student in self.group},
-                    "trained_weights": None if self.deployed is self.group else self.group.state_dict(),
+                    "trained_weights": self._trained_weights(),
                     "method": self.method_state(),
                 },
             },
         )
+
+    def _published_weights(self) -> dict[str, Tensor]:
+        """Of the deployed networks alone, as nnU-Net's predictor loads them: without heads."""
+        heads = tuple(f"students.{student.name}.heads." for student in self.group)
+        return {name: weight for name, weight in self.deployed.state_dict().items() if not name.startswith(heads)}
+
+    def _trained_weights(self) -> dict[str, Tensor] | None:
+        """Of all that is trained, if that is more than what is published."""
+        more = self.deployed is not self.group or any(len(student.heads) for student in self.group)
+        return self.group.state_dict() if more else None
 
     def _gather_states(self) -> list[dict[str, Any]]:
         states = checkpoints.random_states()

@@ -17,6 +17,9 @@ from nnunet_collab.data.two_streams import RandomCrops, TwoStreams
 from nnunet_collab.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_collab.data.views import WeakAndStrongViews
 
+# batchgenerators' own thread may be waiting for a worker that is ended.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
 PATCH = {"2d": (16, 16), "3d": (4, 16, 16)}
 CROP = {"2d": (20, 20), "3d": (6, 20, 20)}
 
@@ -67,7 +70,7 @@ def test_a_batch_holds_as_many_of_each_kind_as_asked_for(folder, dims, labeled, 
 
 
 @pytest.mark.parametrize("dims", PATCH)
-def test_padding_of_small_images_is_left_out(folder, dims, monkeypatch):
+def test_padding_of_small_images_is_left_out(folder, dims):
     streams = two_streams(folder, dims)
     streams.unlabeled.patch_size = (1, 60, 60) if dims == "2d" else (10, 60, 60)
     streams.unlabeled.transforms = None

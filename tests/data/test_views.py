@@ -122,9 +122,8 @@ def test_nothing_is_changed_in_place(pipeline, mask):
     views = make_views(pipeline, mask=mask)
     for number in range(10):
         image = noise(pipeline)
-        image[..., :3] = 0
         where = torch.zeros((1, *image.shape[1:]), dtype=torch.int16)
-        where[..., -2:] = -2
+        where[..., 10:12], where[..., 13] = -1, -2
         before = image.clone(), where.clone()
         apply(views, image, where, number)
         assert torch.equal(image, before[0])

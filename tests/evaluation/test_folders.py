@@ -73,9 +73,8 @@ def test_the_last_axis_of_the_file_is_the_first_and_has_its_own_spacing(tmp_path
     for folder, z in (("p", 0), ("l", 2)):
         write(tmp_path / folder / f"x{ending}", np.broadcast_to(np.eye(5)[z, :, None, None], (5, 4, 4)))
     assert evaluate((tmp_path / "p", tmp_path / "l"))["hd_mm"].item() == pytest.approx(10.0)  # two slices of 5 mm
-    in_voxels = evaluate((tmp_path / "p", tmp_path / "l"), voxels=True)
+    in_voxels = evaluate((tmp_path / "p", tmp_path / "l"))
     assert in_voxels["hd_voxel"].item() == in_voxels["asd_voxel"].item() == pytest.approx(2.0)
-    assert ("hd_mm" in in_voxels, in_voxels["distance_unit"].item()) == (False, "voxel")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +86,8 @@ def test_2d_images_are_measured_in_their_plane(tmp_path, ending, unit, distance)
     write(tmp_path / "p" / f"x{ending}", np.roll(image, 3, axis=0))
     write(tmp_path / "l" / f"x{ending}", image)
     row = evaluate((tmp_path / "p", tmp_path / "l")).iloc[0]
-    assert (row["hd_mm"], row["distance_unit"]) == (pytest.approx(distance), unit)
+    assert (row["hd_mm" if unit == "mm" else "hd_voxel"], row["distance_unit"]) == (pytest.approx(distance), unit)
+    assert ("hd_mm" in row) == (unit == "mm")
     assert row["mae"] == pytest.approx(24 / 120)
     if ending == ".tif":  # the ending of nnU-Net's 3D reader, too, which has a spacing
         write(tmp_path / "l" / "x.tif", np.zeros((5, 12, 10)))
@@ -230,10 +230,22 @@ def test_command_names_pixels_voxels_and_a_single_case(tmp_path, capsys):
     run_command("-p", tmp_path / "p", "-l", tmp_path / "p")
     printed = " ".join(capsys.readouterr().out.split())
     one_case = "polyp 1.000 1.000 0.00 0.00 0.00 0.0000"  # without a spread
-    for part in ("HD95 pixel", "share of wrong pixels", "distances are in pixels, in the columns named _mm", one_case):
+    for part in (
+        "HD95 pixel",
+        "share of wrong pixels",
+        "distances are in pixels, in the columns named _voxel",
+        one_case,
+    ):
         assert part in printed
-    run_command("-p", tmp_path / "p", "-l", tmp_path / "p", "--voxels")
-    assert "Distances are in voxels, whatever the spacing" in " ".join(capsys.readouterr().out.split())
+
+
+def test_command_prints_voxels_where_asked(folders, capsys):
+    run_command("-p", folders[0], "-l", folders[1], "--voxels")
+    printed, frame = " ".join(capsys.readouterr().out.split()), evaluate(folders)
+    assert "Distances are in voxels, whatever the spacing" in printed
+    assert "HD95 voxel ASD voxel" in printed
+    assert " mm " not in printed.split("cases in Dice")[0].split("class")[-1]
+    assert f"{frame[frame['class'] == 'liver']['asd_voxel'].mean():.2f}±" in printed
 
 
 def test_csv_is_whole_or_not_there(folders, tmp_path, monkeypatch):

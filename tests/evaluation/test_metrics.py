@@ -173,7 +173,13 @@ def test_overlap_equals_counting_sets():
     assert got["jaccard"] == pytest.approx(len(p & t) / len(p | t), rel=1e-12)
     assert got["mae"] == pytest.approx(np.abs(prediction.astype(float) - truth.astype(float)).mean(), rel=1e-12)
     assert (got["missed"], got["false_positive"], got["both_empty"]) == (0, 0, 0)
-    assert case_metrics(prediction, truth, (2, 3, 4))["hd_mm"] == surface_distances(prediction, truth, (2, 3, 4)).hd_mm
+    got = case_metrics(prediction, truth, (2, 3, 4))
+    for spacing, unit in (((2, 3, 4), "mm"), ((1, 1, 1), "voxel")):
+        want = surface_distances(prediction, truth, spacing)
+        assert (got[f"hd_{unit}"], got[f"hd95_{unit}"], got[f"asd_{unit}"]) == want
+    unknown = case_metrics(prediction, truth, None)
+    assert [name for name in got if name not in unknown] == ["hd_mm", "hd95_mm", "asd_mm"]
+    assert unknown == {name: value for name, value in got.items() if not name.endswith("_mm")}
 
 
 def test_rule_for_empty_masks():

@@ -7,6 +7,7 @@ import json
 
 import matplotlib.image
 import pytest
+import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunet_collab.core.errors import CollabError
@@ -77,8 +78,10 @@ def test_a_resumed_run_goes_on_with_the_curves_of_its_checkpoint(curves, tmp_pat
 
 
 @pytest.mark.parametrize("agreement", [True, False])
-def test_numbers_and_figure_are_written_after_every_epoch(curves, tmp_path, agreement):
+def test_numbers_and_figure_are_written_after_every_epoch(curves, tmp_path, agreement, monkeypatch):
     (tmp_path / "collab_progress.png").write_text("old")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 12345)
     for epoch in range(2):
         fill(curves, epoch, agreement=agreement)
         curves.write(tmp_path)
@@ -88,6 +91,9 @@ def test_numbers_and_figure_are_written_after_every_epoch(curves, tmp_path, agre
             "losses": {"CNN/supervised": [1.0] * (epoch + 1), "Transformer/rlcl": [0.25] * (epoch + 1)},
             "agreement": [0.9] * (epoch + 1) if agreement else None,
             "pseudo_labels": {},
+            "seconds_per_epoch": [3.25] * (epoch + 1),
+            "peak_memory_bytes": 12345,
+            "processes": 1,
         }
         assert matplotlib.image.imread(tmp_path / "collab_progress.png").shape[1] >= 1200
     assert sorted(p.name for p in tmp_path.iterdir()) == ["collab_progress.png", "curves.json"]
@@ -97,8 +103,11 @@ def test_an_epoch_that_is_not_complete_is_left_out(curves):
     fill(curves, 0)
     for key in ("pseudo_dice/CNN", "loss/CNN/supervised", "agreement"):
         curves.log(key, 0.9, 1)
+    curves.log("epoch_start_timestamps", 200.0, 1)
     plain = curves.as_plain()
     assert plain["epochs"] == [0]
+    assert plain["seconds_per_epoch"] == [3.25]
+    assert (plain["peak_memory_bytes"] is None) == (not torch.cuda.is_available())
     assert {
         len(values) for values in (*plain["pseudo_dice"].values(), *plain["losses"].values(), plain["agreement"])
     } == {1}

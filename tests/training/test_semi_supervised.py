@@ -245,9 +245,7 @@ def test_the_curves_tell_of_terms_weights_and_pseudo_labels(make, kind):
 
 
 def test_the_share_of_used_pseudo_labels_follows_the_threshold(make):
-    used = [
-        one_epoch(make(CrossMatchTrainer, changes={"tau": tau}))["pseudo_used/CNN"] for tau in (0.34, 0.42, 0.9999)
-    ]
+    used = [one_epoch(make(CrossMatchTrainer, changes={"tau": tau}))["pseudo_used/CNN"] for tau in (0.34, 0.42, 0.9999)]
     assert used[0] > used[1] > used[2] == 0
 
 

@@ -1,0 +1,96 @@
+r"""Losses of boundaries: contrast of the vectors of a student and a teacher (InfoNCE), and errors of distance maps.
+
+With unit vectors h, teacher t, student s and temperature T,
+
+.. math:: L = -\frac{1}{N} \sum_i \log \frac{\exp(h^t_i \cdot h^s_i / T)}{\sum_j \exp(h^t_i \cdot h^s_j / T)},
+
+j over all images or slices of the batch of all ranks, i itself among them (Zheng et al., equation 4, whose sum leaves
+that open; InfoNCE and SimCVD count it). Neighbouring slices of one volume look alike; `gap` takes those up to so many
+slices away out of the sum.
+
+`diagonal_contrast` is what the released code computes instead: logits of labelled image b against those of the
+unrelated unlabelled image b, by the order in which the loader drew them.
+
+Float32 whatever autocast says (float64 for float64 vectors). The teacher never receives a gradient. Range [0, inf);
+exactly 0 with a single image, which has no negatives, and for an empty batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunet_collab.core.checks import check_same_shape
+from nnunet_collab.core.distributed import concatenate_over_ranks, global_mean
+
+
+def boundary_contrast(
+    student: Tensor, teacher: Tensor, *, slices: int = 1, gap: int = 0, temperature: float = 0.07
+) -> Tensor:
+    """The equation of the module's docstring, the mean over the images or slices of all ranks.
+
+    Args:
+        student: `(N, E)` unit vectors, those of the slices of a volume one after the other; receives the gradient.
+        teacher: `(N, E)` of the same; detached here.
+        slices: Per volume, the same on all ranks; 1 for images.
+        gap: Slices of the same volume no farther away than this are no negatives.
+        temperature: T.
+
+    Raises:
+        ValueError: If shapes disagree, or N is not a multiple of `slices`.
+    """
+    check_same_shape("boundary_contrast", student=student, teacher=teacher)
+    if slices < 1 or len(student) % slices:
+        raise ValueError(
+            f"boundary_contrast: vectors come in whole volumes of {slices} slices; got {len(student)} vectors."
+        )
+    with torch.autocast(student.device.type, enabled=False):
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        everyone, first = concatenate_over_ranks(student.to(dtype))
+        own = torch.arange(first, first + len(student), device=student.device)
+        similarity = teacher.detach().to(dtype) @ everyone.t() / temperature
+        other = torch.arange(len(everyone), device=student.device)
+        distance = (own.unsqueeze(1) - other).abs()
+        same_volume = own.unsqueeze(1) // slices == other // slices
+        excluded = same_volume & (distance > 0) & (distance <= gap)
+        similarity = similarity.masked_fill(excluded, float("-inf"))
+        # The sum of an empty batch has a gradient, its mean would be NaN.
+        total = F.cross_entropy(similarity, own, reduction="sum")
+        return global_mean(total, torch.tensor(len(student), device=student.device))
+
+
+def diagonal_contrast(labeled: Tensor, unlabeled: Tensor, *, temperature: float = 0.07) -> Tensor:
+    """InfoNCE of whole logit maps, labelled image b with unlabelled image b as its positive; of this rank's samples.
+
+    Args:
+        labeled: `(B, C, *S)` logits; receives the gradient.
+        unlabeled: `(B, C, *S)` logits; detached here.
+        temperature: T.
+
+    Raises:
+        ValueError: If shapes disagree.
+    """
+    check_same_shape("diagonal_contrast", labeled=labeled, unlabeled=unlabeled)
+    with torch.autocast(labeled.device.type, enabled=False):
+        dtype = torch.promote_types(labeled.dtype, torch.float32)
+        a, b = (F.normalize(z.to(dtype).flatten(1), dim=1) for z in (labeled, unlabeled.detach()))
+        total = F.cross_entropy(a @ b.t() / temperature, torch.arange(len(a), device=a.device), reduction="sum")
+        return global_mean(total, torch.tensor(len(a), device=a.device))
+
+
+def distance_error(maps: Tensor, truth: Tensor, keep: Tensor) -> Tensor:
+    """Mean squared error of signed distance maps; samples with ignored voxels, whose boundaries are unknown, are out.
+
+    Args:
+        maps: `(B, K, *s)`, receives the gradient; brought to the size of the truth.
+        truth: `(B, K, *S)`.
+        keep: `(B, *S)` bool; where no sample is kept whole, the error is 0 with zero gradient.
+    """
+    with torch.autocast(maps.device.type, enabled=False):
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+        if maps.shape != truth.shape:
+            maps = F.interpolate(maps, truth.shape[2:], mode="bilinear" if maps.ndim == 4 else "trilinear")
+        annotated = keep.flatten(1).all(dim=1)
+        errors = (maps - truth).square().flatten(1).sum(dim=1)
+        return global_mean((errors * annotated).sum(), annotated.sum() * truth[0].numel())

@@ -1,0 +1,295 @@
+"""CRLN: prototypes learned from the labelled images rectify the teacher's pseudo labels.
+
+Source: Wang et al., "Leveraging labelled data knowledge: A cooperative rectification learning network for
+semi-supervised 3D medical image segmentation" (Medical Image Analysis 2025). No code was published; what the paper
+leaves open is said beside the settings. With the relationship map M of the dynamic interaction module (DIM,
+`networks.interaction`),
+
+    L = l_s(student(x_l), y) + l_s(M(x_l), y)                    labelled images             equation 15
+      + l_u(student(strong x_u), y_r) + l_cp                     unlabelled ones; CPS (`losses.positive_supervision`)
+    y_r = rectified prediction of the teacher, from iteration S on                           equation 8
+
+and mu, which says how much M counts, minimises l_s(rectified student(x_l), y) by an optimiser of its own (equation 16),
+everything else being constant there. The teacher averages student, DIM and prototypes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.settings import require
+from nnunet_collab.core.types import StudentOutput, Term
+from nnunet_collab.losses.positive_supervision import Positives, Supervision, positive_supervision
+from nnunet_collab.losses.pseudo_labels import pseudo_label_loss, pseudo_labels
+from nnunet_collab.networks.blueprint import is_unet
+from nnunet_collab.networks.interaction import Aggregation, DynamicInteraction
+from nnunet_collab.networks.projection import VoxelProjection
+from nnunet_collab.networks.rectifier import Kind, Rectifier, Space
+from nnunet_collab.networks.student import Student
+from nnunet_collab.training.mixing import MixingSettings, MixingTrainer
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, part
+from nnunet_collab.training.settings import CNN, StudentSettings
+from nnunet_collab.training.with_teacher import TeacherSettings, TeacherTrainer
+
+STAGES = 3  # of the decoder that are tapped
+
+
+@dataclass(frozen=True)
+class CRLNSettings(MixingSettings, TeacherSettings):
+    """Every switch of the paper's tables; [I]: not given there, see the comment."""
+
+    students: tuple[StudentSettings, ...] = (CNN,)
+    cutmix_probability: float = 1.0
+    deploy: Literal["student", "teacher"] = "teacher"  # [I] as ReCo, from which CPS descends
+    prototypes: int = 16  # R per class; figure 10 prefers it to 32, the final value is nowhere stated
+    aggregation: Aggregation = "shared"  # table 6: SA + CI + CR
+    rectification: Literal["none", "fixed", "concatenation", "learnable"] = "learnable"  # table 7: v1, v2, v3
+    space: Space = "logit"  # of equation 8, see networks.rectifier
+    start: int = 800  # S, iterations before pseudo labels are rectified (figure 12)
+    # [I] ReCo's: confidence from which on a pseudo label is used, and below which a voxel is uncertain
+    tau: float = 0.97
+    tau_weak: float = 0.7  # [I] ReCo's: confidence below which a pseudo label is no anchor, negative or mean
+    soft_target: bool = False  # True: the whole distribution is the pseudo label
+    unlabeled_weight: float = 1.0
+    positive: Literal["none", "mean", "learned", "both"] = "both"  # table 5: no CPS, MR, LP, CPS
+    contrast_weight: float = 1.0
+    xi: float = 0.6  # weight of the learned prototypes (figure 13)
+    temperature: float = 0.5
+    anchors: int = 256
+    negatives: int = 512
+    noise: float = 0.2  # [I] the strong view's uniform noise is in +-noise; intensities have a deviation of about 1
+    mu_lr: float = 1e-3  # [I] Adam
+
+    def __post_init__(self) -> None:
+        """Check what a type cannot say.
+
+        Raises:
+            CollabError: Naming the setting, the rule and the value.
+        """
+        super().__post_init__()
+        require(len(self.students) == 1, "students", "must be one", [s.name for s in self.students])
+        for name in ("prototypes", "anchors", "negatives"):
+            require(getattr(self, name) >= 1, name, "must be >= 1", getattr(self, name))
+        require(0 < self.tau < 1, "tau", "must be in (0, 1)", self.tau)
+        require(0 <= self.tau_weak < self.tau, "tau_weak", f"must be in [0, tau), tau is {self.tau}", self.tau_weak)
+        for name in ("start", "unlabeled_weight", "contrast_weight", "xi", "noise"):
+            require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
+        for name in ("temperature", "mu_lr"):
+            require(getattr(self, name) > 0, name, "must be > 0", getattr(self, name))
+
+
+class CRLNTrainer(MixingTrainer, TeacherTrainer):
+    """One student with its teacher; see the module's docstring."""
+
+    settings: ClassVar[CRLNSettings] = CRLNSettings()
+
+    def initialize(self) -> None:
+        """Build everything, and the rectifier with its optimiser.
+
+        Raises:
+            CollabError: If the labels are regions, or the decoder has too few stages.
+        """
+        if self.label_manager.has_regions:
+            raise CollabError(
+                f"{self.trainer_name}: prototypes are of exclusive classes, and this dataset has overlapping regions. "
+                f"Use CrossMatchTrainer or MeanTeacherTrainer, which treat every region by itself."
+            )
+        super().initialize()
+        s = self.settings
+        total = s.epochs * s.iterations_per_epoch
+        if s.rectification != "none" and s.start >= total:
+            self.print_to_log_file(
+                f"WARNING: setting 'start' is {s.start}, the whole training has {total} iterations: pseudo labels will "
+                f"never be rectified. Lower it."
+            )
+        self.rectifier: Rectifier | None = None
+        if s.rectification != "none":
+            kind: Kind = s.rectification
+            self.rectifier = Rectifier(
+                kind,
+                space=s.space,
+                tau=s.tau,
+                num_classes=self.label_manager.num_segmentation_heads,
+                dims=len(self.configuration_manager.patch_size),
+            ).to(self.device)
+        learned = [] if self.rectifier is None else list(self.rectifier.parameters())
+        self.rectifier_optimizer = torch.optim.Adam(learned, s.mu_lr) if learned else None
+
+    def equip_students(self) -> None:
+        """Tap the last three stages of the decoder, and add DIM and the projection."""
+        (student,) = self.group
+        network = student.network
+        stages = len(network.decoder.stages) if is_unet(network) else 0  # type: ignore[union-attr, arg-type]
+        if stages < STAGES:
+            raise CollabError(
+                f"{self.trainer_name}: needs a UNet whose decoder has {STAGES} stages or more, so a network of "
+                f"{STAGES + 1} resolutions; {type(network).__name__} of {self.configuration_name} has {stages}. Use "
+                f"'plans' as the student's network, in a configuration with larger patches (3d_fullres rather than "
+                f"3d_lowres, or 2d)."
+            )
+        student.tap_further([f"decoder.stages.{i}" for i in range(stages - STAGES, stages)])
+        image = torch.zeros(1, self.num_input_channels, *self.configuration_manager.patch_size, device=self.device)
+        mode = student.training
+        student.eval()  # a batch normalisation must not take in the empty image
+        with torch.no_grad():
+            coarse, fine, last = (m.shape[1] for m in student(image).maps)
+        student.train(mode)
+        dims, classes = image.ndim - 2, self.label_manager.num_segmentation_heads
+        s = self.settings
+        student.heads["interaction"] = DynamicInteraction(
+            dims, classes, s.prototypes, (coarse, fine), aggregation=s.aggregation
+        ).to(self.device)
+        if s.positive != "none" and s.contrast_weight:
+            student.heads["projection"] = VoxelProjection(dims, last, coarse).to(self.device)
+
+    # ---------------------------------------------------------------- terms
+
+    def threshold(self) -> float:
+        """Constant."""
+        return self.settings.tau
+
+    def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
+        """Equation 15, and the gradient of equation 16 on the way."""
+        s = self.settings
+        own, further = self.divide(batch)
+        name, n_l = s.students[0].name, len(own.image)
+        cut = self.draw_cutmix(own)
+        strong = cut(self._with_noise(own.weak), None if further is None else self._with_noise(further.weak))
+        output = self.network(torch.cat([own.image, strong]))[name]
+        relations = self._relations(self.group[name], output, slice(None, n_l))
+        labeled = part(output, 0, n_l)
+        teacher = cut(*self._pseudo_labels(own, further, name))
+        keep = cut(own.keep, None if further is None else further.keep)
+        self._learn_to_rectify(labeled.logits, relations, own.target)
+        terms = [
+            *self.supervised_terms({name: labeled}, own.target),
+            Term(name, "relations", s.supervised_weight, self.supervised(_logits(relations), own.target)),
+            Term(
+                name,
+                "pseudo",
+                s.unlabeled_weight * self.ramp(),
+                self._unlabeled_loss(output.logits[n_l:], teacher, keep),
+            ),
+        ]
+        if "projection" in self.group[name].heads:
+            terms.append(Term(name, "contrast", s.contrast_weight, self._contrast(output, own, teacher, keep)))
+        return terms
+
+    def _relations(self, student: Student, output: StudentOutput, samples: slice) -> Tensor:
+        coarse, fine, _ = (m[samples] for m in output.maps)
+        relations: Tensor = student.heads["interaction"](coarse, fine, output.logits.shape[2:])
+        return relations
+
+    @torch.no_grad()
+    def _pseudo_labels(
+        self, own: SemiSupervisedBatch, further: SemiSupervisedBatch | None, name: str
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of the labels of both parts, rectified once that has begun."""
+        count = len(own.weak)
+        output = self.teacher(own.weak if further is None else torch.cat([own.weak, further.weak]))[name]
+        before, after = self._before_and_after(output)
+        self.pseudo_label_curves.add(f"{name} before", before[:count], own.keep, self.settings.tau)
+        self.pseudo_label_curves.add(f"{name} after", after[:count], own.keep, self.settings.tau)
+        used = after if self.iteration >= self.settings.start else before
+        return used[:count], None if further is None else used[count:]
+
+    def _before_and_after(self, output: StudentOutput) -> tuple[Tensor, Tensor]:
+        """A teacher's prediction as it is, and rectified."""
+        (teacher,) = self.teacher.group
+        before = output.logits.float().log_softmax(dim=1)
+        if self.rectifier is None:
+            return before, before
+        return before, self.rectifier(before, self._relations(teacher, output, slice(None)))
+
+    def _unlabeled_loss(self, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+        s = self.settings
+        criterion: Literal["kl", "ce"] = "kl" if s.soft_target else "ce"
+        return pseudo_label_loss(student, teacher, keep, regions=False, criterion=criterion, threshold=s.tau)
+
+    def _contrast(self, output: StudentOutput, own: SemiSupervisedBatch, teacher: Tensor, keep: Tensor) -> Tensor:
+        s = self.settings
+        (student,) = self.group
+        hard = pseudo_labels(teacher, regions=False)
+        truth = own.truth.target
+        known = Supervision(
+            labels=torch.cat([truth.labels, hard.labels[:, 0]]),
+            reliable=torch.cat([truth.keep, keep & (hard.confidence[:, 0] > s.tau_weak)]),
+            confidence=output.logits.detach().float().softmax(dim=1),
+        )
+        kind: Positives = "both" if s.positive == "none" else s.positive
+        return positive_supervision(
+            student.heads["projection"],  # type: ignore[arg-type]
+            output.maps[-1],
+            student.heads["interaction"].prototypes,  # type: ignore[arg-type]
+            known,
+            tau=s.tau,
+            xi=s.xi,
+            temperature=s.temperature,
+            positives=kind,
+            anchors=s.anchors,
+            negatives=s.negatives,
+        )
+
+    def _with_noise(self, image: Tensor) -> Tensor:
+        noise = self.settings.noise
+        return image + torch.empty_like(image).uniform_(-noise, noise)
+
+    # ---------------------------------------------------------------- mu
+
+    def _learn_to_rectify(self, logits: Tensor, relations: Tensor, target: Tensor | list[Tensor]) -> None:
+        """Equation 16: a gradient for the rectifier alone, which `after_step` follows."""
+        if self.rectifier is None or self.rectifier_optimizer is None:
+            return
+        rectified = self.rectifier(logits.detach(), relations.detach())
+        loss = self.supervised(_logits(rectified), target)
+        parameters = list(self.rectifier.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            if self.is_ddp:
+                dist.all_reduce(gradient)
+                gradient /= dist.get_world_size()
+            parameter.grad = gradient
+
+    def after_step(self) -> None:
+        """The rectifier's step, and the teacher's."""
+        super().after_step()
+        if self.rectifier_optimizer is not None:
+            self.rectifier_optimizer.step()
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Log mu, too (the paper's figure 11)."""
+        super().on_train_epoch_end(train_outputs)
+        if self.rectifier is not None and self.rectifier.kind == "learnable":
+            self.curves.log("mu", float(self.rectifier.mu.detach()), self.current_epoch)
+
+    def method_state(self) -> dict[str, Any]:
+        """Rectifier and its optimiser, too."""
+        state = super().method_state()
+        if self.rectifier is not None:
+            state["rectifier"] = self.rectifier.state_dict()
+        if self.rectifier_optimizer is not None:
+            state["rectifier_optimizer"] = self.rectifier_optimizer.state_dict()
+        return state
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        super().load_method_state(state)
+        if self.rectifier is not None:
+            self.rectifier.load_state_dict(state["rectifier"])
+        if self.rectifier_optimizer is not None:
+            self.rectifier_optimizer.load_state_dict(state["rectifier_optimizer"])
+
+    def labeler(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
+        """The teacher before and after rectification (the paper's figure 1)."""
+        (name, output), *_ = self.teacher(image).items()
+        before, after = self._before_and_after(output)
+        return {f"{name} before": _logits(before), f"{name} after": _logits(after)}
+
+
+def _logits(values: Tensor) -> StudentOutput:
+    return StudentOutput(values, None, None)

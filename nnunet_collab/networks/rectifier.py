@@ -1,0 +1,83 @@
+r"""Rectified pseudo labels of CRLN: a prediction and the relationship map of the prototypes become one label.
+
+Equation 8 adds :math:`(1 - \mu) M` to the prediction `y`. The paper leaves open in which space. Readings, with logits
+`z`:
+
+- `logit` (default): :math:`\mathrm{softmax}(z + (1 - \mu) M)`. M is real-valued and is trained like logits; agreement
+  raises the confidence, as figure 1 shows, and the gradient of mu has either sign.
+- `probability`: :math:`(\mathrm{softmax}(z) + (1 - \mu) \mathrm{softmax}(M)) / (2 - \mu)`, a convex combination.
+- `replace` (equation 17, rectification v1): softmax(M) where the prediction is less sure than tau and than M.
+
+All return log-probabilities, which stand for logits in every loss of pseudo labels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Space = Literal["logit", "probability", "replace"]
+Kind = Literal["fixed", "concatenation", "learnable"]
+
+
+def rectify_prediction(logits: Tensor, relations: Tensor, mu: Tensor | float, *, space: Space, tau: float) -> Tensor:
+    """Log-probabilities of the rectified prediction, `(B, C, *S)`, float32 at least.
+
+    Args:
+        logits: `(B, C, *S)` of a network.
+        relations: `(B, C, *S)` of `networks.interaction.DynamicInteraction`.
+        mu: In [0, 1]; 1 leaves the prediction as it is. Carries a gradient if it is a tensor that does.
+        space: See the module's docstring.
+        tau: Of `replace`.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        z, m = logits.to(dtype), relations.to(dtype)
+        if space == "logit":
+            return (z + (1 - mu) * m).log_softmax(dim=1)
+        log_y, log_m = z.log_softmax(dim=1), m.log_softmax(dim=1)
+        if space == "probability":
+            # An underflow of both would be log 0; the smallest normal number keeps its gradient finite.
+            mixed = (log_y.exp() + (1 - mu) * log_m.exp()) / (2 - mu)
+            return mixed.clamp_min(torch.finfo(dtype).tiny).log()
+        sure, other = log_y.amax(dim=1, keepdim=True).exp(), log_m.amax(dim=1, keepdim=True).exp()
+        return torch.where((sure < tau) & (sure < other), log_m, log_y)
+
+
+class Rectifier(nn.Module):
+    """Rectification as it is learned (equations 8, 16, 17; table 7): v1 `fixed`, v2 `concatenation`, v3 `learnable` mu.
+
+    Args:
+        kind: `fixed`: equation 17, nothing to learn. `concatenation`: a convolution, 3 voxels wide, of the predicted
+            probabilities and the map together. `learnable`: equation 8 with mu = sigmoid of a parameter that starts
+            at 0.
+        space: Of `learnable`.
+        tau: Of `fixed`.
+        num_classes: `C`.
+        dims: 2 or 3.
+    """
+
+    def __init__(self, kind: Kind, *, space: Space, tau: float, num_classes: int, dims: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.space: Space = "replace" if kind == "fixed" else space
+        self.tau = tau
+        if kind == "learnable":
+            self.raw = nn.Parameter(torch.zeros(()))
+        if kind == "concatenation":
+            self.mix = (nn.Conv2d if dims == 2 else nn.Conv3d)(2 * num_classes, num_classes, 3, padding=1)
+
+    @property
+    def mu(self) -> Tensor:
+        """In (0, 1); 0 where it is not learned."""
+        return self.raw.sigmoid() if self.kind == "learnable" else torch.zeros(())
+
+    def forward(self, logits: Tensor, relations: Tensor) -> Tensor:
+        """Log-probabilities `(B, C, *S)` of the rectified prediction."""
+        if self.kind == "concatenation":
+            with torch.autocast(logits.device.type, enabled=False):
+                both = torch.cat([logits.float().softmax(dim=1), relations.float()], dim=1)
+                return self.mix(both).log_softmax(dim=1)  # type: ignore[no-any-return]
+        return rectify_prediction(logits, relations, self.mu, space=self.space, tau=self.tau)

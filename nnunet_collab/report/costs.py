@@ -1,0 +1,139 @@
+"""What the trainings used and cost, as they logged it, and in which settings they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from nnunet_collab.report.collect import Section
+from nnunet_collab.report.tables import EMPTY, Cell, Table, known, number
+
+if TYPE_CHECKING:
+    from nnunet_collab.report.grouping import Method, Result
+    from nnunet_collab.report.runs import Fold
+
+_NOT_COMPARED = ("seed", "run_name")
+
+
+def training_frame(section: Section) -> pd.DataFrame:
+    """One row per fold of each training; NaN where it was not logged.
+
+    `seconds_per_iteration` is the median over the epochs of an epoch's time, validation steps included, divided by its
+    training iterations. `hours` is the time of all epochs; `gpu_hours` that times the GPUs, without any NaN.
+    """
+    rows = [
+        _training_row(section, method, result, fold)
+        for method in section.methods
+        for result in method.results
+        for fold in result.folds
+    ]
+    return pd.DataFrame(rows)
+
+
+def _training_row(section: Section, method: Method, result: Result, fold: Fold) -> dict[str, Any]:
+    settings = result.source.record.get("settings", {})
+    iterations = settings.get("iterations_per_epoch")
+    hours = sum(fold.seconds) / 3600 if fold.seconds else np.nan
+    return {
+        "dataset": section.dataset,
+        "method": method.label,
+        "training": result.source.run.name if result.source.run else "",
+        "fold": fold.name.removeprefix("fold_"),
+        "seed": _or_nan(result.seed),
+        "labeled_cases": _or_nan(fold.labeled),
+        "unlabeled_cases": _or_nan(fold.unlabeled),
+        "epochs": len(fold.seconds) or _or_nan(settings.get("epochs")),
+        "iterations_per_epoch": _or_nan(iterations),
+        "seconds_per_iteration": np.median(fold.seconds) / iterations if fold.seconds and iterations else np.nan,
+        "hours": hours,
+        "gpu_hours": hours * fold.processes if fold.on_gpu else np.nan,
+        "processes": fold.processes,
+        "peak_memory_gb": np.nan if fold.peak_memory_bytes is None else fold.peak_memory_bytes / 1e9,
+        "device": fold.device or EMPTY,
+    }
+
+
+def training_table(section: Section, frame: pd.DataFrame) -> Table:
+    """One line per training and fold."""
+    columns = {
+        "seed": ("seed", 0),
+        "fold": ("fold", None),
+        "labeled_cases": ("labelled cases", 0),
+        "unlabeled_cases": ("unlabelled cases", 0),
+        "epochs": ("epochs", 0),
+        "iterations_per_epoch": ("iterations per epoch", 0),
+        "seconds_per_iteration": ("seconds per iteration", 3),
+        "hours": ("hours", 2),
+        "gpu_hours": ("GPU hours", 2),
+        "peak_memory_gb": ("peak GPU memory, GB", 2),
+        "device": ("device", None),
+    }
+    rows = [
+        [
+            Cell(row["method"]),
+            *(Cell(str(row[c]) if digits is None else number(row[c], digits)) for c, (_, digits) in columns.items()),
+        ]
+        for row in frame.to_dict("records")
+    ]
+    head = ["method", *(title for title, _ in columns.values())]
+    return Table("training", "Trainings", head, rows, {"dataset": section.dataset})
+
+
+def settings_table(section: Section) -> Table | None:
+    """The settings in which the methods differ; None if fewer than two have any."""
+    flat = {m.label: _flat(settings) for m in section.methods if (settings := settings_of(m))}
+    if len(flat) < 2:
+        return None
+    names = [{student["name"] for student in settings_of(m).get("students", [])} for m in section.methods]
+    for values in flat.values():
+        _shorten(values, set.union(*names) - set.intersection(*names))
+    keys = sorted({key for values in flat.values() for key in values})
+    differing = [key for key in keys if len({str(values.get(key, EMPTY)) for values in flat.values()}) > 1]
+    rows = [[Cell(key), *(Cell(_text(values.get(key, EMPTY))) for values in flat.values())] for key in differing]
+    return Table("", "Settings that are not the same for all", ["setting", *flat], rows, {"dataset": section.dataset})
+
+
+def _shorten(values: dict[str, Any], students: set[str]) -> None:
+    """Leave one line of each student that some methods do not have: its network."""
+    for name in students:
+        own = [key for key in values if key.startswith(f"students.{name}.")]
+        network = values.get(f"students.{name}.network", "yes")
+        for key in own:
+            del values[key]
+        if own:
+            values[f"students.{name}"] = network
+
+
+def settings_of(method: Method) -> Mapping[str, Any]:
+    """The settings of a method's first seed, with the trainer's name; empty if they are not known."""
+    record = method.results[0].source.record
+    return {"trainer": record["trainer"], **record["settings"]} if record else {}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level; the members of a list of named things by their names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key in _NOT_COMPARED and not prefix:
+            continue
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) and "name" in item for item in value):
+            for item in value:
+                flat |= _flat({k: v for k, v in item.items() if k != "name"}, f"{prefix}{key}.{item['name']}.")
+        elif isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return {"": "none", "None": "as planned"}.get(str(value), str(value))
+
+
+def _or_nan(value: float | None) -> float:
+    return value if known(value) and value is not None else np.nan

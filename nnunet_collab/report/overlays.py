@@ -1,0 +1,147 @@
+"""The best, the median and the worst case of each method, beside the truth and what the baseline made of it."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, features
+
+from nnunet_collab.evaluation.folders import Plan, plan_evaluation, read_segmentation
+from nnunet_collab.figures import OverlayRow, largest_slice, overlay_figure
+from nnunet_collab.report.collect import Section
+from nnunet_collab.report.figures import Picture
+from nnunet_collab.report.frames import nanmean
+from nnunet_collab.report.grouping import Method, Result
+
+_PIXELS = 600  # width of a picture on the page
+_RANKS = ("best", "median", "worst")
+
+
+def overlays(section: Section) -> tuple[list[Picture], list[str]]:
+    """One picture per method, of its first seed, and a sentence for each method that cannot be drawn."""
+    pictures, missing = [], []
+    for number, method in enumerate(section.methods, start=1):
+        reason = _what_is_missing(method.results[0])
+        if reason:
+            missing.append(f"{method.label}: not drawn, because {reason}.")
+        else:
+            pictures.append(_picture(section, method, number))
+    return pictures, missing
+
+
+def _what_is_missing(result: Result) -> str:
+    source = result.source
+    if not source.predictions or not source.facts:
+        return "its folder of predictions, with dataset.json, was not given or found"
+    if source.labels is None:
+        return "its labels were not found (name them with --labels)"
+    if source.images is None:
+        return "its images were not found (name them with --images)"
+    try:
+        _ = {case: _image_file(result, case) for case in result.frame["case"].unique()}
+    except FileNotFoundError as error:
+        return f"there is no {error}"
+    return ""
+
+
+def _image_file(result: Result, case: str) -> Path:
+    """The first channel of a case's image; FileNotFoundError with its path."""
+    path = (result.source.images or Path()) / f"{case}_0000{result.source.facts.get('file_ending', '')}"
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return path
+
+
+def _picture(section: Section, method: Method, number: int) -> Picture:
+    result = method.results[0]
+    chosen = ranked_cases(section, result)
+    shown = {"prediction": result}  # the caption names the method: its name may be too long for a column
+    baseline = section.baseline
+    if baseline is not None and baseline is not method and not _what_is_missing(baseline.results[0]):
+        shown["baseline"] = baseline.results[0]
+    rows = [_row(section, f"{rank}\n{case}", case, shown) for rank, case in chosen.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "overlay.png")
+        overlay_figure(rows, path, classes=_class_names(result.source.facts))
+        full, (kind, content) = path.read_bytes(), _small(path)
+    seed = f", seed {result.seed}" if result.seed is not None and len(method.results) > 1 else ""
+    beside = ", beside the baseline" if "baseline" in shown else ""
+    alt = f"Best, median and worst case of {method.label}: image, truth and prediction{beside}"
+    return Picture(f"overlay_{number}", kind, content, alt, f"{method.label}{seed}{beside}", full)
+
+
+def ranked_cases(section: Section, result: Result) -> dict[str, str]:
+    """Rank -> case, by the mean Dice of its classes; the median is the lower one of two. Fewer with few cases."""
+    dice = nanmean(section.values(result, "dice"), axis=1)
+    order = [section.cases[i] for i in np.argsort(-dice, kind="stable") if np.isfinite(dice[i])]
+    if len(order) < len(_RANKS):
+        return dict(zip((_RANKS[0], _RANKS[-1]), order, strict=False))
+    return dict(zip(_RANKS, (order[0], order[len(order) // 2], order[-1]), strict=True))
+
+
+def _row(section: Section, title: str, case: str, shown: Mapping[str, Result]) -> OverlayRow:
+    first = next(iter(shown.values()))
+    truth, spacing = _read(first, case, "labels")
+    z = largest_slice(truth)
+    means = {
+        name: float(nanmean(section.values(result, "dice"), axis=1)[section.cases.index(case)])
+        for name, result in shown.items()
+    }
+    return OverlayRow(
+        case=title,
+        image=_read_image(first, case)[z],
+        truth=truth[z],
+        predictions={name: _read(result, case, "predictions")[0][z] for name, result in shown.items()},
+        dice=means,
+        spacing_mm=(float(spacing[1]), float(spacing[2])),
+    )
+
+
+def _plan(result: Result, case: str) -> Plan:
+    """How to read the folder that holds the prediction of this case."""
+    source = result.source
+    ending = str(source.facts["file_ending"])
+    folder = next(f for f in source.predictions if (f / f"{case}{ending}").is_file())
+    beside = [f / "dataset.json" for f in (folder, *folder.parents[:2])]
+    dataset_json = next((path for path in beside if path.is_file()), None)
+    return plan_evaluation(folder, source.labels or folder, dataset_json=dataset_json)
+
+
+def _read(result: Result, case: str, which: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """`(Z, Y, X)` labels, the ignore label as background, and the spacing in mm."""
+    plan = _plan(result, case)
+    folder = plan.labels if which == "labels" else plan.predictions
+    labels, spacing = read_segmentation(plan, folder / f"{case}{plan.ending}")
+    return np.where(labels[0] == plan.ignore, 0, labels[0]).astype(np.int64), spacing
+
+
+def _read_image(result: Result, case: str) -> NDArray[Any]:
+    """`(Z, Y, X)` grey values of the first channel; of a colour image, the mean of the colours."""
+    image, _ = _plan(result, case).reader().read_images([str(_image_file(result, case))])
+    grey: NDArray[Any] = np.asarray(image, dtype=np.float32).mean(axis=0)
+    return grey
+
+
+def _class_names(facts: Mapping[str, Any]) -> dict[int, str]:
+    """Names of the single foreground labels; regions overlap, so their labels stay unnamed."""
+    labels = {name: value for name, value in facts.get("labels", {}).items() if name != "ignore"}
+    return {int(value): name for name, value in labels.items() if not isinstance(value, list) and int(value) > 0}
+
+
+def _small(path: Path) -> tuple[str, bytes]:
+    """Kind and content of a small version for the page: WebP is a third of a PNG, where Pillow can write it."""
+    with Image.open(path) as image:
+        height = round(image.height * _PIXELS / image.width)
+        small = image.convert("RGB").resize((_PIXELS, height), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if features.check("webp"):
+        small.save(buffer, "WEBP", quality=75, method=6)
+        return "webp", buffer.getvalue()
+    small.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return "png", buffer.getvalue()

@@ -1,0 +1,156 @@
+"""The report as files: one HTML page that needs nothing else, and the same as Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import re
+from collections.abc import Callable, Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+
+from nnunet_collab import __version__
+from nnunet_collab.report.content import Part
+from nnunet_collab.report.figures import Picture, colour_of, dash_of
+from nnunet_collab.report.sentences import READING
+from nnunet_collab.report.tables import Cell, Table
+
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "<": "$<$", ">": "$>$",
+}  # fmt: skip
+
+
+def write_report(folder: Path, parts: Sequence[Part], left_out: Sequence[str]) -> None:
+    """Write everything into an existing, empty folder.
+
+    Args:
+        folder: Gets report.html, report.md, report.tex, one CSV per kind of number, and figures/.
+        parts: One per dataset.
+        left_out: A sentence for each training without predictions.
+    """
+    (folder / "figures").mkdir()
+    for name, picture in _pictures(parts):
+        (folder / "figures" / name).write_bytes(picture.full or picture.content)
+    for name in parts[0].frames:
+        frame = pd.concat([part.frames[name] for part in parts], ignore_index=True)
+        if len(frame):
+            frame.to_csv(folder / f"{name}.csv", index=False)
+    (folder / "report.html").write_text(html(parts, left_out), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(parts, left_out), encoding="utf-8")
+    (folder / "report.tex").write_text(latex(parts), encoding="utf-8")
+
+
+def html(parts: Sequence[Part], left_out: Sequence[str]) -> str:
+    """The page, with its style and pictures inside."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = files("nnunet_collab.report").joinpath("page.html").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        title=_title(parts),
+        version=__version__,
+        date=datetime.date.today().isoformat(),
+        parts=parts,
+        left_out=left_out,
+        reading=READING,
+        data_uri=_data_uri,
+        colour_of=colour_of,
+        dash_of=dash_of,
+    )
+
+
+def markdown(parts: Sequence[Part], left_out: Sequence[str]) -> str:
+    """The same as Markdown; pictures are links into figures/."""
+    names = iter(name for name, _ in _pictures(parts))
+    lines = [f"# {_markdown_text(_title(parts))}", ""]
+    if left_out:
+        lines += ["Left out:", "", *(f"- {_markdown_text(line)}" for line in left_out), ""]
+    for part in parts:
+        lines += [f"## {_markdown_text(part.title)}", "", _markdown_text(" ".join(part.facts)), ""]
+        lines += [line for text in part.warnings for line in (f"> {_markdown_text(text)}", "")]
+        lines += [
+            "Dice, mean of the classes (differences are to the baseline, with corrected p):",
+            "",
+            *(f"- {_markdown_text(line)}" for line in part.summary),
+            "",
+        ]
+        for chapter in part.chapters:
+            lines += [f"### {chapter.title}", ""]
+            lines += [line for text in chapter.text for line in (_markdown_text(text), "")]
+            for table in chapter.tables:
+                lines += [f"**{_markdown_text(table.caption)}**", "", *_markdown_table(table), ""]
+            for picture in chapter.pictures:
+                lines += [f"![{_markdown_text(picture.alt)}](figures/{next(names)})", ""]
+    return "\n".join([*lines, "## How to read the numbers", "", *(f"- {line}" for line in READING), ""])
+
+
+def latex(parts: Sequence[Part]) -> str:
+    r"""The tables, to be read with \input."""
+    lines = [r"% \usepackage{booktabs, graphicx} in the preamble; \input{report} in the text."]
+    for part in parts:
+        for chapter in part.chapters:
+            for table in chapter.tables:
+                lines += _latex_table(table, f"{part.title}: {table.caption}")
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_table(table: Table) -> list[str]:
+    lines = ["| " + " | ".join(map(_markdown_text, table.head)) + " |"]
+    lines.append("|---" + "|---:" * (len(table.head) - 1) + "|")
+    lines += ["| " + " | ".join(_markdown_text(_flat(cell)) for cell in row) + " |" for row in table.rows]
+    return lines
+
+
+def _latex_table(table: Table, caption: str) -> list[str]:
+    def row(cells: Iterable[str]) -> str:
+        return " & ".join(map(_latex_text, cells)) + r" \\"
+
+    return [
+        "",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_latex_text(caption)}}}",
+        r"\resizebox{\textwidth}{!}{%",
+        rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
+        r"\toprule",
+        row(table.head),
+        r"\midrule",
+        *(row(_flat(cell) for cell in cells) for cells in table.rows),
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{table}",
+    ]
+
+
+def _flat(cell: Cell) -> str:
+    return " ".join((cell.text, *cell.below))
+
+
+def _markdown_text(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)
+
+
+def _latex_text(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)
+
+
+def _title(parts: Sequence[Part]) -> str:
+    return f"Report: {', '.join(part.title for part in parts)}"
+
+
+def _pictures(parts: Sequence[Part]) -> list[tuple[str, Picture]]:
+    """File names and pictures, in the order of the page."""
+    several: Callable[[int], str] = (lambda number: f"part{number}_") if len(parts) > 1 else (lambda number: "")
+    return [
+        (f"{several(number)}{picture.name}.{'png' if picture.full else picture.kind}", picture)
+        for number, part in enumerate(parts, start=1)
+        for chapter in part.chapters
+        for picture in chapter.pictures
+    ]
+
+
+def _data_uri(picture: Picture) -> str:
+    kind = "svg+xml" if picture.kind == "svg" else picture.kind
+    return f"data:image/{kind};base64,{base64.b64encode(picture.content).decode('ascii')}"

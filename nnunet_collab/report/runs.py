@@ -1,0 +1,89 @@
+"""What a training left behind: its curves, and what it cost as it logged it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnunet_collab.report.sources import Source
+
+_EPOCH = re.compile(r"epoch time: ([\d.]+) s", re.IGNORECASE)
+_SPLIT = re.compile(r"This split has (\d+) training and \d+ validation cases")
+_STREAMS = re.compile(r"labelled samples of (\d+) cases and \d+ unlabelled ones of (\d+)")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold of a training; what was not logged is None or empty.
+
+    Attributes:
+        name: `fold_X`.
+        curves: curves.json.
+        seconds: Of each epoch, its validation steps included.
+        labeled: Cases trained on with their labels.
+        unlabeled: Cases trained on without; 0 if the log names labelled ones only.
+        device: `cpu`, or the name of the GPU.
+        on_gpu: Whether it was one.
+        processes: That trained together.
+        peak_memory_bytes: Allocated on the first GPU.
+    """
+
+    name: str
+    curves: Mapping[str, Any] = field(default_factory=dict)
+    seconds: tuple[float, ...] = ()
+    labeled: int | None = None
+    unlabeled: int | None = None
+    device: str = ""
+    on_gpu: bool = False
+    processes: int = 1
+    peak_memory_bytes: int | None = None
+
+
+def read_folds(source: Source) -> list[Fold]:
+    """The folds whose validation the source is, or all finished ones of the training; none if that is not found."""
+    if source.run is None:
+        return []
+    finished = sorted(path.parent.name for path in source.run.glob("fold_*/checkpoint_final.pth"))
+    return [_read_fold(source.run / name, source.facts.get("numTraining")) for name in source.folds or finished]
+
+
+def _read_fold(folder: Path, all_cases: int | None) -> Fold:
+    curves, debug = _json(folder / "curves.json"), _json(folder / "debug.json")
+    logs = sorted(folder.glob("training_log_*.txt"))
+    log = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in logs)
+    seconds = curves.get("seconds_per_epoch") or [float(value) for value in _EPOCH.findall(log)]
+    streams, split = _STREAMS.findall(log), _SPLIT.findall(log)
+    labeled, unlabeled = _counts(streams, split, None if folder.name != "fold_all" else all_cases)
+    device = str(debug.get("device", ""))
+    return Fold(
+        name=folder.name,
+        curves=curves if curves.get("epochs") else {},
+        seconds=tuple(seconds),
+        labeled=labeled,
+        unlabeled=unlabeled,
+        device=str(debug.get("gpu_name") or device),
+        on_gpu=device.startswith("cuda"),
+        processes=int(curves.get("processes") or 1),
+        peak_memory_bytes=curves.get("peak_memory_bytes"),
+    )
+
+
+def _counts(streams: list[Any], split: list[str], all_cases: int | None) -> tuple[int | None, int | None]:
+    """Labelled and unlabelled cases, from the lines of the log that say so; fold all has no line of its split."""
+    if streams:
+        return int(streams[-1][0]), int(streams[-1][1])
+    labeled = int(split[-1]) if split else all_cases
+    return labeled, None if labeled is None else 0
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An optional file: what is not there or broken is not reported."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,75 @@
+"""What methods share whose students have an averaged teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.settings import require
+from nnunet_collab.core.types import StudentOutput
+from nnunet_collab.networks.group import StudentGroup
+from nnunet_collab.networks.teacher import EMATeacher
+from nnunet_collab.training.semi_supervised import SemiSupervisedSettings, SemiSupervisedTrainer
+
+
+@dataclass(frozen=True)
+class TeacherSettings(SemiSupervisedSettings):
+    """Of every method with a teacher."""
+
+    ema_decay: float = 0.99  # at most 1 - 1 / t after t updates
+    deploy: Literal["student", "teacher"] = "student"  # which of the two is validated, published and predicts
+
+    def __post_init__(self) -> None:
+        """Check what a type cannot say.
+
+        Raises:
+            CollabError: Naming the setting, the rule and the value.
+        """
+        super().__post_init__()
+        require(0 <= self.ema_decay < 1, "ema_decay", "must be in [0, 1)", self.ema_decay)
+
+
+class TeacherTrainer(SemiSupervisedTrainer):
+    """Base of the methods with a teacher that averages every student's weights."""
+
+    settings: ClassVar[TeacherSettings] = TeacherSettings()
+
+    def check(self, settings: TeacherSettings) -> None:  # type: ignore[override]
+        """Refuse frozen students: a teacher that never changes averages nothing."""
+        frozen = [s.name for s in settings.students if s.frozen]
+        if frozen:
+            raise CollabError(
+                f"{self.trainer_name}: the teacher is the average of the student it teaches, so every student learns; "
+                f"{', '.join(frozen)} is frozen. Remove 'frozen'."
+            )
+
+    def initialize(self) -> None:
+        """Build everything, and the teacher from the weights the students start with."""
+        super().initialize()
+        self.teacher = EMATeacher(self.group, self.settings.ema_decay)
+
+    @property
+    def deployed(self) -> StudentGroup:
+        """Student or teacher, as the settings say."""
+        return self.teacher.group if self.settings.deploy == "teacher" else self.group
+
+    def after_step(self) -> None:
+        """The teacher follows."""
+        super().after_step()
+        self.teacher.update(self.group)
+
+    def method_state(self) -> dict[str, Any]:
+        """The teacher."""
+        return {**super().method_state(), "teacher": self.teacher.state_dict()}
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Restore the teacher."""
+        super().load_method_state(state)
+        self.teacher.load_state_dict(state["teacher"])
+
+    def labeler(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
+        """The teacher."""
+        return self.teacher(image)

@@ -1,0 +1,202 @@
+"""Methods with unlabelled images through nnU-Net's real commands: training, resuming, publishing, and no label read."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import pytest
+import torch
+from ddp_semi_supervised import CASES as SHARED
+from e2e_nnunet import CONFIGURATIONS, DATASETS, TEST_CASE, Workspace, differing_tensors, read_json, read_mask, remove
+from e2e_semi_supervised import (
+    SPLIT,
+    STUDENTS,
+    WHOLE_PLANS,
+    copy_of,
+    delete,
+    make_workspace,
+    replace_by_garbage,
+    settings_of,
+    train,
+)
+from test_e2e_resume import assert_same, set_chance_apart
+
+pytestmark = pytest.mark.slow
+
+RUNS = [(trainer, configuration) for trainer in STUDENTS for configuration in CONFIGURATIONS]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    root = tmp_path_factory.mktemp("semi_supervised")
+    yield make_workspace(root)
+    remove(root)
+
+
+@pytest.fixture(scope="module")
+def runs(workspace):
+    """Every trainer in both configurations, two at a time; those in 2d have a loader process."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {run: pool.submit(train, workspace, run[0], "plain", run[1], workers=int(run[1] == "2d")) for run in RUNS}
+
+
+@pytest.mark.parametrize(("trainer", "configuration"), RUNS)
+def test_trains_validates_and_publishes_each_student(trainer, configuration, runs):
+    training = runs[trainer, configuration].result()
+    assert "logging issue" not in training.done.out  # nnU-Net's words for curves out of step with the epochs
+    run = training.checkpoint()
+    assert run["nnunet_collab"]["iteration"] == 4
+    curves = run["logging"]
+    assert all(len(values) == 2 for values in curves.values()), {key: len(v) for key, v in curves.items()}
+    for student in STUDENTS[trainer]:
+        published = training.checkpoint(student)
+        assert published["trainer_name"] == "nnUNetTrainer"
+        summary = read_json(training.student(student) / "validation" / "summary.json")
+        assert len(summary["metric_per_case"]) == len(SPLIT["val"])
+        assert math.isfinite(curves[f"loss/{student}/supervised"][-1])
+        if trainer != "SupervisedTrainer":
+            assert curves[f"pseudo_used/{student}"][-1] > 0
+            assert 0 < curves[f"pseudo_entropy/{student}"][-1] <= 1
+            assert f"pseudo_quality/{student}" in curves
+    log = "".join(path.read_text() for path in training.fold.glob("training_log_*.txt"))
+    if trainer != "SupervisedTrainer":
+        # Two cases of the split and two of imagesUn.
+        assert "2 labelled samples of 2 cases and 2 unlabelled ones of 4" in log
+
+
+@pytest.mark.parametrize(
+    ("trainer", "configuration"), [("CrossMatchTrainer", "2d"), ("MeanTeacherTrainer", "3d_fullres")]
+)
+def test_a_published_model_predicts(trainer, configuration, runs, workspace):
+    runs[trainer, configuration].result()
+    folder = workspace.predict("plain", configuration, f"{trainer}_CNN", f"predicted/{trainer}")
+    mask = read_mask(folder / f"{TEST_CASE}.nii.gz")
+    assert set(np.unique(mask)) <= {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "configuration", "changes"),
+    [("MeanTeacherTrainer", "2d", {}), ("CrossMatchTrainer", "3d_fullres", {}),
+     ("MeanTeacherTrainer", "3d_fullres", {"deploy": "teacher"})],
+)  # fmt: skip
+def test_killed_and_continued_equals_uninterrupted(trainer, configuration, changes, runs, workspace):
+    group = f"killed_{configuration}"
+    if changes:
+        reference = train(workspace, trainer, "plain", configuration, group="uninterrupted", **changes)
+    else:
+        reference = runs[trainer, configuration].result()
+    training = train(workspace, trainer, "plain", configuration, group=group, killed_at="step:4", **changes)
+    assert training.done.code == -signal.SIGKILL, training.done.err
+    assert not (training.fold / "checkpoint_final.pth").exists()
+    interrupted = training.checkpoint(name="checkpoint_latest.pth")
+    assert interrupted["current_epoch"] == 1
+    train(workspace, trainer, "plain", configuration, "--c", group=group, **changes)
+    ours, theirs = (set_chance_apart(one.checkpoint())[0] for one in (training, reference))
+    assert differing_tensors(ours["network_weights"], theirs["network_weights"]) == []
+    assert_same(ours, theirs)
+    assert ("teacher" in ours["nnunet_collab"]["method"]) == (trainer == "MeanTeacherTrainer")
+    assert (ours["nnunet_collab"]["trained_weights"] is not None) == bool(changes)
+
+
+# ---------------------------------------------------------------- no label of an unlabelled case is read
+
+
+@pytest.fixture(scope="module")
+def variants(workspace, tmp_path_factory):
+    """The workspace, and copies where the labels of the unlabelled cases are garbage or gone."""
+    roots = {name: tmp_path_factory.mktemp(name) for name in ("garbage", "deleted")}
+    yield {
+        "intact": workspace,
+        "garbage": copy_of(workspace, roots["garbage"], replace_by_garbage),
+        "deleted": copy_of(workspace, roots["deleted"], delete),
+    }
+    for root in roots.values():
+        remove(root)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "kind", "configuration"),
+    [
+        ("CrossMatchTrainer", "plain", "2d"),
+        ("CrossTeachingTrainer", "ignore", "3d_fullres"),
+        ("UniMatchTrainer", "regions", "2d"),
+    ],
+)
+def test_labels_of_unlabelled_cases_change_no_bit_of_a_training(trainer, kind, configuration, variants, in_process):
+    ends = {}
+    for name, where in variants.items():
+        one = in_process(trainer, kind, configuration, settings_of(trainer), "leak", where=where)
+        assert one.oversample_foreground_percent > 0
+        one.run_training()
+        curves = {key: v for key, v in one.curves.values.items() if not key.endswith("_timestamps")}
+        ends[name] = one.group.state_dict(), curves
+    for name in ("garbage", "deleted"):
+        assert differing_tensors(ends[name][0], ends["intact"][0]) == []
+        assert_same(ends[name][1], ends["intact"][1], name)
+
+
+def test_a_label_of_a_labelled_case_does_change_it(workspace, in_process, tmp_path):
+    """The other way round, so that the test above cannot pass because nothing matters."""
+    other = copy_of(workspace, tmp_path, lambda case: None)
+    for case in SPLIT["train"]:
+        path = other.preprocessed("plain") / "nnUNetPlans_2d" / f"{case}_seg.b2nd"
+        labels = blosc2.open(str(path), mode="r")[:]
+        path.unlink()
+        blosc2.asarray(np.ascontiguousarray(labels[..., ::-1]), urlpath=str(path))
+    ends = []
+    for where in (workspace, other):
+        one = in_process("CrossMatchTrainer", "plain", "2d", settings_of("CrossMatchTrainer"), "leak", where=where)
+        one.run_training()
+        ends.append(one.group.state_dict())
+    assert differing_tensors(*ends) != []
+
+
+def test_plans_are_those_of_the_labelled_images_alone(workspace, tmp_path):
+    """Planned anew without imagesUn: the same fingerprint and the same plans."""
+    other = Workspace(tmp_path)
+    raw = Path("raw", workspace.dataset("plain"))
+    shutil.copytree(workspace.root / raw, tmp_path / raw, ignore=shutil.ignore_patterns("imagesUn"))
+    assert (workspace.root / raw / "imagesUn").is_dir()
+    other.run("nnUNetv2_plan_and_preprocess", "-d", DATASETS["plain"], "--no_pp", "-npfp", 1, workers=1)
+    pairs = {WHOLE_PLANS: "nnUNetPlans.json", "dataset_fingerprint.json": "dataset_fingerprint.json"}
+    for with_unlabeled, without in pairs.items():
+        ours, theirs = workspace.preprocessed("plain") / with_unlabeled, other.preprocessed("plain") / without
+        assert read_json(ours) == read_json(theirs)
+
+
+# ---------------------------------------------------------------- two processes
+
+
+@pytest.fixture(scope="module")
+def shared(workspace):
+    """The step of every case, of one process and of two."""
+    script, results = Path(__file__).with_name("ddp_semi_supervised.py"), []
+    torchrun = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    for number, start in {1: (script,), 2: (*torchrun, script)}.items():
+        output = workspace.root / f"shared_{number}.pt"
+        workspace.run(*start, workspace.root / "shared_batches.pt", output, group="shared")
+        results.append(torch.load(output, weights_only=True))
+    return results
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_two_processes_have_the_gradients_of_one(case, shared):
+    alone, both = (result[case] for result in shared)
+    assert both["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    assert both["terms"].keys() == alone["terms"].keys()
+    for name, value in alone["terms"].items():
+        assert value != 0, name
+        assert both["terms"][name] == pytest.approx(value, rel=1e-4), name
+    whole = torch.stack([g.norm() for g in alone["gradients"].values()]).norm()
+    assert len(alone["gradients"]) > 20
+    for name, a in alone["gradients"].items():
+        # Biases before a normalisation have gradient 0 but for rounding: compare with the whole student, too.
+        assert (a - both["gradients"][name]).norm() <= 1e-3 * a.norm() + 1e-6 * whole, name
+    for student, values in alone["curves"].items():
+        assert both["curves"][student] == pytest.approx(values, rel=1e-4, abs=1e-6, nan_ok=True)
