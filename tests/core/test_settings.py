@@ -21,6 +21,8 @@ from nnunet_collab.core.settings import (
     settings_from_environment,
     to_json,
 )
+from nnunet_collab.methods.cross_teaching import CrossTeachingSettings
+from nnunet_collab.methods.crossmatch import CrossMatchSettings
 from nnunet_collab.methods.ctrcl import CTRCLSettings
 from nnunet_collab.training.settings import CNN
 
@@ -225,10 +227,12 @@ def test_values_out_of_range_are_refused_with_their_rule(changes, message):
 @pytest.mark.parametrize("name", preset_names())
 def test_every_shipped_preset_loads_and_changes_something(name, monkeypatch):
     monkeypatch.setenv(VARIABLE, name)
-    settings = settings_from_environment(CTRCLSettings())
-    assert settings != CTRCLSettings()
+    kinds = {"ctrcl": CTRCLSettings, "cross_teaching": CrossTeachingSettings, "crossmatch": CrossMatchSettings}
+    (kind,) = (kind for method, kind in kinds.items() if name.startswith(f"{method}_"))
+    settings = settings_from_environment(kind())
+    assert settings != kind()
     assert len(preset_names()) >= 4
-    assert from_json(CTRCLSettings, to_json(settings)) == settings
+    assert from_json(kind, to_json(settings)) == settings
 
 
 def test_json_round_trip_keeps_every_value():
