@@ -66,7 +66,7 @@ class WithSignedDistances:
     def __init__(self, source: BatchSource, spacing: Sequence[float], *, classes: Sequence[int], regions: int) -> None:
         self.source = source
         self.spacing = list(spacing)
-        self.classes = list(classes)
+        self.classes = [int(label) for label in classes]
         self.regions = regions
 
     def generate_train_batch(self) -> dict[str, Any]:

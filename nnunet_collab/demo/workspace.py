@@ -100,7 +100,7 @@ class Commands:
         with (
             open(log, "w", encoding="utf-8") as file,
             subprocess.Popen(
-                start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
             ) as process,
         ):
             for line in process.stdout or ():

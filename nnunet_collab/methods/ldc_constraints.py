@@ -133,10 +133,10 @@ def check_every_class_is_labeled(data: Any, wanted: Iterable[int | Sequence[int]
     Raises:
         CollabError: If no case has a class.
     """
-    missing: set[int | tuple[int, ...]] = {c if isinstance(c, int) else tuple(c) for c in wanted}
+    missing = {_as_plain(c) for c in wanted}
     for case in data.identifiers:
         found = data.load_case(case)[3]["class_locations"]
-        missing -= {c for c, places in found.items() if len(places)}
+        missing -= {_as_plain(c) for c, places in found.items() if len(places)}
         if not missing:
             return
     raise CollabError(
@@ -144,3 +144,8 @@ def check_every_class_is_labeled(data: Any, wanted: Iterable[int | Sequence[int]
         f"{len(data.identifiers)} of this fold has label {', '.join(sorted(map(str, missing)))}. Label a case that "
         f"does, or set size_source to 'teacher' or constraint to 'none'."
     )
+
+
+def _as_plain(label: int | Sequence[int]) -> int | tuple[int, ...]:
+    """A label or region as nnU-Net stores it or as it names it, in one form; its labels may be numpy's integers."""
+    return tuple(int(c) for c in label) if isinstance(label, Sequence) else int(label)

@@ -4,6 +4,7 @@ rows run the other way and whose headers know nothing of the patient, the withdr
 
 from __future__ import annotations
 
+import locale
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ def write_series(folder: Path, hu: np.ndarray, number: int, *, series: int = 1, 
     uid = f"{ROOT_UID}.{number}.{series}"
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
+    before = locale.setlocale(locale.LC_ALL)
     for k in (k for k in range(len(hu)) if k not in left_out):
         image = sitk.GetImageFromArray(hu[k : k + 1])
         image.SetSpacing(SPACING)
@@ -60,6 +62,8 @@ def write_series(folder: Path, hu: np.ndarray, number: int, *, series: int = 1, 
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"1-{(k * 5) % 7:03d}.dcm"))  # names in another order than the slices
         writer.Execute(image)
+    # Writing DICOM leaves the process in the "C" locale, in which Python reads text as ASCII.
+    locale.setlocale(locale.LC_ALL, before)
 
 
 def write_label(path: Path, label: np.ndarray, flip: str) -> None:

@@ -310,10 +310,10 @@ def test_two_ranks_have_the_loss_and_the_gradient_of_one(monkeypatch, per_sample
         own = student[rows].clone().requires_grad_()
         loss = everything(own, target[rows], keep[rows], per_sample)
         loss.backward()
-        return float(loss), own.grad
+        return loss.item(), own.grad
 
     (a, grad_a), (b, grad_b) = on_two_ranks(monkeypatch, on_rank)
-    assert (a + b) / 2 == pytest.approx(float(value), rel=1e-12)
+    assert (a + b) / 2 == pytest.approx(value.item(), rel=1e-12)
     torch.testing.assert_close(torch.cat([grad_a, grad_b]) / 2, whole.grad)
 
 

@@ -8,13 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from teaching import by_key, equal, gradients, is_zero, make_method, uneven_batch, weights, without_gradient
-from tiny import LABELS
+from tiny import LABELS, make_dataset_json
+from tiny_data import full_plans, write_data
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.data.signed_distance import signed_distance
 from nnunet_collab.losses.boundary_contrast import boundary_contrast
 from nnunet_collab.losses.duality import class_fractions, consistency_loss, paper_equation_2
 from nnunet_collab.methods.ldc import LDCTrainer
-from nnunet_collab.methods.ldc_constraints import check_every_class_is_labeled
+from nnunet_collab.methods.ldc_constraints import Constraints, check_every_class_is_labeled
 from nnunet_collab.methods.ldc_settings import LIVER, LDCSettings
 
 FORMULATIONS = ("sound", "paper_eq2", "official")
@@ -76,6 +78,19 @@ def test_each_term_is_finite_and_after_a_step_every_parameter_has_a_gradient(mak
         assert term.value.shape == ()
     sum(term.weight * term.value for term in terms.values()).backward()
     assert all(map(is_zero, gradients(trainer.teacher.group)))
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_losses_are_float32_whatever_autocast_makes_of_the_networks(make, formulation):
+    trainer = make(changes={"formulation": formulation, "ramp_up": 0, "norm_limit": 1.0, "logit_limit": 1.0})
+    exact = terms_of(trainer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = terms_of(trainer)
+    for key, term in terms.items():
+        assert term.value.dtype is torch.float32
+        torch.testing.assert_close(term.value, exact[key].value, rtol=0.1, atol=0.05)
+    sum(term.weight * term.value for term in terms.values()).backward()
+    assert without_gradient(trainer) == []
 
 
 def test_terms_are_the_losses_called_by_hand(make):
@@ -214,6 +229,42 @@ def test_crops_with_ignored_voxels_say_nothing_of_sizes_and_boundaries(make):
     assert trainer.constraints.sizes.updates == 0
     assert terms["CNN/constraints"].value == 0  # no size, no band
     assert terms["CNN/distance"].value == 0
+
+
+def test_sizes_are_the_mean_of_crops_without_ignored_voxels():
+    settings = LDCSettings()
+    constraints = Constraints(settings, settings.recipe(regions=False), 2, 1, torch.device("cpu"))
+    masks, keep = torch.zeros(3, 2, 4, 5, dtype=torch.bool), torch.ones(3, 4, 5, dtype=torch.bool)
+    masks[0, 0, :2], masks[1, 1], masks[2, 0, 0] = True, True, True
+    keep[1, 3, 3] = False
+    constraints.measure_sizes(masks, keep)
+    assert constraints.sizes.value.tolist() == pytest.approx([(0.5 + 0.25) / 2, 0])
+    constraints.measure_sizes(masks[:0], keep[:0])  # this process has no crop at a random place
+    assert constraints.sizes.updates == 1
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_the_loader_makes_the_maps_and_a_step_takes_them(make, tmp_path, monkeypatch, configuration):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    trainer = make(configuration=configuration, plans=full_plans())
+    write_data(tmp_path, full_plans(), make_dataset_json(), configuration=configuration)
+    batch = next(trainer.get_dataloaders()[0])
+    patch = tuple(trainer.configuration_manager.patch_size)
+    assert batch["signed_distance"].shape == (2, 2, *patch)
+    labels = batch["target"][0][:, 0].numpy()
+    want = signed_distance(labels[1] == 2, trainer.configuration_manager.spacing)
+    assert batch["signed_distance"][1, 1].numpy() == pytest.approx(want)
+    trainer.network.train()
+    assert math.isfinite(trainer.train_step(batch)["loss"])
+
+
+def test_a_class_that_no_labelled_case_has_is_refused_before_anything_is_drawn(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    trainer = make(plans=full_plans())
+    write_data(tmp_path, full_plans(), make_dataset_json())
+    monkeypatch.setattr(trainer.label_manager.__class__, "foreground_labels", property(lambda self: [1, 2, 9]))
+    with pytest.raises(CollabError, match="none of the 2 of this fold has label 9"):
+        trainer.get_dataloaders()
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
