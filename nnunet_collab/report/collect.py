@@ -143,7 +143,7 @@ def _measure(source: Source, processes: int) -> pd.DataFrame:
 
 def _dataset_json(folder: Path) -> Path | None:
     """A results folder's own; for a folder of predictions, where `evaluate` looks."""
-    path = folder.parents[1] / "dataset.json"
+    path = folder.parent.parent / "dataset.json"
     return path if folder.name == "validation" and path.is_file() else None
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
+import SimpleITK as sitk
 from reporting import evaluation, report
 
 from nnunet_collab import cli
@@ -61,3 +65,17 @@ def test_it_is_a_command_and_says_what_it_reads_and_writes(tmp_path, capsys):
     ):
         assert line in printed
     assert cli.main(["report", str(tmp_path / "no"), "-o", str(tmp_path / "x")]) == 2
+
+
+def test_predictions_may_be_named_from_where_one_is(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for folder in ("out", "labels"):
+        (tmp_path / folder).mkdir()
+        for case in ("a", "b"):
+            image = sitk.GetImageFromArray(rng.integers(0, 2, (3, 8, 8)).astype(np.uint8))
+            sitk.WriteImage(image, str(tmp_path / folder / f"{case}.nii.gz"))
+    content = {"labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz", "channel_names": {"0": "MRI"}}
+    (tmp_path / "out" / "dataset.json").write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", "out", "-l", "labels", "-o", "report"]) == 0
+    assert (tmp_path / "report" / "report.html").is_file()
