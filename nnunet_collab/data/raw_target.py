@@ -82,7 +82,7 @@ def split_path(target: Target, split: Split) -> Path | None:
         return None
     path = Path(os.environ[PREPROCESSED]) / target.folder / SPLIT_FILE
     _refuse_unwritable(PREPROCESSED, path)
-    if path.exists() and not target.overwrite and not _holds(path, split):
+    if path.exists() and not target.overwrite and not holds_split(path, split):
         raise CollabError(
             f"{path}: there is already a split, and it differs from the one of this conversion; nnU-Net refuses to "
             "plan a dataset with two. Move the file away, or replace it with --overwrite."
@@ -168,7 +168,8 @@ def _existing_part(path: Path) -> Path:
     return next(part for part in (path, *path.absolute().parents) if part.exists())
 
 
-def _holds(path: Path, split: Split) -> bool:
+def holds_split(path: Path, split: Split) -> bool:
+    """Whether the file is this very split."""
     try:
         return bool(json.loads(path.read_text(encoding="utf-8")) == split)
     except ValueError:  # not JSON: certainly not this split

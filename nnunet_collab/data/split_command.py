@@ -27,7 +27,7 @@ from nnunet_collab.data.few_labels import (
 )
 from nnunet_collab.data.patient_folds import patient_folds
 from nnunet_collab.data.preprocess_unlabeled_command import find_dataset, read_object
-from nnunet_collab.data.raw_target import SPLIT_FILE, Split
+from nnunet_collab.data.raw_target import SPLIT_FILE, Split, holds_split
 
 _FOLDS = 5
 
@@ -158,7 +158,7 @@ def _write(split: Split, folders: tuple[Path, Path], *, overwrite: bool) -> None
     places = [preprocessed] if preprocessed.parent.is_dir() else []
     if raw.is_file() or not places:  # the planner copies it to the preprocessed dataset
         places.append(raw)
-    others = [place for place in places if place.is_file() and not _holds(place, split)]
+    others = [place for place in places if place.is_file() and not holds_split(place, split)]
     if others and not overwrite:
         raise CollabError(
             f"{others[0]}: there is another split. --overwrite replaces it and keeps it beside as "
@@ -171,13 +171,6 @@ def _write(split: Split, folders: tuple[Path, Path], *, overwrite: bool) -> None
     for place in places:
         write_json(place, split)
         print(f"wrote   {place}")
-
-
-def _holds(path: Path, split: Split) -> bool:
-    try:
-        return bool(json.loads(path.read_text(encoding="utf-8")) == split)
-    except ValueError:  # not JSON: certainly not this split
-        return False
 
 
 def _backup(path: Path) -> Path:
