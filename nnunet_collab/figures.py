@@ -176,6 +176,8 @@ def _style() -> dict[str, Any]:
     ink = {name: "black" for name in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")}
     ground = {name: "white" for name in ("figure.facecolor", "axes.facecolor", "savefig.facecolor")}
     sizes = {"font.size": 11, "axes.titlesize": 12, "axes.labelsize": 11, "legend.fontsize": 10}
+    # nnU-Net draws its own figure in the same process with seaborn, which enlarges these for all that follow.
+    sizes |= {"xtick.labelsize": 10, "ytick.labelsize": 10}
     return {**ink, **ground, **sizes, "font.family": "sans-serif"}
 
 

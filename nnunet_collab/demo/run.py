@@ -78,9 +78,8 @@ def run_demo(folder: Path, *, method: str, device: str, overwrite: bool) -> None
     # The two ways to combine the students look alike; the figure shows one.
     drawn = {name: path for name, path in predictions.items() if name != "both"}
     titles = _titles(chosen)
-    _draw_overlays(
-        folder, raw, {titles[name]: path for name, path in drawn.items()}, {titles[n]: f for n, f in frames.items()}
-    )
+    short = {name: title.removesuffix(" student").removeprefix("nnUNetv2_") for name, title in titles.items()}
+    _draw_overlays(folder, raw, {short[n]: path for n, path in drawn.items()}, {short[n]: f for n, f in frames.items()})
     fold = paths["nnUNet_results"] / DATASET / f"{training.trainer}__{PLANS}__{CONFIGURATION}" / "fold_0"
     learning_curves_figure(json.loads((fold / "curves.json").read_text()), folder / "learning_curves.png")
     _print_table({titles[name]: frame for name, frame in frames.items()}, TEST_CASES)
