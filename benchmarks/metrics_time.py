@@ -4,7 +4,7 @@ Each volume holds eight lumpy organs; the prediction is the truth with a rough b
 far away, which a distance transform of the organs' boxes would pay for. Reading, checking and measuring are all timed.
 
     python benchmarks/metrics_time.py                      # one volume of 512 x 512 x 150 in one process
-    python benchmarks/metrics_time.py --cases 2 --np 2     # one per core
+    python benchmarks/metrics_time.py --cases 2 -np 2     # one per core
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=3, default=(150, 512, 512), help="z, y, x")
     parser.add_argument("--cases", type=int, default=1)
-    parser.add_argument("--np", type=int, default=1, help="worker processes")
+    parser.add_argument("-np", type=int, default=1, help="worker processes")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         truth, predicted = Path(name, "truth"), Path(name, "predicted")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -103,16 +103,31 @@ def validate_split(splits: list[dict[str, list[str]]], cases: Collection[str], p
         roles = {role: fold.get(role, []) for role in ROLES}
         if unknown := sorted({case for names in roles.values() for case in names} - set(cases)):
             raise CollabError(f"{where}: it must name cases of the dataset; there is no {listed(unknown)}. {mend}")
-        for what, key in (("case", str), ("patient", patient_of)):
-            role_of: dict[str, str] = {}
-            for role, names in roles.items():
-                for case in names:
-                    name = key(case)
-                    if role_of.setdefault(name, role) != role:
-                        raise CollabError(
-                            f"{where}: a {what} must have one role; {what} {name} is in {role_of[name]} and in {role}. "
-                            f"{mend}"
-                        )
+        check_roles(where, roles, patient_of, mend)
+
+
+def check_roles(where: str, roles: Mapping[str, Sequence[str]], patient_of: PatientOf, mend: str) -> None:
+    """Refuse a case or a patient with two roles.
+
+    Args:
+        where: Of the split, for the message.
+        roles: Role -> cases.
+        patient_of: Case -> patient.
+        mend: What to do about it.
+
+    Raises:
+        CollabError: Naming case or patient and both roles.
+    """
+    for what, key in (("case", str), ("patient", patient_of)):
+        role_of: dict[str, str] = {}
+        for role, names in roles.items():
+            for case in names:
+                name = key(case)
+                if role_of.setdefault(name, role) != role:
+                    raise CollabError(
+                        f"{where}: a {what} must have one role; {what} {name} is in {role_of[name]} and in {role}. "
+                        f"{mend}"
+                    )
 
 
 def with_few_labels(folds: Split, patient_of: PatientOf, labeled: int | Fraction, seed: int) -> Split:

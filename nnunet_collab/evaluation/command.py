@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset-json", type=Path, help="names the classes (default: found beside the predictions or the labels)"
     )
-    parser.add_argument("--np", type=int, default=2, help="worker processes (default: 2)")
+    parser.add_argument("-np", type=int, default=2, metavar="N", help="worker processes (default: 2)")
     parser.add_argument(
         "--allow-missing", action="store_true", help="leave out predictions or labels that have no partner"
     )

@@ -79,7 +79,7 @@ def evaluate_folders(
     import pandas as pd
 
     if processes < 1:
-        raise CollabError(f"evaluate: the number of processes must be at least 1; got {processes}. Set it with --np.")
+        raise CollabError(f"evaluate: the number of processes must be at least 1; got {processes}. Set it with -np.")
     plan = plan_evaluation(predictions, labels, dataset_json=dataset_json)
     problems = [] if allow_missing else _unpaired(plan)
     with workers(min(processes, len(plan.cases)), progress) as run:
@@ -184,7 +184,7 @@ def workers(processes: int, progress: bool) -> Iterator[Callable[..., list[Any]]
         yield run
     except BrokenProcessPool as error:
         raise CollabError(
-            "evaluate: worker processes must live to the end; one died, most often because memory ran out. Use --np 1. "
+            "evaluate: worker processes must live to the end; one died, most often because memory ran out. Use -np 1. "
             '(A script that calls evaluate_folders must do so under `if __name__ == "__main__":`.)'
         ) from error
     finally:

@@ -72,7 +72,7 @@ def check_fold(splits: Path, fold: int | str) -> None:
 
     Raises:
         CollabError: If the split has unlabelled cases, and the fold is `all` (every case of the dataset) or none of its
-            folds (nnU-Net then splits all cases at random), or one of its own cases has two roles.
+            folds (nnU-Net then splits all cases at random).
     """
     if not splits.is_file():
         return
@@ -84,14 +84,6 @@ def check_fold(splits: Path, fold: int | str) -> None:
             f"{splits}: declares cases unlabelled, and nnU-Net would use their labels in fold {fold}. Train one of the "
             f"folds 0 to {len(folds) - 1}, or make a dataset without those labels: nnunet_collab split --to."
         )
-    roles = folds[int(fold)]
-    for role in ("train", "val"):
-        both = sorted({*roles[role]} & {*roles.get("unlabeled", [])})
-        if both:
-            raise CollabError(
-                f"{splits}: a case has one role in a fold; in fold {fold} these are in {role} and in unlabeled: "
-                f"{', '.join(both[:5])}. Write the split again: nnunet_collab split."
-            )
 
 
 def check_other_folds(fold: Path, plans: dict[str, Any], configuration: str) -> None:

@@ -109,8 +109,7 @@ class SemiSupervisedTrainer(CollabTrainer):
         unlabeled = self.unlabeled_dataset(data)
         self.print_to_log_file(
             f"each batch on this process: {self.labeled_per_batch} labelled samples of {len(data.identifiers)} cases "
-            f"and "
-            f"{self.unlabeled_per_batch} unlabelled ones of {len(unlabeled.identifiers)}"
+            f"and {self.unlabeled_per_batch} unlabelled ones of {len(unlabeled.identifiers)}"
         )
         crops = RandomCrops(
             unlabeled,
@@ -148,11 +147,10 @@ class SemiSupervisedTrainer(CollabTrainer):
         if not folders and not scribbles:
             raise CollabError(
                 f"{self.trainer_name}: learns from unlabelled images, too, and found none: {raw / 'imagesUn'} has no "
-                f"image, "
-                f"{splits} declares no case unlabelled in fold {self.fold}. Put images into imagesUn and run "
-                f"nnunet_collab "
-                f"preprocess_unlabeled, or declare cases unlabelled with nnunet_collab split."
+                f"image, {splits} declares no case unlabelled in fold {self.fold}. Put images into imagesUn and run "
+                f"nnunet_collab preprocess_unlabeled, or declare cases unlabelled with nnunet_collab split."
             )
+        self.case_roles.note("unlabeled", folders)
         return UnlabeledDataset(
             folders,
             partially_labeled=labeled if scribbles else None,
@@ -225,8 +223,7 @@ class SemiSupervisedTrainer(CollabTrainer):
             if only is not None:
                 self.print_to_log_file(
                     f"WARNING: in this epoch all used pseudo labels for {student} were {only}: the unlabelled images "
-                    f"teach "
-                    f"nothing else. Early in a training this is common; if it stays, train longer before they count "
+                    f"teach nothing else. Early in a training this is common; if it stays, train longer before they count "
                     f"(a slower ramp, a higher threshold) or with more labelled samples per batch."
                 )
 

@@ -30,6 +30,7 @@ from nnunet_collab.data.augmentation import flips_and_rotations_only, without_ti
 from nnunet_collab.data.loaders import BatchSource, in_background
 from nnunet_collab.networks.group import StudentGroup
 from nnunet_collab.training import distributed, planning
+from nnunet_collab.training.case_roles import CaseRoles, check_patients
 from nnunet_collab.training.compilation import compile_students
 from nnunet_collab.training.curves import Curves
 from nnunet_collab.training.guard import NonFiniteGuard
@@ -91,6 +92,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.iteration = 0  # of the whole run; it drives every schedule and every seed
         self.guard = NonFiniteGuard(settings.max_bad_steps, self.print_to_log_file)
         self.curves = Curves(self.logger)
+        self.case_roles = CaseRoles()
         self._resume_states: dict[str, Any] | None = None
         if self.is_ddp:
             self.device, self.grad_scaler = distributed.local_device(device, self.grad_scaler)
@@ -202,12 +204,23 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     # ---------------------------------------------------------------- data
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split; in a distributed run the first process alone creates the file."""
+        """nnU-Net's split; in a distributed run the first process alone creates the file.
+
+        Raises:
+            CollabError: If a patient has two roles, or a continued run began with other cases.
+        """
         if self.is_ddp and self.local_rank != 0:
             dist.barrier()
         split: tuple[list[str], list[str]] = super().do_split()
         if self.is_ddp and self.local_rank == 0:
             dist.barrier()
+        roles = dict(zip(("train", "val"), map(list, split), strict=True))
+        if self.fold != "all":  # there nnU-Net validates on the training cases
+            splits = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+            unlabeled = planning.unlabeled_in_split(splits, self.fold)
+            check_patients(f"{splits}, fold {self.fold}", {**roles, "unlabeled": unlabeled}, self.dataset_json)
+        for role, cases in roles.items():
+            self.case_roles.note(role, cases)
         return split
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
@@ -457,6 +470,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
                     "weights_from": {student.name: student.origin for student in self.group},
                     "trained_weights": self._trained_weights(),
                     "method": self.method_state(),
+                    "cases": self.case_roles.cases,
                 },
             },
         )
@@ -493,6 +507,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         ours = checkpoint[checkpoints.KEY]
         self.group.load_state_dict(ours["trained_weights"] or checkpoint["network_weights"])
         self.load_method_state(ours["method"])
+        self.case_roles.cases = ours["cases"]
         self.optimizers.load_state_dict(checkpoint["optimizer_state"])
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])

@@ -114,7 +114,7 @@ def test_regions_and_the_ignore_label_agree_with_nnunet(tmp_path):
 
 def test_two_spawned_processes_give_the_same_table_and_a_dead_one_is_told_as_such(folders):
     pd.testing.assert_frame_equal(evaluate(folders, processes=2), evaluate(folders))
-    with pytest.raises(CollabError, match=r"one died, most often because memory ran out\. Use --np 1"):  # noqa: SIM117
+    with pytest.raises(CollabError, match=r"one died, most often because memory ran out\. Use -np 1"):  # noqa: SIM117
         with workers(2, progress=False) as run:
             run("dying", os._exit, [1, 1])
 
@@ -194,7 +194,7 @@ def test_colours_a_predicted_ignore_label_and_long_lists(tmp_path):
 def run_command(*arguments):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    return command.run(parser.parse_args([*map(str, arguments), "--np", "1"]))
+    return command.run(parser.parse_args([*map(str, arguments), "-np", "1"]))
 
 
 def test_command_prints_a_page_and_writes_a_tidy_csv(folders, tmp_path, capsys):

@@ -151,7 +151,7 @@ def report(*arguments):
     """Run the command; the folder of the report."""
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    args = parser.parse_args([*map(str, arguments), "--np", "1"])
+    args = parser.parse_args([*map(str, arguments), "-np", "1"])
     assert command.run(args) == 0
     return args.output
 

@@ -1,0 +1,55 @@
+"""Who is labelled, unlabelled and validated on in a training: checked at its start, and the same when it continues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.data.few_labels import check_roles, listed, patient_lookup
+
+
+class CaseRoles:
+    """Names of the cases of a run by role; part of its checkpoints.
+
+    Attributes:
+        cases: Role -> sorted names.
+    """
+
+    def __init__(self) -> None:
+        self.cases: dict[str, list[str]] = {}
+
+    def note(self, role: str, names: Iterable[str]) -> None:
+        """Remember who has a role, or compare with whom the run began.
+
+        A label seen before an interruption would otherwise be of a validation case after it, without a word.
+
+        Raises:
+            CollabError: If the run began with other cases.
+        """
+        now = sorted(names)
+        before = self.cases.setdefault(role, now)
+        if now != before:
+            gone, new = (sorted({*a} - {*b}) for a, b in ((before, now), (now, before)))
+            changes = [f"{what}: {listed(cases)}" for what, cases in (("not there now", gone), ("new", new)) if cases]
+            raise CollabError(
+                f"cases of role {role!r}: a training is continued and validated with the cases it began with; "
+                f"{'; '.join(changes)}. Restore splits_final.json and the images (nnunet_collab split keeps the former "
+                f"split beside the new one), or start a new training under another run_name."
+            )
+
+
+def check_patients(where: str, roles: Mapping[str, list[str]], dataset_json: Mapping[str, Any]) -> None:
+    """Raise if a case, or a patient as far as the dataset tells them apart, has two roles.
+
+    Args:
+        where: Of the split, for the message.
+        roles: Role -> cases.
+        dataset_json: Of the dataset; `patient_pattern` finds the patient in a case's name.
+
+    Raises:
+        CollabError: Naming case or patient and the roles.
+    """
+    cases = [case for names in roles.values() for case in names]
+    patient_of = patient_lookup(dataset_json.get("patient_pattern"), cases)
+    check_roles(where, roles, patient_of, "Write the split again: nnunet_collab split.")
