@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnunet_collab.data.convert_command import run_alone
+from nnunet_collab.data.labeled_protocol import PublishedOrder
 from nnunet_collab.data.patient_folds import held_out
 from nnunet_collab.data.raw_dataset import DatasetInfo, RawDataset, write_raw_dataset
 from nnunet_collab.data.raw_target import Target
@@ -39,6 +40,27 @@ OPTIONS = {
 
 SEQUENCES = {"flair": "FLAIR", "t1": "T1", "t1ce": "T1ce", "t2": "T2"}
 PUBLISHED = {"train": 250, "validation": 25, "test": 60}
+# The lists of SSL4MIS name 335 patients; those that are not here are trained on. Without "BraTS19_" before each.
+SSL4MIS_TEST = """
+TCIA02_309 CBICA_AYA CBICA_AYG CBICA_ANV CBICA_BAN TCIA10_408 TCIA01_448 TCIA10_261 CBICA_ALU CBICA_AWH
+TCIA10_420 2013_11 TCIA01_460 TCIA10_639 TCIA10_130 TCIA09_254 CBICA_BLJ TCIA01_390 2013_19 CBICA_BDK
+TCIA13_630 TCIA02_430 TCIA06_165 CBICA_AOS CBICA_AZH CBICA_BGX TCIA02_455 TCIA10_330 TMC_12866 TCIA02_321
+TCIA03_257 CBICA_AWI CBICA_AQZ TCIA10_152 TMC_27374 TCIA01_378 TCIA08_218 CBICA_ASY TCIA02_168 CBICA_BJY
+2013_18 TCIA03_121 CBICA_BIC TCIA03_133 TCIA02_171 TMC_06290 TCIA10_175 CBICA_BGR TCIA10_276 TCIA09_402
+TCIA10_442 CBICA_AUN 2013_20 TCIA10_490 TCIA06_409 TMC_21360 CBICA_AQQ TCIA10_307 TCIA04_437 CBICA_AQR
+"""
+SSL4MIS_VALIDATION = """
+CBICA_AAP TCIA10_282 TCIA01_147 TCIA13_615 CBICA_AQA TCIA08_205 TCIA09_177 TCIA02_208 CBICA_AQN 2013_16
+CBICA_BHQ TCIA02_135 CBICA_AVB TCIA10_644 CBICA_BKV TMC_15477 2013_1 CBICA_ARW TMC_11964 TCIA09_312
+TCIA06_184 TMC_30014 TCIA10_103 CBICA_AOC CBICA_ABO
+"""
+SSL4MIS_FIRST = """
+TCIA02_370 CBICA_ASA TCIA12_470 2013_8 TCIA01_429 TCIA08_234 TCIA10_266 TCIA13_633 TCIA03_199 TCIA10_629
+CBICA_ATB CBICA_BCL TCIA08_469 TCIA04_343 CBICA_AOO CBICA_ASF TCIA13_618 CBICA_AVG TCIA09_255 TCIA08_280
+2013_9 TCIA10_202 TCIA04_149 CBICA_AZD TCIA01_131 CBICA_BHZ TCIA02_179 CBICA_BEM TCIA02_300 CBICA_ARF
+CBICA_ABY TCIA02_608 2013_17 CBICA_BHV TCIA02_117 TCIA12_249 TCIA08_162 TCIA03_498 TCIA01_235 2013_15
+CBICA_AOP CBICA_AUA CBICA_AAB CBICA_BFB TCIA09_451 TCIA02_322 CBICA_ATV CBICA_BCF CBICA_AQJ CBICA_AVV
+"""
 GRADES = ("HGG", "LGG")
 INFO = DatasetInfo(
     channel_names={},
@@ -86,7 +108,7 @@ def convert(source: Path, target: Target, modalities: str = "flair", task: str =
                 cases.append(case)
                 groups[INFO.patient_of(case.name)] = grade
     refuse_nothing_found(cases, problems, root / "HGG", "one folder per patient, BraTS19_2013_10_1 and so on")
-    roles = held_out(groups, PUBLISHED, groups=groups)
+    roles, split, order = _roles(groups)
     info, rules = _whole_tumor() if task == "whole" else _regions()
     dataset = RawDataset(
         replace(info, channel_names={str(number): SEQUENCES[name] for number, name in enumerate(sequences)}),
@@ -96,12 +118,33 @@ def convert(source: Path, target: Target, modalities: str = "flair", task: str =
         groups=groups,
         problems=problems,
         validation=roles["validation"],
-        split=(
-            "Drawn at random with a fixed seed, balanced over HGG and LGG: 250 training, 25 validation and 60 test "
-            "patients of 335 as in the papers, whose lists of names are not used."
-        ),
+        split=split,
+        order=order,
     )
     return write_raw_dataset(dataset, target)
+
+
+def _roles(groups: dict[str, str]) -> tuple[dict[str, list[str]], str, PublishedOrder | None]:
+    """Test and validation patients, how they were chosen, and the order that few-label protocols follow.
+
+    Args:
+        groups: Patient -> HGG or LGG.
+    """
+    test, validation, first = (
+        [f"BraTS19_{name}" for name in names.split()] for names in (SSL4MIS_TEST, SSL4MIS_VALIDATION, SSL4MIS_FIRST)
+    )
+    if len(groups) == sum(PUBLISHED.values()) and groups.keys() >= {*test, *validation, *first}:
+        order = PublishedOrder(first, "the list train of SSL4MIS", PUBLISHED["train"])
+        return (
+            {"test": test, "validation": validation},
+            "The lists of SSL4MIS: 250, 25 and 60 patients, by name.",
+            order,
+        )
+    how = (
+        "Drawn at random with a fixed seed, balanced over HGG and LGG, in the proportions of the public lists (250 "
+        "training, 25 validation, 60 test patients), which need all 335 patients."
+    )
+    return held_out(groups, PUBLISHED, groups=groups), how, None
 
 
 def _case(folder: Path, sequences: list[str], problems: list[str]) -> Case | None:

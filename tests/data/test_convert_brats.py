@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from converting import (
 from mini_brats import AFFINE, ALL, PATIENTS, SEQUENCES, voxels, write_brats
 from mini_la import write_volume
 from raw_source import set_folders
+
+from nnunet_collab.data.convert_command import conversion_folder
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +116,32 @@ def test_wrong_folder(tmp_path, raw):
     assert "it must hold one folder per patient, BraTS19_2013_10_1 and so on; there is none" in refusal(
         raw, "brats", tmp_path
     )
+
+
+def test_all_335_patients_take_the_roles_of_the_public_lists(tmp_path, raw):
+    brats = runpy.run_path(str(conversion_folder() / "brats.py"))
+    lists = {
+        name: [f"BraTS19_{word}" for word in brats[f"SSL4MIS_{name}"].split()]
+        for name in ("TEST", "VALIDATION", "FIRST")
+    }
+    named = [patient for patients in lists.values() for patient in patients]
+    assert [len(patients) for patients in lists.values()] == [60, 25, 50]
+    assert len(set(named)) == 135  # nobody has two roles
+    everyone = named + [f"BraTS19_2099_{number}" for number in range(200)]
+    for patient in everyone:
+        folder = tmp_path / "all" / ("HGG" if hash_of(patient) % 4 else "LGG") / f"{patient}_1"
+        for name in ("flair", "seg"):
+            write_volume(folder / f"{folder.name}_{name}.nii.gz", np.array([[[0, 1]]], np.uint8), AFFINE)
+    convert("brats", tmp_path / "all", "--labeled", "25")
+    folder = raw / "Dataset027_BraTS2019"
+    assert names(folder / "imagesTs") == sorted(f"{patient}_1" for patient in lists["TEST"])
+    (fold,) = splits(folder)
+    assert fold["val"] == sorted(f"{patient}_1" for patient in lists["VALIDATION"])
+    assert fold["train"] == sorted(f"{patient}_1" for patient in lists["FIRST"][:25])
+    assert len(names(folder / "imagesUn")) == 225
+    assert facts(folder)["split"] == "The lists of SSL4MIS: 250, 25 and 60 patients, by name."
+    assert "the first 25 of the list train of SSL4MIS" in str(facts(folder))
+
+
+def hash_of(name: str) -> int:
+    return sum(name.encode())
