@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier report in that folder")
     parser.add_argument("-l", "--labels", type=Path, help="labels of the predictions (default: found)")
     parser.add_argument("-i", "--images", type=Path, help="images of the predictions (default: found)")
-    parser.add_argument("-np", type=int, default=2, metavar="N", help="worker processes for what must be measured (default: 2)")
+    parser.add_argument(
+        "-np", type=int, default=2, metavar="N", help="worker processes for what must be measured (default: 2)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
