@@ -11,10 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from nnunet_collab import figures as module
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.demo.phantom import make_case
-from nnunet_collab.figures import OverlayRow, largest_slice, learning_curves_figure, overlay_figure
+from nnunet_collab.figures.learning_curves import learning_curves_figure
+from nnunet_collab.figures.overlays import OverlayRow, largest_slice, overlay_figure
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +170,25 @@ def test_curves_show_the_values(tmp_path, saved):
     assert dice.get_ylim()[0] == 0
 
 
+@pytest.mark.parametrize("n_epochs", [5, 120])
+def test_variables_of_a_method_have_a_panel_per_group_and_pseudo_labels_a_colour_per_source(n_epochs, tmp_path, saved):
+    given = curves(n_epochs, agreement=False)
+    values = [list(np.linspace(0, k, n_epochs)) for k in range(8)]
+    given["pseudo_labels"] = {"CNN before/share used": values[0], "CNN after/share used": values[1]}
+    given["variables"] = {"mu": values[2], "kkt/primal": values[3], "kkt/dual": values[4], "size/1": values[5]}
+    learning_curves_figure(given, tmp_path / "a.png")
+    axes = saved[-1].axes
+    titles = ["Pseudo Dice", "Loss terms", "Pseudo labels", "mu", "kkt", "size"]
+    assert [a.get_title() for a in axes] == titles
+    per_curve = 1 if n_epochs == 5 else 2
+    shown = [line.get_ydata() for a in axes[3:] for line in a.get_lines()][::per_curve]
+    assert np.array_equal(shown, values[2:6])
+    assert [t.get_text() for t in axes[4].get_legend().get_texts()] == ["primal", "dual"]
+    assert [t.get_text() for t in axes[2].get_legend().get_texts()] == ["CNN before", "CNN after", "share used"]
+    assert len({line.get_color() for line in axes[2].get_lines()}) == 2
+    assert axes[3].get_legend() is None  # its title says it
+
+
 def test_long_curves_are_smoothed_around_each_epoch_and_gaps_stay_gaps(tmp_path, saved):
     given = curves(120)
     values = np.random.default_rng(0).random(120)
@@ -227,7 +246,7 @@ def test_an_interrupted_write_leaves_the_old_figure_and_nothing_else(tmp_path, m
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(module.Figure, "savefig", half)
+    monkeypatch.setattr(Figure, "savefig", half)
     with pytest.raises(OSError, match="no space left"):
         learning_curves_figure(curves(), out)
     assert out.read_bytes() == b"old"

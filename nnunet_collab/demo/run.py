@@ -16,7 +16,8 @@ from nnunet_collab.demo.phantom import write_dataset
 from nnunet_collab.demo.workspace import Commands, chosen_device, environment, make_room
 from nnunet_collab.evaluation.folders import evaluate_folders
 from nnunet_collab.evaluation.metrics import summarise
-from nnunet_collab.figures import OverlayRow, largest_slice, learning_curves_figure, overlay_figure
+from nnunet_collab.figures.learning_curves import learning_curves_figure
+from nnunet_collab.figures.overlays import OverlayRow, largest_slice, overlay_figure
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -287,8 +287,7 @@ class LDCTrainer(TeacherTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log multipliers, distances from the KKT conditions, and sizes."""
         super().on_train_epoch_end(train_outputs)
-        for key, value in self.constraints.curves().items():
-            self.curves.log(key, value, self.current_epoch)
+        self.curves.log_variables(self.constraints.curves(), self.current_epoch)
 
     def method_state(self) -> dict[str, Any]:
         """Multipliers and running means, too."""

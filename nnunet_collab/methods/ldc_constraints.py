@@ -107,10 +107,11 @@ class Constraints:
 
     def curves(self) -> dict[str, float]:
         """What is logged: multipliers, distances from the KKT conditions, and the sizes that are asked for."""
-        found = {f"multiplier/{name}": value for name, value in self.multipliers.as_plain().items()}
-        found |= {f"kkt/{name}": value for name, value in self.multipliers.kkt().items()}
+        found = {f"multipliers/{name}": value for name, value in self.multipliers.as_plain().items()}
+        found |= {f"distance from KKT/{name}": value for name, value in self.multipliers.kkt().items()}
         if self.recipe.constraint == "size_bands" and self.settings.size_source == "labeled":
-            found |= {f"size/{k + self.first}": size for k, size in enumerate(self.sizes.value.tolist())}
+            sizes = enumerate(self.sizes.value.tolist(), self.first)
+            found |= {f"sizes asked for/class {number}": size for number, size in sizes}
         return found
 
     def state_dict(self) -> dict[str, Any]:

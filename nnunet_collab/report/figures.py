@@ -151,13 +151,16 @@ def pseudo_label_curves(section: Section) -> list[Picture]:
 
 
 def _curves_of(method: Method) -> dict[str, list[float]]:
-    """Curves of the method's student by panel; of an ensemble, the mean of its students'."""
+    """Curves of the method's student by panel; of an ensemble, the mean of its students'.
+
+    Of pseudo labels that are rectified, which are known as "before" and "after", those after it.
+    """
     result = method.results[0]
     curves: Mapping[str, Any] = next((fold.curves for fold in result.folds if fold.curves), {})
     student = result.source.record.get("student")
 
     def mean_of(family: Mapping[str, Sequence[float]], quantity: str) -> list[float] | None:
-        wanted = [v for k, v in family.items() if re.fullmatch(f"{student or '[^/]+'}{quantity}", k)]
+        wanted = [v for k, v in family.items() if re.fullmatch(f"{student or '[^/ ]+'}(?: after)?{quantity}", k)]
         return nanmean(np.array(wanted, dtype=float), axis=0).tolist() if wanted else None
 
     found: dict[str, list[float] | None] = {

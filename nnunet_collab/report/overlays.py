@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from nnunet_collab.evaluation.folders import Plan, plan_evaluation, read_segmentation
-from nnunet_collab.figures import OverlayRow, largest_slice, overlay_figure
+from nnunet_collab.figures.overlays import OverlayRow, largest_slice, overlay_figure
 from nnunet_collab.report.collect import Section
 from nnunet_collab.report.figures import Picture
 from nnunet_collab.report.frames import nanmean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from nnunet_collab.core.distributed import world_size
 from nnunet_collab.core.files import write_json
-from nnunet_collab.figures import learning_curves_figure
+from nnunet_collab.figures.learning_curves import learning_curves_figure
 
 # What is drawn of the pseudo labels; the shares of the classes are in the log only.
 PSEUDO_LABELS = {"pseudo_used": "share used", "pseudo_entropy": "entropy", "pseudo_quality": "Dice of those used"}
@@ -36,6 +37,11 @@ class Curves:
         """Append the value of this epoch; once per key and epoch."""
         self.values.setdefault(key, [])
         self.logger.log(key, value, epoch)
+
+    def log_variables(self, values: Mapping[str, float], epoch: int) -> None:
+        """Append what a method learns beside the networks, by name; `group/name` is drawn with its group."""
+        for name, value in values.items():
+            self.log(f"variable/{name}", value, epoch)
 
     def family(self, prefix: str) -> dict[str, list[float]]:
         """Curves whose key is `prefix/...`, by what follows."""
@@ -81,6 +87,7 @@ class Curves:
             "losses": {name: values[:epochs] for name, values in losses.items()},
             "agreement": None if agreement is None else agreement[:epochs],
             "pseudo_labels": {name: values[:epochs] for name, values in of_pseudo_labels.items()},
+            "variables": {name: values[:epochs] for name, values in self.family("variable").items()},
             "seconds_per_epoch": [round(end - start, 3) for start, end in times],
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
             "processes": world_size(),

@@ -223,8 +223,8 @@ class SemiSupervisedTrainer(CollabTrainer):
             if only is not None:
                 self.print_to_log_file(
                     f"WARNING: in this epoch all used pseudo labels for {student} were {only}: the unlabelled images "
-                    f"teach nothing else. Early in a training this is common; if it stays, train longer before they count "
-                    f"(a slower ramp, a higher threshold) or with more labelled samples per batch."
+                    f"teach nothing else. Early in a training this is common; if it stays, train longer before they "
+                    f"count (a slower ramp, a higher threshold) or with more labelled samples per batch."
                 )
 
     def validation_counts(self, image: Tensor, outputs: dict[str, StudentOutput], truth: Truth) -> dict[str, Any]:

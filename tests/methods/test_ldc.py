@@ -307,10 +307,10 @@ def test_curves_name_multipliers_residuals_and_sizes(make):
     trainer.on_train_epoch_end(outputs)
     logged = {key: found[-1] for key, found in trainer.curves.values.items() if found}
     for name, value in values(trainer).items():
-        assert logged[f"multiplier/{name}"] == value
+        assert logged[f"variable/multipliers/{name}"] == value
     for name, value in trainer.constraints.multipliers.kkt().items():
-        assert logged[f"kkt/{name}"] == value
-    assert logged["size/1"] == pytest.approx(float(trainer.constraints.sizes.value[0]))
+        assert logged[f"variable/distance from KKT/{name}"] == value
+    assert logged["variable/sizes asked for/class 1"] == pytest.approx(float(trainer.constraints.sizes.value[0]))
 
 
 # ---------------------------------------------------------------- parts

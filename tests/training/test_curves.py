@@ -84,6 +84,7 @@ def test_numbers_and_figure_are_written_after_every_epoch(curves, tmp_path, agre
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 12345)
     for epoch in range(2):
         fill(curves, epoch, agreement=agreement)
+        curves.log_variables({"mu": 0.5, "kkt/dual": 0.0}, epoch)
         curves.write(tmp_path)
         assert json.loads((tmp_path / "curves.json").read_text()) == {
             "epochs": list(range(epoch + 1)),
@@ -91,6 +92,7 @@ def test_numbers_and_figure_are_written_after_every_epoch(curves, tmp_path, agre
             "losses": {"CNN/supervised": [1.0] * (epoch + 1), "Transformer/rlcl": [0.25] * (epoch + 1)},
             "agreement": [0.9] * (epoch + 1) if agreement else None,
             "pseudo_labels": {},
+            "variables": {"mu": [0.5] * (epoch + 1), "kkt/dual": [0.0] * (epoch + 1)},
             "seconds_per_epoch": [3.25] * (epoch + 1),
             "peak_memory_bytes": 12345,
             "processes": 1,

@@ -1,0 +1,1 @@
+"""Figures for people: predictions drawn over images, and the curves of a training."""

@@ -1,0 +1,164 @@
+"""The curves of one training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from nnunet_collab.figures.style import save, style
+
+_STUDENT_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (10, 2)), (0, (2, 3)))
+_GREY = "#555555"
+_IN_A_ROW = 4
+_LEGEND: Mapping[str, Any] = {"fontsize": 9, "framealpha": 0.7, "edgecolor": "none"}  # curves shine through
+
+
+def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
+    """Draw how a training went: pseudo Dice, loss terms, and what else was measured.
+
+    Args:
+        curves: `epochs`: their numbers, at least one. `pseudo_dice`: student -> values in [0, 1]. `losses`:
+            `student/term` -> values. `agreement`, of the students: values in [0, 1], or None. `pseudo_labels`:
+            `student/quantity` -> values in [0, 1], or none of them. `variables` that a method learns beside the
+            networks: `name` or `group/name` -> values, or none of them. Every list is as long as `epochs`; NaN leaves a
+            gap. Losses are on a log scale if none is negative and they span more than a factor of 50.
+        out: The file, .png (at least 1200 pixels wide), .pdf or .svg; its folder is made, an old file is replaced.
+
+    Raises:
+        CollabError: If the format is unknown.
+        ValueError: If an entry is missing or a list has another length than `epochs`.
+    """
+    _check_curves(curves)
+    epochs, agreement = curves["epochs"], curves.get("agreement")
+    split = {name: name.rpartition("/")[::2] for name in curves["losses"]}  # student, term
+    students = dict.fromkeys([*curves["pseudo_dice"], *(student for student, _ in split.values() if student)])
+    colours = {name: _STUDENT_COLOURS[i % len(_STUDENT_COLOURS)] for i, name in enumerate(students)}
+    dashes = _dashes(term for _, term in split.values())
+    pseudo_labels, groups = curves.get("pseudo_labels") or {}, _grouped(curves.get("variables") or {})
+    count = 2 + (agreement is not None) + bool(pseudo_labels) + len(groups)
+    rows = -(-count // _IN_A_ROW)
+    with matplotlib.rc_context(style()):
+        figure = Figure(figsize=(12.0, 4.3 * rows), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
+        grid = figure.subplots(rows, min(count, _IN_A_ROW), squeeze=False).ravel()
+        panels = grid[:count]
+        for axes in grid[count:]:
+            axes.remove()
+        for name, values in curves["pseudo_dice"].items():
+            _draw_curve(panels[0], epochs, values, colours[name], "-")
+        panels[0].set(title="Pseudo Dice", ylabel="mean over classes, 0 to 1", ylim=(0, 1.02))
+        for name, (student, term) in split.items():
+            _draw_curve(panels[1], epochs, curves["losses"][name], colours.get(student, _GREY), dashes[term])
+        panels[1].set(title="Loss terms", ylabel="loss, no unit")
+        if (lowest := _lowest_on_log_scale(curves["losses"])) is not None:
+            panels[1].set_yscale("log", nonpositive="mask")
+            panels[1].set(ylabel="loss, no unit, log scale", ylim=(lowest, None))
+        if agreement is not None:
+            _draw_curve(panels[2], epochs, agreement, _GREY, "-")
+            least = np.floor(10 * np.nanmin([*agreement, 0.9])) / 10
+            panels[2].set(
+                title="Agreement between students", ylabel="Dice of their predictions, 0 to 1", ylim=(least, 1.005)
+            )
+        if pseudo_labels:
+            _draw_pseudo_labels(panels[count - len(groups) - 1], epochs, pseudo_labels, colours)
+        for axes, (group, variables) in zip(panels[count - len(groups) :], groups.items(), strict=True):
+            _draw_variables(axes, epochs, group, variables)
+        for axes in panels:
+            axes.set(xlabel="epoch", xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+            axes.grid(color="#E3E3E3", linewidth=0.8)
+            axes.spines[["top", "right"]].set_visible(False)
+        handles = [Line2D([], [], color=colour, linewidth=4) for colour in colours.values()]
+        handles += [Line2D([], [], color=_GREY, linewidth=1.8, linestyle=dash) for dash in dashes.values()]
+        names = [*colours, *dashes]
+        if _smoothed_over(epochs) > 1:
+            handles.append(Line2D([], [], color=_GREY, linewidth=0.7))
+            names.append(f"every epoch (thick: mean of {_smoothed_over(epochs)})")
+        figure.legend(handles, names, loc="outside lower center", ncols=6, frameon=False, handlelength=3)
+        save(figure, out)
+
+
+def _dashes(names: Iterable[str]) -> dict[str, Any]:
+    return {name: _DASHES[i % len(_DASHES)] for i, name in enumerate(dict.fromkeys(names))}
+
+
+def _draw_pseudo_labels(
+    axes: Axes, epochs: Sequence[float], curves: Mapping[str, Sequence[float]], colours: Mapping[str, str]
+) -> None:
+    """Share used, entropy and quality; a legend of its own, because its dashes mean other things than the losses'."""
+    split = {name: name.rpartition("/")[::2] for name in curves}  # whose, quantity
+    dashes = _dashes(quantity for _, quantity in split.values())
+    # Those that are no student's, such as a teacher's before and after rectification.
+    others = [whose for whose in dict.fromkeys(whose for whose, _ in split.values()) if whose not in colours]
+    further = {whose: _STUDENT_COLOURS[-1 - i % len(_STUDENT_COLOURS)] for i, whose in enumerate(others)}
+    for name, (whose, quantity) in split.items():
+        _draw_curve(axes, epochs, curves[name], {**colours, **further}[whose], dashes[quantity])
+    axes.set(title="Pseudo labels", ylabel="0 to 1", ylim=(-0.02, 1.02))
+    handles = [Line2D([], [], color=colour, linewidth=4) for colour in further.values()]
+    handles += [Line2D([], [], color=_GREY, linewidth=1.8, linestyle=dash) for dash in dashes.values()]
+    axes.legend(handles, [*further, *dashes], **_LEGEND)
+
+
+def _grouped(variables: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Sequence[float]]]:
+    """`group/name` by group, then by name; a variable without a group is one by itself."""
+    groups: dict[str, dict[str, Sequence[float]]] = {}
+    for key, values in variables.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = values
+    return groups
+
+
+def _draw_variables(axes: Axes, epochs: Sequence[float], group: str, curves: Mapping[str, Sequence[float]]) -> None:
+    """What a method learns beside the networks; a legend of its own."""
+    for i, values in enumerate(curves.values()):
+        dash = _DASHES[i // len(_STUDENT_COLOURS) % len(_DASHES)]
+        _draw_curve(axes, epochs, values, _STUDENT_COLOURS[i % len(_STUDENT_COLOURS)], dash)
+    axes.set(title=group, ylabel="value")
+    if any(curves):
+        lines = axes.get_lines()[:: 2 if _smoothed_over(epochs) > 1 else 1]
+        axes.legend(lines, [name.replace("_", " ") for name in curves], **_LEGEND)
+
+
+def _check_curves(curves: Mapping[str, Any]) -> None:
+    if not {"epochs", "pseudo_dice", "losses"} <= set(curves) or len(curves["epochs"]) == 0:
+        raise ValueError(f"learning_curves_figure: it takes pseudo_dice, losses and some epochs; got {sorted(curves)}")
+    n_epochs = len(curves["epochs"])
+    optional = {"agreement": curves.get("agreement")}
+    for family in ("pseudo_labels", "variables"):
+        optional |= {f"{family} {name}": values for name, values in (curves.get(family) or {}).items()}
+    for name, values in {**optional, **curves["pseudo_dice"], **curves["losses"]}.items():
+        if values is not None and len(values) != n_epochs:
+            raise ValueError(f"learning_curves_figure: one value per epoch, {n_epochs}; {name} has {len(values)}")
+
+
+def _smoothed_over(epochs: Sequence[float]) -> int:
+    """How many epochs a point of the thick line is the mean of: odd, and 1 for a short training."""
+    return 2 * (len(epochs) // 50) + 1
+
+
+def _draw_curve(axes: Axes, epochs: Sequence[float], values: Sequence[float], colour: str, dash: Any) -> None:
+    smooth, width = np.asarray(values, dtype=float), _smoothed_over(epochs)
+    if width > 1:
+        axes.plot(epochs, values, color=colour, linewidth=0.7, alpha=0.35)
+        known = np.isfinite(smooth)
+        total, count = (np.convolve(v, np.ones(width), mode="same") for v in (np.where(known, smooth, 0), known))
+        smooth = np.where(known, total / np.maximum(count, 1), np.nan)
+    axes.plot(epochs, smooth, color=colour, linestyle=dash, linewidth=1.8, marker="o" if len(epochs) == 1 else "")
+
+
+def _lowest_on_log_scale(losses: Mapping[str, Sequence[float]]) -> float | None:
+    """Lower end of a log axis (at most five decades), or None: negative values, or all within a factor of 50."""
+    finite = np.array([value for values in losses.values() for value in values if np.isfinite(value)])
+    positive = finite[finite > 0]
+    if (finite < 0).any() or len(positive) == 0 or positive.max() < 50 * positive.min():
+        return None
+    return float(max(0.7 * positive.min(), 1e-5 * positive.max()))

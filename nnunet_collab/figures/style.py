@@ -1,0 +1,44 @@
+"""What all figures share.
+
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with the common colour vision
+deficiencies can tell apart. The ground is white whatever style the user has set. A figure appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from nnunet_collab.core.errors import CollabError
+
+FORMATS = (".png", ".pdf", ".svg")
+
+
+def style() -> dict[str, Any]:
+    """Settings that do not depend on the user's."""
+    ink = {name: "black" for name in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")}
+    ground = {name: "white" for name in ("figure.facecolor", "axes.facecolor", "savefig.facecolor")}
+    sizes = {"font.size": 11, "axes.titlesize": 12, "axes.labelsize": 11, "legend.fontsize": 10}
+    # nnU-Net draws its own figure in the same process with seaborn, which enlarges these for all that follow.
+    sizes |= {"xtick.labelsize": 10, "ytick.labelsize": 10}
+    return {**ink, **ground, **sizes, "font.family": "sans-serif"}
+
+
+def save(figure: Figure, out: Path) -> None:
+    """Write a figure, at least 1200 pixels wide.
+
+    Raises:
+        CollabError: If the ending is of no known format.
+    """
+    if out.suffix.lower() not in FORMATS:
+        raise CollabError(f"figure: the format is one of {', '.join(FORMATS)}; got {out}. Change the file's ending.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        figure.savefig(partial, format=out.suffix[1:].lower(), dpi=max(150.0, 1200 / figure.get_figwidth()))
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
