@@ -37,6 +37,7 @@ SCALES = {
     "2d_batch4": {"patch": (256, 224), "batch": 4, "features": [32, 64, 128, 256, 512, 512]},
     "2d_small": {"patch": (160, 160), "batch": 8, "features": [16, 32, 64, 128, 128, 128]},
     "2d_tiny": {"patch": (128, 128), "batch": 8, "features": [16, 32, 64, 64, 64, 64]},
+    "3d_tiny": {"patch": (32, 64, 64), "batch": 4, "features": [16, 32, 64, 64, 64, 64]},
     "3d_small": {"patch": (8, 96, 96), "batch": 2, "features": [16, 32, 64, 96, 96, 96]},
 }
 CLASSES = 4
@@ -196,17 +197,28 @@ def make_batch(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def alternate(steps: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each step; variants take turns, so that a slow moment of the machine hits all of them."""
+    """Median seconds of each step; variants take turns, so that a slow moment of the machine hits all of them.
+
+    With one CPU thread the seconds are those that the processor spent on it: other work on the machine adds none.
+    """
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 3):
         for name, step in steps.items():
             _synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             step()
             _synchronize(device)
             if turn >= 3:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def line(name: str, ratio: float, bar: float | None) -> str:
+    """A ratio, and whether it keeps its bar."""
+    verdict = "" if bar is None else (": met" if ratio <= bar else ": MISSED")
+    return f"{name} = {ratio:.3f}{verdict}"
 
 
 def _synchronize(device: str) -> None:

@@ -82,8 +82,12 @@ def main() -> None:
 
 
 def _peak(trainer: CTRCLTrainer, settings: CTRCLSettings, batch: dict[str, Any]) -> int:
-    """Peak bytes of one whole step beyond what exists between steps."""
     trainer.settings = settings
+    return peak_of_step(trainer, batch)
+
+
+def peak_of_step(trainer: Any, batch: dict[str, Any]) -> int:
+    """Peak bytes of one whole step beyond what exists between steps."""
     trainer.optimizers.zero_grad()
     if trainer.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

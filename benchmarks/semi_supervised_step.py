@@ -85,14 +85,8 @@ def main() -> None:
         "update of the teacher / Mean Teacher step, bar 0.02": ("update of the teacher", "Mean Teacher", 0.02),
     }
     for name, (above, below, bar) in ratios.items():
-        print(line(name, seconds[above] / seconds[below], bar))
-    print(line("four dropped flows / decoder pass, bar 4.00", dropped / seconds["one decoder pass"], 4.0))
-
-
-def line(name: str, ratio: float, bar: float | None) -> str:
-    """A ratio, and whether it keeps its bar."""
-    verdict = "" if bar is None else (": met" if ratio <= bar else ": MISSED")
-    return f"{name} = {ratio:.3f}{verdict}"
+        print(harness.line(name, seconds[above] / seconds[below], bar))
+    print(harness.line("four dropped flows / decoder pass, bar 4.00", dropped / seconds["one decoder pass"], 4.0))
 
 
 def decoder_passes(trainer: Any, batch: dict[str, Any]) -> dict[str, Callable[[], None]]:

@@ -10,31 +10,43 @@ cosines and temperature t (equation 14), the mean over the anchors of a class an
 anchors carry the gradient; positives and negatives do not. With fewer than two classes present, or no uncertain voxel,
 it is 0 with zero gradient.
 
-The projected map is never made: features are computed only where voxels were drawn, and r_m from means of f_4.
+Features are projected only where voxels were drawn. Those of the negatives, 131 072 per class, live a part at a time:
+the gradient of the anchors is computed beside the loss, so that nothing of them is kept for the backward pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 ANCHORS, NEGATIVES = 256, 512  # per class; per anchor (section 4.2)
+AT_A_TIME = 2**13  # negatives whose features exist together
 
 Positives = Literal["mean", "learned", "both"]
 
 
+class Constants(Protocol):
+    """Features r without gradient."""
+
+    def at(self, voxels: Tensor) -> Tensor:
+        """`(n, F)` of the voxels `(n, 1 + dims)`: sample, then position."""
+
+    def mean_of(self, members: Tensor) -> Tensor:
+        """`(C, F)`: means over the members `(B, C, *S)`."""
+
+
 class Projection(Protocol):
-    """Makes the features r of f_4; see `networks.projection.VoxelProjection`."""
+    """Makes the features r of f_4 `(B, F_4, *S)`; see `networks.projection.VoxelProjection`."""
 
     def at(self, features: Tensor, voxels: Tensor) -> Tensor:
-        """`(n, F)` of the voxels `(n, 1 + dims)` of `(B, F_4, *S)`."""
+        """`(n, F)` of the voxels `(n, 1 + dims)`, with gradient."""
 
-    def mean_of(self, features: Tensor, members: Tensor) -> Tensor:
-        """`(C, F)`: means over the members `(B, C, *S)`."""
+    def fixed(self, features: Tensor) -> Constants:
+        """All of them without gradient."""
 
     def parameters(self) -> Iterator[Tensor]:
         """Its weights."""
@@ -87,42 +99,82 @@ def positive_supervision(
     classes = prototypes.shape[0]
     members = torch.stack([(known.labels == c) & known.reliable for c in range(classes)], dim=1)
     present = [c for c in range(classes) if bool(members[:, c].any())]
+    chosen, losses, gradients = [], [], []
     with torch.autocast(features.device.type, enabled=False):
-        losses = []
-        means = _positives(projection, features, prototypes, members, xi, positives)
+        fixed = projection.fixed(features.detach())
+        positive = F.normalize(_positives(fixed, prototypes, members, xi, positives), dim=1)
         for c in present if len(present) > 1 else ():
             uncertain = (members[:, c] & (known.confidence[:, c] < tau)).nonzero()
-            others = (known.reliable & ~members[:, c]).nonzero()
             if len(uncertain) == 0:
                 continue
-            anchor = projection.at(features, _draw(uncertain, anchors))
-            with torch.no_grad():
-                negative = projection.at(features, _draw(others, anchors * negatives))
-                negative = F.normalize(negative, dim=1).unflatten(0, (anchors, negatives))  # type: ignore[no-untyped-call]
-                positive = F.normalize(means[c], dim=0)
-            losses.append(_info_nce(F.normalize(anchor, dim=1), positive, negative, temperature))
-        if not losses:
+            chosen.append(_draw(uncertain, anchors))
+            voxels = _draw((known.reliable & ~members[:, c]).nonzero(), anchors * negatives)
+            anchor = _unit(projection, features.detach(), chosen[-1])
+            loss, gradient = _info_nce(anchor.detach(), positive[c], fixed, voxels, temperature)
+            losses.append(loss)
+            gradients.append(gradient)
+        if not chosen:
             return 0 * sum(p.float().sum() for p in projection.parameters()) + 0 * features[:0].float().sum()
-        return torch.stack(losses).mean()
+        anchor = _unit(projection, features, torch.cat(chosen))  # once, so that the map has one gradient
+        value: Tensor = _Known.apply(anchor, torch.stack(losses).mean(), torch.cat(gradients) / len(losses))
+        return value
+
+
+def _unit(projection: Projection, features: Tensor, voxels: Tensor) -> Tensor:
+    return F.normalize(projection.at(features, voxels), dim=1)
 
 
 @torch.no_grad()
-def _positives(
-    projection: Projection, features: Tensor, prototypes: Tensor, members: Tensor, xi: float, kind: Positives
-) -> Tensor:
+def _positives(fixed: Constants, prototypes: Tensor, members: Tensor, xi: float, kind: Positives) -> Tensor:
     learned = prototypes.detach().float().mean(dim=1)
     if kind == "learned":
         return learned
-    means = projection.mean_of(features.detach(), members)
+    means = fixed.mean_of(members)
     return means if kind == "mean" else (means + xi * learned) / (1 + xi)
 
 
-def _info_nce(anchor: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
-    """Mean over the anchors; `(n, F)`, `(F,)`, `(n, m, F)`, all of length 1."""
+def _info_nce(
+    anchor: Tensor, positive: Tensor, fixed: Constants, voxels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Mean over the anchors `(n, F)` and its gradient `(n, F)`.
+
+    The negatives are the voxels `(n * m, 1 + dims)`, those of an anchor together. Anchors and the positive `(F,)` have
+    length 1.
+    """
+    count = len(voxels) // len(anchor)
+    at_a_time = max(1, AT_A_TIME // count)
+    parts = zip(torch.split(anchor, at_a_time), torch.split(voxels, at_a_time * count), strict=True)
+    found = [_loss_and_gradient(a, positive, fixed.at(v), temperature) for a, v in parts]
+    loss, gradient = (torch.cat(values) for values in zip(*found, strict=True))
+    return loss.mean(), gradient / len(anchor)
+
+
+@torch.no_grad()
+def _loss_and_gradient(anchor: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Per anchor `(n,)`, and what each anchor adds to its own `(n, F)`; `negative` `(n * m, F)` of any length."""
+    inverse = negative.norm(dim=1).clamp_min(1e-12).reciprocal().view(len(anchor), -1)
+    negative = negative.view(*inverse.shape, -1)
     own = (anchor @ positive).unsqueeze(1)
-    other = torch.einsum("nf,nmf->nm", anchor, negative)
+    other = torch.bmm(negative, anchor.unsqueeze(2)).squeeze(2) * inverse
     logits = torch.cat([own, other], dim=1) / temperature
-    return (logits.logsumexp(dim=1) - logits[:, 0]).mean()
+    weights = logits.softmax(dim=1)
+    toward = torch.bmm((weights[:, 1:] * inverse).unsqueeze(1), negative).squeeze(1)
+    gradient = (toward + (weights[:, :1] - 1) * positive) / temperature
+    return logits.logsumexp(dim=1) - logits[:, 0], gradient
+
+
+class _Known(torch.autograd.Function):
+    """A scalar `value` of `anchor`, whose gradient is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return factor * gradient, None, None
 
 
 def _draw(voxels: Tensor, count: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 Source: Wang et al., "Leveraging labelled data knowledge: A cooperative rectification learning network for
 semi-supervised 3D medical image segmentation" (Medical Image Analysis 2025). No code was published; what the paper
-leaves open is said beside the settings. With the relationship map M of the dynamic interaction module (DIM,
+leaves open is said in `methods.crln_settings`. With the relationship map M of the dynamic interaction module (DIM,
 `networks.interaction`),
 
     L = l_s(student(x_l), y) + l_s(M(x_l), y)                    labelled images             equation 15
@@ -15,7 +15,7 @@ everything else being constant there. The teacher averages student, DIM and prot
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,65 +23,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.settings import require
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.positive_supervision import Positives, Supervision, positive_supervision
 from nnunet_collab.losses.pseudo_labels import pseudo_label_loss, pseudo_labels
+from nnunet_collab.methods.crln_settings import CRLNSettings
 from nnunet_collab.networks.blueprint import is_unet
-from nnunet_collab.networks.interaction import Aggregation, DynamicInteraction
+from nnunet_collab.networks.interaction import DynamicInteraction
 from nnunet_collab.networks.projection import VoxelProjection
-from nnunet_collab.networks.rectifier import Kind, Rectifier, Space
+from nnunet_collab.networks.rectifier import Kind, Rectifier
 from nnunet_collab.networks.student import Student
-from nnunet_collab.training.mixing import MixingSettings, MixingTrainer
+from nnunet_collab.training.centre_crop import CentreCrop
+from nnunet_collab.training.mixing import MixingTrainer
 from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, part
-from nnunet_collab.training.settings import CNN, StudentSettings
-from nnunet_collab.training.with_teacher import TeacherSettings, TeacherTrainer
+from nnunet_collab.training.with_teacher import TeacherTrainer
 
 STAGES = 3  # of the decoder that are tapped
-
-
-@dataclass(frozen=True)
-class CRLNSettings(MixingSettings, TeacherSettings):
-    """Every switch of the paper's tables; [I]: not given there, see the comment."""
-
-    students: tuple[StudentSettings, ...] = (CNN,)
-    cutmix_probability: float = 1.0
-    deploy: Literal["student", "teacher"] = "teacher"  # [I] as ReCo, from which CPS descends
-    prototypes: int = 16  # R per class; figure 10 prefers it to 32, the final value is nowhere stated
-    aggregation: Aggregation = "shared"  # table 6: SA + CI + CR
-    rectification: Literal["none", "fixed", "concatenation", "learnable"] = "learnable"  # table 7: v1, v2, v3
-    space: Space = "logit"  # of equation 8, see networks.rectifier
-    start: int = 800  # S, iterations before pseudo labels are rectified (figure 12)
-    # [I] ReCo's: confidence from which on a pseudo label is used, and below which a voxel is uncertain
-    tau: float = 0.97
-    tau_weak: float = 0.7  # [I] ReCo's: confidence below which a pseudo label is no anchor, negative or mean
-    soft_target: bool = False  # True: the whole distribution is the pseudo label
-    unlabeled_weight: float = 1.0
-    positive: Literal["none", "mean", "learned", "both"] = "both"  # table 5: no CPS, MR, LP, CPS
-    contrast_weight: float = 1.0
-    xi: float = 0.6  # weight of the learned prototypes (figure 13)
-    temperature: float = 0.5
-    anchors: int = 256
-    negatives: int = 512
-    noise: float = 0.2  # [I] the strong view's uniform noise is in +-noise; intensities have a deviation of about 1
-    mu_lr: float = 1e-3  # [I] Adam
-
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
-
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        require(len(self.students) == 1, "students", "must be one", [s.name for s in self.students])
-        for name in ("prototypes", "anchors", "negatives"):
-            require(getattr(self, name) >= 1, name, "must be >= 1", getattr(self, name))
-        require(0 < self.tau < 1, "tau", "must be in (0, 1)", self.tau)
-        require(0 <= self.tau_weak < self.tau, "tau_weak", f"must be in [0, tau), tau is {self.tau}", self.tau_weak)
-        for name in ("start", "unlabeled_weight", "contrast_weight", "xi", "noise"):
-            require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
-        for name in ("temperature", "mu_lr"):
-            require(getattr(self, name) > 0, name, "must be > 0", getattr(self, name))
 
 
 class CRLNTrainer(MixingTrainer, TeacherTrainer):
@@ -90,7 +46,7 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
     settings: ClassVar[CRLNSettings] = CRLNSettings()
 
     def initialize(self) -> None:
-        """Build everything, and the rectifier with its optimiser.
+        """Build everything, and the rectifier's optimiser.
 
         Raises:
             CollabError: If the labels are regions, or the decoder has too few stages.
@@ -108,21 +64,11 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
                 f"WARNING: setting 'start' is {s.start}, the whole training has {total} iterations: pseudo labels will "
                 f"never be rectified. Lower it."
             )
-        self.rectifier: Rectifier | None = None
-        if s.rectification != "none":
-            kind: Kind = s.rectification
-            self.rectifier = Rectifier(
-                kind,
-                space=s.space,
-                tau=s.tau,
-                num_classes=self.label_manager.num_segmentation_heads,
-                dims=len(self.configuration_manager.patch_size),
-            ).to(self.device)
         learned = [] if self.rectifier is None else list(self.rectifier.parameters())
         self.rectifier_optimizer = torch.optim.Adam(learned, s.mu_lr) if learned else None
 
     def equip_students(self) -> None:
-        """Tap the last three stages of the decoder, and add DIM and the projection."""
+        """Tap the last three stages of the decoder, add DIM and the projection, and build the rectifier."""
         (student,) = self.group
         network = student.network
         stages = len(network.decoder.stages) if is_unet(network) else 0  # type: ignore[union-attr, arg-type]
@@ -147,6 +93,26 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
         ).to(self.device)
         if s.positive != "none" and s.contrast_weight:
             student.heads["projection"] = VoxelProjection(dims, last, coarse).to(self.device)
+        self.context = self._context(network)
+        # Here, where every rank draws the same weights.
+        self.rectifier: Rectifier | None = None
+        if s.rectification != "none":
+            kind: Kind = s.rectification
+            rectifier = Rectifier(kind, space=s.space, tau=s.tau, num_classes=classes, dims=dims)
+            self.rectifier = rectifier.to(self.device)
+
+    def _context(self, network: Any) -> CentreCrop:
+        """The box that the student sees of unlabelled patches."""
+        patch, share = self.configuration_manager.patch_size, self.settings.context_crop
+        strides = [math.prod(axis) for axis in zip(*network.encoder.strides, strict=True)]
+        context = CentreCrop(patch, share, strides)
+        if share < 1 and (context.whole or list(context.size) == strides):
+            what = "the whole patch" if context.whole else "a single voxel at the lowest resolution"
+            raise CollabError(
+                f"setting 'context_crop': {share:g} of the patch {list(patch)} is {list(context.size)}, since the "
+                f"network takes multiples of {strides}: that leaves {what}. Choose another share, or 1."
+            )
+        return context
 
     # ---------------------------------------------------------------- terms
 
@@ -159,13 +125,14 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
         s = self.settings
         own, further = self.divide(batch)
         name, n_l = s.students[0].name, len(own.image)
-        cut = self.draw_cutmix(own)
-        strong = cut(self._with_noise(own.weak), None if further is None else self._with_noise(further.weak))
-        output = self.network(torch.cat([own.image, strong]))[name]
+        seen, seen_further = self._seen(own), None if further is None else self._seen(further)
+        cut = self.draw_cutmix(seen)
+        strong = cut(self._with_noise(seen.weak), None if seen_further is None else self._with_noise(seen_further.weak))
+        output = self._look(own.image, strong, name)
         relations = self._relations(self.group[name], output, slice(None, n_l))
         labeled = part(output, 0, n_l)
-        teacher = cut(*self._pseudo_labels(own, further, name))
-        keep = cut(own.keep, None if further is None else further.keep)
+        teacher = self.context.put_back(cut(*self._pseudo_labels(own, further, name)))
+        keep = self.context.put_back(cut(seen.keep, None if seen_further is None else seen_further.keep))
         self._learn_to_rectify(labeled.logits, relations, own.target)
         terms = [
             *self.supervised_terms({name: labeled}, own.target),
@@ -181,6 +148,24 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
             terms.append(Term(name, "contrast", s.contrast_weight, self._contrast(output, own, teacher, keep)))
         return terms
 
+    def _seen(self, batch: SemiSupervisedBatch) -> SemiSupervisedBatch:
+        """What the student is shown of the unlabelled images."""
+        return batch._replace(weak=self.context.take(batch.weak), keep=self.context.take(batch.keep))
+
+    def _look(self, labeled: Tensor, strong: Tensor, name: str) -> StudentOutput:
+        """The student's output on both, in one pass if their sizes are equal.
+
+        Else logits and f_4 of the unlabelled images are 0 where the student did not look, as at the border of an image,
+        and all that only labelled images need is of them alone.
+        """
+        if self.context.whole:
+            output: StudentOutput = self.network(torch.cat([labeled, strong]))[name]
+            return output
+        first, second = self.network(labeled)[name], self.network(strong)[name]
+        logits = torch.cat([first.logits, self.context.put_back(second.logits)])
+        last = torch.cat([first.maps[-1], self.context.put_back(second.maps[-1])])
+        return StudentOutput(logits, None, None, first.auxiliary, (*first.maps[:-1], last))
+
     def _relations(self, student: Student, output: StudentOutput, samples: slice) -> Tensor:
         coarse, fine, _ = (m[samples] for m in output.maps)
         relations: Tensor = student.heads["interaction"](coarse, fine, output.logits.shape[2:])
@@ -193,9 +178,10 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
         """Log-probabilities of the labels of both parts, rectified once that has begun."""
         count = len(own.weak)
         output = self.teacher(own.weak if further is None else torch.cat([own.weak, further.weak]))[name]
-        before, after = self._before_and_after(output)
-        self.pseudo_label_curves.add(f"{name} before", before[:count], own.keep, self.settings.tau)
-        self.pseudo_label_curves.add(f"{name} after", after[:count], own.keep, self.settings.tau)
+        before, after = map(self.context.take, self._before_and_after(output))
+        keep = self.context.take(own.keep)
+        self.pseudo_label_curves.add(f"{name} before", before[:count], keep, self.settings.tau)
+        self.pseudo_label_curves.add(f"{name} after", after[:count], keep, self.settings.tau)
         used = after if self.iteration >= self.settings.start else before
         return used[:count], None if further is None else used[count:]
 
@@ -265,7 +251,7 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
         """Log mu, too (the paper's figure 11)."""
         super().on_train_epoch_end(train_outputs)
         if self.rectifier is not None and self.rectifier.kind == "learnable":
-            self.curves.log("mu", float(self.rectifier.mu.detach()), self.current_epoch)
+            self.curves.log_variables({"mu": float(self.rectifier.mu.detach())}, self.current_epoch)
 
     def method_state(self) -> dict[str, Any]:
         """Rectifier and its optimiser, too."""

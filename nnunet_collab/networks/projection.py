@@ -1,18 +1,19 @@
 """A projection of a feature map that is evaluated only at some voxels, for contrastive losses at full resolution.
 
-CRLN (equation 9) projects f_4 by r = Conv1(Conv3(f_4)). Nothing stands between the two convolutions, so r of one voxel
-follows from the neighbourhood of f_4 around it, and the mean of r over a class from shifted means of f_4.
+CRLN (equation 9) projects f_4 by r = Conv1(Conv3(f_4)), which has several times as many channels as f_4. Nothing stands
+between the two convolutions. So r of one voxel follows from the neighbourhood of f_4 around it: cheap for the few that
+carry a gradient. For many constants, Conv3 is made once as a whole, and Conv1 where it is asked for. The mean of r over
+a class is Conv1 of the mean.
 """
 
 from __future__ import annotations
-
-import itertools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLVE = {2: F.conv2d, 3: F.conv3d}
 
 
 class VoxelProjection(nn.Module):
@@ -26,6 +27,7 @@ class VoxelProjection(nn.Module):
 
     def __init__(self, dims: int, channels: int, width: int) -> None:
         super().__init__()
+        self.dims = dims
         self.spatial = CONV[dims](channels, channels, 3, padding=1)
         self.point = CONV[dims](channels, width, 1)
 
@@ -35,33 +37,55 @@ class VoxelProjection(nn.Module):
 
     def at(self, features: Tensor, voxels: Tensor) -> Tensor:
         """Features `(n, F)` of the voxels `(n, 1 + dims)` (sample, then position) of `features` `(B, F_4, *S)`."""
-        padded = F.pad(features, [1, 1] * (features.ndim - 2)).movedim(1, -1)
-        sample, *position = voxels.unbind(dim=1)
-        hidden = self.spatial.bias.float()  # type: ignore[union-attr]
-        for offset, weight in self._taps(features.ndim - 2):
-            gathered = padded[(sample, *(p + o for p, o in zip(position, offset, strict=True)))]
-            hidden = hidden + gathered.float() @ weight.t()
+        steps = torch.cartesian_prod(*[torch.arange(-1, 2, device=voxels.device)] * self.dims)
+        places = voxels[:, 1:].unsqueeze(1) + steps  # (n, neighbours, dims)
+        last = torch.tensor(features.shape[2:], device=voxels.device) - 1
+        outside = ((places < 0) | (places > last)).any(dim=2, keepdim=True)
+        places = torch.minimum(places.clamp_min(0), last)
+        # One access for all neighbours, so that the gradient of the map is made once.
+        gathered = features.movedim(1, -1)[(voxels[:, :1].expand_as(places[..., 0]), *places.unbind(dim=2))]
+        neighbours = gathered.float().masked_fill(outside, 0).flatten(1)
+        weight = self.spatial.weight.float().flatten(2).transpose(1, 2).flatten(1)  # neighbours before channels
+        hidden = F.linear(neighbours, weight, self.spatial.bias.float())  # type: ignore[union-attr]
+        return self._project(hidden)
+
+    @torch.no_grad()
+    def fixed(self, features: Tensor) -> FixedProjection:
+        """All features of `(B, F_4, *S)`, as constants."""
+        # In the precision of the features, which spares a copy of the largest map.
+        weight, bias = self.spatial.weight.to(features.dtype), self.spatial.bias.to(features.dtype)  # type: ignore[union-attr]
+        return FixedProjection(self, CONVOLVE[self.dims](features, weight, bias, padding=1))
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        """Conv1 of `(n, F_4)`."""
         return F.linear(hidden, self.point.weight.flatten(1).float(), self.point.bias.float())  # type: ignore[union-attr]
 
-    def mean_of(self, features: Tensor, members: Tensor) -> Tensor:
-        """Mean feature `(C, F)` of each class.
 
-        Args:
-            features: `(B, F_4, *S)`.
-            members: `(B, C, *S)` bool; NaN is returned for a class without any.
-        """
-        counts = members.sum(dim=[0, *range(2, members.ndim)]).float()
-        padded = F.pad(features, [1, 1] * (features.ndim - 2))
-        mask = members.flatten(2).float()
-        hidden = self.spatial.bias.float().expand(len(counts), -1)  # type: ignore[union-attr]
-        for offset, weight in self._taps(features.ndim - 2):
-            window = tuple(slice(o, o + n) for o, n in zip(offset, features.shape[2:], strict=True))
-            shifted = padded[(slice(None), slice(None), *window)].flatten(2).float()
-            sums = torch.einsum("bcn,bfn->cf", mask, shifted)
-            hidden = hidden + (sums / counts.unsqueeze(1)) @ weight.t()
-        return F.linear(hidden, self.point.weight.flatten(1).float(), self.point.bias.float())  # type: ignore[union-attr]
+class FixedProjection:
+    """r without gradient, of as many voxels as one likes.
 
-    def _taps(self, dims: int) -> list[tuple[tuple[int, ...], Tensor]]:
-        """Offsets 0 to 2 along each axis, and the weight `(F_4, F_4)` of the convolution there."""
-        weight = self.spatial.weight.float()
-        return [(o, weight.movedim((0, 1), (-2, -1))[o]) for o in itertools.product(range(3), repeat=dims)]
+    Args:
+        projection: Whose Conv1 is used.
+        hidden: Conv3 of the features, `(B, F_4, *S)`.
+    """
+
+    def __init__(self, projection: VoxelProjection, hidden: Tensor) -> None:
+        self.projection = projection
+        self.hidden = hidden.movedim(1, -1).contiguous()  # the channels of a voxel together: it is read voxel by voxel
+
+    @torch.no_grad()
+    def at(self, voxels: Tensor) -> Tensor:
+        """Features `(n, F)` of the voxels `(n, 1 + dims)` (sample, then position)."""
+        index = voxels[:, 0]
+        for axis, size in enumerate(self.hidden.shape[1:-1], start=1):
+            index = index * size + voxels[:, axis]
+        rows = self.hidden.flatten(0, -2).index_select(0, index)
+        return self.projection._project(rows.float())
+
+    @torch.no_grad()
+    def mean_of(self, members: Tensor) -> Tensor:
+        """Mean of r `(C, F)` over the members `(B, C, *S)` bool of each class; NaN for a class without any."""
+        samples = zip(members.flatten(2), self.hidden.flatten(1, -2), strict=True)
+        sums = torch.stack([mask.float() @ hidden.float() for mask, hidden in samples]).sum(dim=0)
+        counts = members.sum(dim=[0, *range(2, members.ndim)])
+        return self.projection._project(sums / counts.unsqueeze(1))

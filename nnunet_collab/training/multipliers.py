@@ -111,7 +111,7 @@ class Multipliers:
         """
         g, free = self.residuals.value, self.equality
         violated = torch.where(free, g.abs(), g.clamp_min(0))
-        negative = torch.where(free, 0.0, (-self.values).clamp_min(0))
+        negative = torch.where(free, 0.0, self.values.clamp_max(0).abs())  # abs: no -0.0 in the log
         slack = torch.where(free, 0.0, (self.values * g).abs())
         worst = [float(v.max()) if len(v) else 0.0 for v in (violated, negative, slack)]
         return dict(zip(("primal", "dual", "slackness"), worst, strict=True))

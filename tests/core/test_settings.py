@@ -21,9 +21,11 @@ from nnunet_collab.core.settings import (
     settings_from_environment,
     to_json,
 )
+from nnunet_collab.methods.crln_settings import CRLNSettings
 from nnunet_collab.methods.cross_teaching import CrossTeachingSettings
 from nnunet_collab.methods.crossmatch import CrossMatchSettings
 from nnunet_collab.methods.ctrcl import CTRCLSettings
+from nnunet_collab.methods.ldc_settings import LDCSettings
 from nnunet_collab.training.settings import CNN
 
 
@@ -227,7 +229,13 @@ def test_values_out_of_range_are_refused_with_their_rule(changes, message):
 @pytest.mark.parametrize("name", preset_names())
 def test_every_shipped_preset_loads_and_changes_something(name, monkeypatch):
     monkeypatch.setenv(VARIABLE, name)
-    kinds = {"ctrcl": CTRCLSettings, "cross_teaching": CrossTeachingSettings, "crossmatch": CrossMatchSettings}
+    kinds = {
+        "ctrcl": CTRCLSettings,
+        "cross_teaching": CrossTeachingSettings,
+        "crossmatch": CrossMatchSettings,
+        "crln": CRLNSettings,
+        "ldc": LDCSettings,
+    }
     (kind,) = (kind for method, kind in kinds.items() if name.startswith(f"{method}_"))
     settings = settings_from_environment(kind())
     assert settings != kind()

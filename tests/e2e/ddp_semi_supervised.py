@@ -20,6 +20,7 @@ from e2e_nnunet import DATASETS
 from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_collab.core.settings import VARIABLE
+from nnunet_collab.data.signed_distance import KEY
 from nnunet_collab.methods.crossmatch import CrossMatchSettings
 
 # Nothing random, and gradients as they are.
@@ -27,12 +28,21 @@ UNCLIPPED = {"grad_clip": 0}
 SEGFORMER = {"network": "segformer_b0", "grad_clip": 0, "arch": {"drop_path": 0.0, "head_dropout": 0.0}}
 TEACHING = {"students": {"CNN": UNCLIPPED, "Transformer": SEGFORMER}, "ramp_up": 0, "pseudo_weight": 1.0}
 MATCHING = {"students": {"CNN": UNCLIPPED}, "cutmix_probability": 0.0}
+# The contrast of CRLN draws from the voxels of its own process.
+RECTIFYING = {**MATCHING, "tau": 0.3, "tau_weak": 0.2, "start": 0, "noise": 0.0, "contrast_weight": 0}
+DUAL = {"students": {"CNN": UNCLIPPED}, "ramp_up": 0, "dual_start": 0.5}
 # Name -> trainer, kind of labels, configuration, settings.
 CASES = {
     "cross teaching": ("CrossTeachingTrainer", "plain", "2d", TEACHING),
     "cross teaching, ce": ("CrossTeachingTrainer", "regions", "3d_fullres", {**TEACHING, "pseudo_loss": "ce"}),
     "crossmatch": ("CrossMatchTrainer", "plain", "2d", {**MATCHING, "tau": 0.3}),
     "crossmatch, regions": ("CrossMatchTrainer", "regions", "3d_fullres", {**MATCHING, "tau": 0.55}),
+    "crln": ("CRLNTrainer", "plain", "2d", RECTIFYING),
+    "crln, concatenation": ("CRLNTrainer", "plain", "3d_fullres", {**RECTIFYING, "rectification": "concatenation"}),
+    "crln, middle": ("CRLNTrainer", "plain", "2d", {**RECTIFYING, "context_crop": 0.5}),
+    "ldc": ("LDCTrainer", "plain", "2d", DUAL),
+    "ldc, regions": ("LDCTrainer", "regions", "3d_fullres", {**DUAL, "logit_limit": 0.1}),
+    "ldc, official": ("LDCTrainer", "plain", "2d", {**DUAL, "formulation": "official", "contrast": "off"}),
 }
 BATCH_SIZE = 4  # half of it labelled
 
@@ -43,14 +53,26 @@ def make_trainer(name, kind, configuration, changes):
     trainer.initialize()
     trainer.set_deep_supervision_enabled(True)
     trainer.network.train()
+    if name == "CRLNTrainer":
+        strengthen_relations(trainer)
     return trainer
+
+
+@torch.no_grad()
+def strengthen_relations(trainer):
+    """Maps that tell the classes apart; those of first weights are so small that the gradient of mu is rounding."""
+    for group in (trainer.group, trainer.teacher.group):
+        torch.manual_seed(0)
+        for name, parameter in group.named_parameters():
+            if "heads.interaction" in name:
+                parameter.add_(0.5 * torch.randn_like(parameter))
 
 
 def make_batch(trainer):
     """A batch whose second unlabelled sample has far fewer voxels that count."""
     batch = next(trainer.get_dataloaders()[0])
     batch["where"][1, ..., batch["where"].shape[-1] // 5 :] = -1
-    return {name: batch[name] for name in ("data", "target", "views", "where")}
+    return {name: batch[name] for name in ("data", "target", "views", "where", KEY) if name in batch}
 
 
 def half(batch):
@@ -59,7 +81,8 @@ def half(batch):
         return batch
     own = slice(dist.get_rank(), dist.get_rank() + 1)
     return {
-        name: [target[own] for target in values] if name == "target" else values[own] for name, values in batch.items()
+        name: [one[own] for one in values] if isinstance(values, list) else values[own]
+        for name, values in batch.items()
     }
 
 
@@ -78,7 +101,9 @@ def main(batches_file, output):
         gradients = {n: p.grad.clone() for n, p in trainer.group.named_parameters() if p.requires_grad}
         means = mean_over_processes({"loss": step["loss"], **step["terms"]})
         curves = trainer.pseudo_label_curves.finish_epoch()
-        results[name] = {"loss": means.pop("loss"), "terms": means, "gradients": gradients, "curves": curves}
+        state = {key: value for key, value in trainer.method_state().items() if key != "teacher"}
+        own = {"gradients": gradients, "curves": curves, "state": state}
+        results[name] = {"loss": means.pop("loss"), "terms": means, **own}
     if not dist.is_initialized():
         torch.save(batches, batches_file)
     if not dist.is_initialized() or dist.get_rank() == 0:

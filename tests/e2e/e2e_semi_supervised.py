@@ -20,16 +20,25 @@ CNN = ("CNN",)
 STUDENTS = {
     "SupervisedTrainer": CNN, "CrossTeachingTrainer": ("CNN", "Transformer"), "CPSTrainer": ("CNN1", "CNN2"),
     "MeanTeacherTrainer": CNN, "UAMTTrainer": CNN, "FixMatchTrainer": CNN, "UniMatchTrainer": CNN,
-    "CrossMatchTrainer": CNN,
+    "CrossMatchTrainer": CNN, "CRLNTrainer": CNN, "LDCTrainer": CNN, "CMAformerTrainer": ("CMAformer",),
 }  # fmt: skip
-# Thresholds that two iterations reach, so that the unlabelled images teach.
-LOW = {"FixMatchTrainer": {"tau": 0.3}, "UniMatchTrainer": {"tau": 0.3}, "CrossMatchTrainer": {"tau": 0.3}}
+SUPERVISED = ("SupervisedTrainer", "CMAformerTrainer")  # without unlabelled images
+SMALL_CMAFORMER = {"features": [4, 4, 6, 8, 8, 8], "num_heads": 2, "num_layers": 1}
+# Small networks, and thresholds that two iterations reach, so that the unlabelled images teach.
+OWN = {
+    "CrossTeachingTrainer": {"students": {"Transformer": {"network": "segformer_b0"}}},
+    "FixMatchTrainer": {"tau": 0.3},
+    "UniMatchTrainer": {"tau": 0.3},
+    "CrossMatchTrainer": {"tau": 0.3},
+    # Labels are rectified from the second epoch on.
+    "CRLNTrainer": {"tau": 0.3, "tau_weak": 0.28, "start": 2, "prototypes": 3, "anchors": 8, "negatives": 4},
+    "CMAformerTrainer": {"students": {"CMAformer": {"arch": SMALL_CMAFORMER}}},
+}
 
 
 def settings_of(trainer, **changes):
-    students = {"students": {"Transformer": {"network": "segformer_b0"}}} if "CrossTeaching" in trainer else {}
     small = {"epochs": 2, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "save_every": 1}
-    return {**small, **students, **LOW.get(trainer, {}), **changes}
+    return {**small, **OWN.get(trainer, {}), **changes}
 
 
 def make_workspace(root):
@@ -54,7 +63,9 @@ def make_workspace(root):
         arguments = ("preprocess_unlabeled", "-d", DATASETS[kind], "-c", *CONFIGURATIONS, "-np", 1)
         workspace.run("python", "-m", "nnunet_collab", *arguments)
         inputs = root / "inputs" / kind
-        shutil.copytree(root / "raw" / workspace.dataset(kind) / "imagesTs", inputs)
+        raw = root / "raw" / workspace.dataset(kind)
+        shutil.copytree(raw / "imagesTs", inputs)
+        shutil.copy(raw / "imagesTr" / f"{SPLIT['val'][0]}_0000.nii.gz", inputs)
     return workspace
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import re
 import shutil
 
 import pytest
-from e2e_nnunet import STUDENTS, TINY, Workspace, digest
+from e2e_nnunet import DATASETS, STUDENTS, TINY, Workspace, digest, read_json
 
 from nnunet_collab.core.errors import CollabError
 
@@ -124,3 +126,59 @@ def test_two_cases_train_with_all_of_them(tmp_path, workspace, in_process):
     )
     in_process("CTRCLTrainer", "plain", "2d", {**TINY, "epochs": 1}, where=few, fold="all").run_training()
     assert (few.fold("in_process", "plain", "2d", fold="all") / "checkpoint_final.pth").is_file()
+
+
+def make_shallow_plans(workspace):
+    """Plans of a UNet with three resolutions."""
+    folder = workspace.preprocessed("plain")
+    plans = read_json(folder / "nnUNetPlans.json")
+    network = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    network["n_stages"] = 3
+    for name in ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage"):
+        network[name] = network[name][:3]
+    network["n_conv_per_stage_decoder"] = network["n_conv_per_stage_decoder"][:2]
+    (folder / "shallowPlans.json").write_text(json.dumps({**plans, "plans_name": "shallowPlans"}))
+
+
+def take_label_3_away(workspace):
+    """Of all cases, so also of the labelled ones."""
+    for path in (workspace.preprocessed("plain") / "nnUNetPlans_2d").glob("*.pkl"):
+        content = pickle.loads(path.read_bytes())
+        content["class_locations"][3] = []
+        path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "kind", "plans", "change", "message"),
+    [
+        (
+            "CRLNTrainer", "regions", "nnUNetPlans", None,
+            "CRLNTrainer: prototypes are of exclusive classes, and this dataset has overlapping regions. Use "
+            "CrossMatchTrainer or MeanTeacherTrainer, which treat every region by itself.",
+        ),
+        (
+            "CRLNTrainer", "plain", "shallowPlans", make_shallow_plans,
+            "CRLNTrainer: needs a UNet whose decoder has 3 stages or more, so a network of 4 resolutions; "
+            "PlainConvUNet of 2d has 2. Use 'plans' as the student's network, in a configuration with larger patches "
+            "(3d_fullres rather than 3d_lowres, or 2d).",
+        ),
+        (
+            "LDCTrainer", "plain", "nnUNetPlans", take_label_3_away,
+            "setting 'size_source': 'labeled' takes the size of each class from the labelled cases, and none of the 3 "
+            "of this fold has label 3. Label a case that does, or set size_source to 'teacher' or constraint to "
+            "'none'.",
+        ),
+    ],
+    ids=["CRLN-regions", "CRLN-shallow", "LDC-absent-class"],
+)  # fmt: skip
+def test_a_dataset_that_a_method_cannot_take_is_refused_in_one_line(
+    trainer, kind, plans, change, message, tmp_path, workspace
+):
+    own = Workspace(tmp_path)
+    shutil.copytree(workspace.preprocessed(kind), own.preprocessed(kind))
+    if change is not None:
+        change(own)
+    arguments = (DATASETS[kind], "2d", 0, "-tr", trainer, "-p", plans, "-device", "cpu")
+    done = own.run("nnUNetv2_train", *arguments, fails=True)
+    assert done.err.rstrip().splitlines()[-1] == f"nnunet_collab.core.errors.CollabError: {message}"
+    assert contents(own.root / "results") == {}  # nothing that a training would be continued from, or read by

@@ -17,6 +17,7 @@ from e2e_nnunet import CONFIGURATIONS, DATASETS, TEST_CASE, Workspace, differing
 from e2e_semi_supervised import (
     SPLIT,
     STUDENTS,
+    SUPERVISED,
     WHOLE_PLANS,
     copy_of,
     delete,
@@ -30,6 +31,11 @@ from test_e2e_resume import assert_same, set_chance_apart
 pytestmark = pytest.mark.slow
 
 RUNS = [(trainer, configuration) for trainer in STUDENTS for configuration in CONFIGURATIONS]
+WITH_TEACHER = {  # what their checkpoints hold beside the students
+    "MeanTeacherTrainer": {"teacher"},
+    "CRLNTrainer": {"teacher", "rectifier", "rectifier_optimizer"},
+    "LDCTrainer": {"teacher", "constraints"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,38 +66,64 @@ def test_trains_validates_and_publishes_each_student(trainer, configuration, run
         summary = read_json(training.student(student) / "validation" / "summary.json")
         assert len(summary["metric_per_case"]) == len(SPLIT["val"])
         assert math.isfinite(curves[f"loss/{student}/supervised"][-1])
-        if trainer != "SupervisedTrainer":
-            assert curves[f"pseudo_used/{student}"][-1] > 0
-            assert 0 < curves[f"pseudo_entropy/{student}"][-1] <= 1
-            assert f"pseudo_quality/{student}" in curves
+        if trainer not in SUPERVISED:
+            stages = [f"{student} before", f"{student} after"] if trainer == "CRLNTrainer" else [student]
+            for labels in stages:
+                assert curves[f"pseudo_used/{labels}"][-1] > 0
+                assert 0 < curves[f"pseudo_entropy/{labels}"][-1] <= 1
+                assert f"pseudo_quality/{labels}" in curves
     log = "".join(path.read_text() for path in training.fold.glob("training_log_*.txt"))
-    if trainer != "SupervisedTrainer":
+    if trainer not in SUPERVISED:
         # Two cases of the split and two of imagesUn.
         assert "2 labelled samples of 2 cases and 2 unlabelled ones of 4" in log
 
 
 @pytest.mark.parametrize(
-    ("trainer", "configuration"), [("CrossMatchTrainer", "2d"), ("MeanTeacherTrainer", "3d_fullres")]
-)
-def test_a_published_model_predicts(trainer, configuration, runs, workspace):
-    runs[trainer, configuration].result()
-    folder = workspace.predict("plain", configuration, f"{trainer}_CNN", f"predicted/{trainer}")
-    mask = read_mask(folder / f"{TEST_CASE}.nii.gz")
-    assert set(np.unique(mask)) <= {0, 1, 2, 3}
+    ("trainer", "configuration"),
+    [("CrossMatchTrainer", "2d"), ("MeanTeacherTrainer", "3d_fullres"),
+     *((trainer, c) for trainer in ("CRLNTrainer", "LDCTrainer", "CMAformerTrainer") for c in CONFIGURATIONS)],
+)  # fmt: skip
+def test_a_published_model_predicts_what_was_validated(trainer, configuration, runs, workspace):
+    training, (student,), (case,) = runs[trainer, configuration].result(), STUDENTS[trainer], SPLIT["val"]
+    folder = workspace.predict("plain", configuration, f"{trainer}_{student}", f"predicted/{trainer}_{configuration}")
+    assert set(np.unique(read_mask(folder / f"{TEST_CASE}.nii.gz"))) <= {0, 1, 2, 3}
+    validated = training.student(student) / "validation" / f"{case}.nii.gz"
+    assert np.array_equal(read_mask(folder / validated.name), read_mask(validated))
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_crln_publishes_its_teacher_and_rectifies(configuration, runs):
+    training = runs["CRLNTrainer", configuration].result()
+    run, published = training.checkpoint(), training.checkpoint("CNN")["network_weights"]
+    teacher = run["nnunet_collab"]["method"]["teacher"]["weights"]
+    assert differing_tensors(published, network_of(teacher)) == []
+    assert differing_tensors(published, network_of(run["nnunet_collab"]["trained_weights"])) != []
+    curves = run["logging"]
+    assert curves["variable/mu"][0] != curves["variable/mu"][1]
+    assert curves["pseudo_entropy/CNN before"][1] != curves["pseudo_entropy/CNN after"][1]
+
+
+def network_of(weights):
+    """Those of the CNN itself, without its heads, by the names that nnU-Net gives them."""
+    prefix = "students.CNN.network."
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 @pytest.mark.parametrize(
     ("trainer", "configuration", "changes"),
     [("MeanTeacherTrainer", "2d", {}), ("CrossMatchTrainer", "3d_fullres", {}),
-     ("MeanTeacherTrainer", "3d_fullres", {"deploy": "teacher"})],
+     ("MeanTeacherTrainer", "3d_fullres", {"deploy": "teacher"}),
+     ("CRLNTrainer", "2d", {}), ("LDCTrainer", "3d_fullres", {}), ("CMAformerTrainer", "2d", {})],
 )  # fmt: skip
 def test_killed_and_continued_equals_uninterrupted(trainer, configuration, changes, runs, workspace):
     group = f"killed_{configuration}"
+    # In the second epoch; CRLN has two optimisers, and is killed between the student's step and the rectifier's.
+    moment = "step:8" if trainer == "CRLNTrainer" else "step:4"
     if changes:
         reference = train(workspace, trainer, "plain", configuration, group="uninterrupted", **changes)
     else:
         reference = runs[trainer, configuration].result()
-    training = train(workspace, trainer, "plain", configuration, group=group, killed_at="step:4", **changes)
+    training = train(workspace, trainer, "plain", configuration, group=group, killed_at=moment, **changes)
     assert training.done.code == -signal.SIGKILL, training.done.err
     assert not (training.fold / "checkpoint_final.pth").exists()
     interrupted = training.checkpoint(name="checkpoint_latest.pth")
@@ -100,8 +132,9 @@ def test_killed_and_continued_equals_uninterrupted(trainer, configuration, chang
     ours, theirs = (set_chance_apart(one.checkpoint())[0] for one in (training, reference))
     assert differing_tensors(ours["network_weights"], theirs["network_weights"]) == []
     assert_same(ours, theirs)
-    assert ("teacher" in ours["nnunet_collab"]["method"]) == (trainer == "MeanTeacherTrainer")
-    assert (ours["nnunet_collab"]["trained_weights"] is not None) == bool(changes)
+    assert ours["nnunet_collab"]["method"].keys() == WITH_TEACHER.get(trainer, set())
+    has_heads = trainer in ("CRLNTrainer", "LDCTrainer")
+    assert (ours["nnunet_collab"]["trained_weights"] is not None) == (has_heads or bool(changes))
 
 
 # ---------------------------------------------------------------- no label of an unlabelled case is read
@@ -126,6 +159,8 @@ def variants(workspace, tmp_path_factory):
         ("CrossMatchTrainer", "plain", "2d"),
         ("CrossTeachingTrainer", "ignore", "3d_fullres"),
         ("UniMatchTrainer", "regions", "2d"),
+        ("CRLNTrainer", "plain", "2d"),
+        ("LDCTrainer", "regions", "3d_fullres"),
     ],
 )
 def test_labels_of_unlabelled_cases_change_no_bit_of_a_training(trainer, kind, configuration, variants, in_process):
@@ -200,3 +235,6 @@ def test_two_processes_have_the_gradients_of_one(case, shared):
         assert (a - both["gradients"][name]).norm() <= 1e-3 * a.norm() + 1e-6 * whole, name
     for student, values in alone["curves"].items():
         assert both["curves"][student] == pytest.approx(values, rel=1e-4, abs=1e-6, nan_ok=True)
+    # The rectifier, whose first momentum is a tenth of its gradient; multipliers, residuals and sizes.
+    assert bool(alone["state"]) == case.startswith(("crln", "ldc"))
+    torch.testing.assert_close(both["state"], alone["state"], rtol=1e-4, atol=1e-7)

@@ -1,4 +1,4 @@
-"""Runs of other forms: a frozen teacher, a name of its own, other pairs of students, 3d_lowres."""
+"""Runs of other forms: a frozen teacher, a name of its own, other students, 3d_lowres, stock nnU-Net's trainer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from e2e_nnunet import TEST_CASE, TINY, VALIDATION_CASE, Training, differing_tensors, read_json, read_mask
+from e2e_nnunet import (
+    CONFIGURATIONS,
+    DATASETS,
+    TEST_CASE,
+    TINY,
+    VALIDATION_CASE,
+    Training,
+    differing_tensors,
+    read_json,
+    read_mask,
+)
+from e2e_semi_supervised import SMALL_CMAFORMER
 
 from nnunet_collab.inference.publish import publish_fold
 
@@ -113,6 +124,43 @@ def test_a_residual_encoder_unet_as_planned(in_process, workspace):
     cnn, _ = publish_fold(fold)
     architecture = read_json(cnn.parent / "plans.json")["configurations"]["2d"]["architecture"]
     assert architecture["network_class_name"].endswith("ResidualEncoderUNet")
+
+
+@pytest.fixture(scope="module")
+def cmaformer_plans(workspace):
+    """The name of plans whose networks are CMAformers."""
+    folder, name = workspace.preprocessed("plain"), "cmaformerPlans"
+    plans = read_json(folder / "nnUNetPlans.json")
+    for configuration in CONFIGURATIONS:
+        planned = plans["configurations"][configuration]["architecture"]
+        strides = planned["arch_kwargs"]["strides"]
+        plans["configurations"][configuration]["architecture"] = {
+            "network_class_name": "nnunet_collab.networks.cmaformer.CMAformer",
+            "arch_kwargs": {"strides": strides, **SMALL_CMAFORMER},
+            "_kw_requires_import": [],
+        }
+    (folder / f"{name}.json").write_text(json.dumps({**plans, "plans_name": name}))
+    return name
+
+
+def test_stock_nnunet_trains_a_cmaformer_that_plans_describe(cmaformer_plans, workspace):
+    trainer = "nnUNetTrainer_1epoch"
+    model = (DATASETS["plain"], "2d", 0, "-tr", trainer, "-p", cmaformer_plans)
+    workspace.run("nnUNetv2_train", *model, "-device", "cpu", group="cmaformer")
+    fold = workspace.results("cmaformer") / f"{trainer}__{cmaformer_plans}__2d" / "fold_0"
+    assert read_json(fold / "validation" / "summary.json")["foreground_mean"]["Dice"] > 0.2
+
+
+def test_stock_nnunet_steps_a_cmaformer_in_3d_and_finds_it_again(cmaformer_plans, in_process):
+    options = {"group": "cmaformer", "plans": cmaformer_plans}
+    stock, again = (in_process("nnUNetTrainer", "plain", "3d_fullres", **options) for _ in range(2))
+    stock.num_epochs, stock.num_iterations_per_epoch, stock.num_val_iterations_per_epoch = 1, 2, 1
+    stock.initialize()
+    start = {name: value.clone() for name, value in stock.network.state_dict().items()}
+    stock.run_training()
+    assert differing_tensors(stock.network.state_dict(), start) == sorted(start)
+    again.load_checkpoint(f"{stock.output_folder}/checkpoint_final.pth")
+    assert differing_tensors(again.network.state_dict(), stock.network.state_dict()) == []
 
 
 def test_a_model_of_stock_nnunet_teaches(in_process, workspace):

@@ -26,14 +26,23 @@ class Pointwise(torch.nn.Module):
         self.weight = torch.nn.Parameter(weight)
 
     def at(self, features, voxels):
-        return torch.stack([self.weight @ features[(b, slice(None), *v)] for b, *v in voxels.tolist()])
+        rows = [self.weight @ features[(b, slice(None), *v)] for b, *v in voxels.tolist()]
+        return torch.stack(rows) if rows else features.new_zeros(0, len(self.weight))
 
-    def mean_of(self, features, members):
-        rows = []
-        for c in range(members.shape[1]):
-            voxels = members[:, c].nonzero()
-            rows.append(self.at(features, voxels).mean(0) if len(voxels) else self.weight[:, 0] * math.nan)
-        return torch.stack(rows)
+    def fixed(self, features):
+        return Constants(lambda voxels: self.at(features, voxels))
+
+
+class Constants:
+    """Features of voxels by a function, without gradient."""
+
+    def __init__(self, at):
+        self.at = torch.no_grad()(at)
+
+    def mean_of(self, members):
+        voxels = [members[:, c].nonzero() for c in range(members.shape[1])]
+        nothing = self.at(torch.zeros_like(voxels[0][:0])).sum(0) * math.nan
+        return torch.stack([self.at(v).mean(0) if len(v) else nothing for v in voxels])
 
 
 class Drawing:
@@ -147,6 +156,19 @@ def test_every_setting_is_that_of_the_equation(change, drawing):
     assert value.item() == pytest.approx(reference(*case, drawing.calls, **choice), rel=1e-5)
 
 
+@pytest.mark.parametrize("at_a_time", [1, 7])
+def test_negatives_in_parts_give_the_same_value_and_gradients(at_a_time, monkeypatch):
+    projection, features, prototypes, known = make()
+    found = []
+    for number in (module.AT_A_TIME, at_a_time):
+        monkeypatch.setattr(module, "AT_A_TIME", number)
+        torch.manual_seed(1)
+        value = positive_supervision(projection, features, prototypes, known, **CHOICE)
+        found.append([value, *torch.autograd.grad(value, [features, projection.weight])])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
 def by_hand(features, labels, prototypes, monkeypatch, *, uncertain, **choice):
     """Two channels, an identity as projection; the voxels of `uncertain` alone are anchors; draws go round."""
     monkeypatch.setattr(module, "_draw", lambda voxels, count: voxels[torch.arange(count) % len(voxels)])
@@ -196,7 +218,7 @@ def test_the_positive_of_the_hand_sized_case():
     case = torch.tensor([[[1.0]], [[0.0]]]).view(1, 2, 1, 1)
     members = torch.ones(1, 1, 1, 1, dtype=torch.bool)
     prototypes = torch.tensor([[[0.0, 1.0], [0.0, 3.0]]])
-    found = module._positives(Pointwise(torch.eye(2)), case, prototypes, members, 0.6, "both")
+    found = module._positives(Pointwise(torch.eye(2)).fixed(case), prototypes, members, 0.6, "both")
     assert found.tolist() == [pytest.approx([0.625, 0.75])]
 
 
@@ -213,9 +235,8 @@ def test_it_works_the_same_through_the_projection_of_some_voxels(shape):
         def at(self, features, voxels):
             return projection(features)[(voxels[:, 0], slice(None), *voxels[:, 1:].unbind(1))]
 
-        def mean_of(self, features, members):
-            r = projection(features).movedim(1, -1)
-            return torch.stack([r[members[:, c]].mean(0) for c in range(CLASSES)])
+        def fixed(self, features):
+            return Constants(lambda voxels: self.at(features, voxels))
 
     inputs = [features, *projection.parameters()]
     found = []

@@ -78,10 +78,20 @@ def test_voxels_may_come_twice_and_in_any_order(shape):
 
 
 @each_shape
+def test_constants_are_the_same_without_gradient(shape):
+    module, features = make(shape)
+    voxels = every_voxel(features)
+    found = module.fixed(features).at(voxels)
+    assert not found.requires_grad
+    want = np.moveaxis(reference(module, features), 1, -1).reshape(-1, WIDTH)
+    np.testing.assert_allclose(found.numpy(), want, rtol=1e-4, atol=1e-5)
+
+
+@each_shape
 def test_means_equal_those_of_the_whole_map(shape):
     module, features = make(shape)
     members = some_members(features)
-    found = module.mean_of(features, members).detach().numpy()
+    found = module.fixed(features).mean_of(members).numpy()
     assert found.shape == (4, WIDTH)
     r = np.moveaxis(reference(module, features), 1, -1)
     for c in range(3):
@@ -97,7 +107,7 @@ def test_the_mean_over_the_samples_weighs_voxels_not_samples(shape):
     members[(2, 0, *[0] * len(shape))] = True
     r = np.moveaxis(reference(module, features), 1, -1)
     want = r[members[:, 0].numpy()].mean(axis=0)
-    np.testing.assert_allclose(module.mean_of(features, members)[0].detach().numpy(), want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(module.fixed(features).mean_of(members)[0].numpy(), want, rtol=1e-4, atol=1e-5)
 
 
 @each_shape

@@ -77,5 +77,5 @@ def test_a_run_is_neither_continued_nor_validated_with_another_split(tmp_path, m
     write_split(tmp_path, train=["a", "c"], val=["b"])  # b was learned from, c is new
     other = make()
     other.load_checkpoint(str(path))
-    with pytest.raises(CollabError, match="role 'train': .*not there now: b; new: c"):
+    with pytest.raises(CollabError, match=r"role 'train': .*not there now: b; new: c"):
         other.do_split()

@@ -68,6 +68,7 @@ def test_kkt_names_the_worst_constraint():
     assert m.kkt() == pytest.approx({"primal": 0.7, "dual": 0.25, "slackness": 0.1})
     assert m.as_plain() == {"a": 0.5, "b": -0.25, "h": 0.5}
     assert make((), ()).kkt() == {"primal": 0, "dual": 0, "slackness": 0}
+    assert str(make().kkt()["dual"]) == "0.0"  # as it is printed
 
 
 def test_the_state_goes_round():

@@ -1,0 +1,37 @@
+"""The middle of a patch, for a student that sees less of it than its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class CentreCrop:
+    """A box in the middle of a patch whose sides are about a share of the patch's.
+
+    Args:
+        size: Of the patch.
+        share: Of every side, in (0, 1].
+        multiple: A network takes sides that are multiples of these alone; the nearest are used.
+    """
+
+    def __init__(self, size: Sequence[int], share: float, multiple: Sequence[int]) -> None:
+        sides = [max(1, round(share * n / m)) * m for n, m in zip(size, multiple, strict=True)]
+        self.size = tuple(min(side, n) for side, n in zip(sides, size, strict=True))
+        self.before = tuple((n - side) // 2 for n, side in zip(size, self.size, strict=True))
+        self.after = tuple(n - side - b for n, side, b in zip(size, self.size, self.before, strict=True))
+        self.whole = self.size == tuple(size)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """The box of `(B, C, *S)` or `(B, *S)`."""
+        first = tensor.ndim - len(self.size)
+        for axis, (start, length) in enumerate(zip(self.before, self.size, strict=True), start=first):
+            tensor = tensor.narrow(axis, start, length)
+        return tensor
+
+    def put_back(self, box: Tensor) -> Tensor:
+        """The patch of a box, 0 or False outside."""
+        margins = [n for pair in zip(self.before[::-1], self.after[::-1], strict=True) for n in pair]  # last axis first
+        return box if self.whole else F.pad(box, margins)
