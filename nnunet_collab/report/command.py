@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RESULTS",
         nargs="+",
         type=Path,
-        help="results folders (<Trainer>_<Student>__<plans>__<configuration>), a folder of such, folders of "
-        "predictions with a CSV of `nnunet_collab evaluate` inside or beside them, or such CSV files",
+        help="results folders (<Trainer>_<Student>__<plans>__<configuration>), folders of predictions with a CSV of "
+        "`nnunet_collab evaluate` inside or beside them, folders of either, or such CSV files",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the report")
     parser.add_argument(

@@ -66,7 +66,7 @@ def find_sources(
     """Sources at the given paths, in their order, and a sentence for each training that has none.
 
     Args:
-        paths: Results folders, folders of results folders, folders of predictions, or CSV files.
+        paths: Results folders, folders of predictions, folders of either, or CSV files.
         labels: Of the cases that folders of predictions predict; None looks beside the images they were made of.
         images: Likewise.
 
@@ -84,7 +84,8 @@ def find_sources(
                     continue  # its training stands for it
                 _add_results(folder, found, left_out, labels)
         else:
-            found.setdefault(path.resolve(), _predictions(path, labels, images))
+            for one in _folders_of_predictions(path) or [path]:
+                found.setdefault(one.resolve(), _predictions(one, labels, images))
     if not found:
         raise CollabError(
             "report: at least one of RESULTS must have predictions of validation cases; none has.\n"
@@ -152,6 +153,13 @@ def _results(folder: Path, folds: tuple[Path, ...], given: Path | None) -> Sourc
     )
 
 
+def _folders_of_predictions(path: Path) -> list[Path]:
+    """Those that nnUNetv2_predict filled, in a folder that it did not fill itself."""
+    if not path.is_dir() or (path / "dataset.json").is_file():
+        return []
+    return [folder for folder in sorted(path.iterdir()) if (folder / "dataset.json").is_file()]
+
+
 def _predictions(path: Path, labels: Path | None, images: Path | None) -> Source:
     """A folder of predictions, or a CSV."""
     is_table = path.suffix == ".csv" and path.is_file()
@@ -170,8 +178,8 @@ def _predictions(path: Path, labels: Path | None, images: Path | None) -> Source
     labels = _first_folder([labels, beside])
     if table is None and (is_table or not facts or labels is None):
         raise CollabError(
-            f"report: RESULTS are results folders (<Trainer>__<plans>__<configuration>), folders of such, folders of "
-            f"predictions with a table of `nnunet_collab evaluate` inside or beside them, or such tables; {path} is "
+            f"report: RESULTS are results folders (<Trainer>__<plans>__<configuration>), folders of predictions with a "
+            f"table of `nnunet_collab evaluate` inside or beside them, folders of either, or such tables; {path} is "
             f"none of them. Check the path, or run nnunet_collab evaluate -p {folder} -l LABELS -o {folder}.csv first."
         )
     return Source(

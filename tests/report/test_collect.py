@@ -111,6 +111,9 @@ def test_folders_of_predictions_know_their_training_images_and_labels(world):
     assert (named.labels, named.images) == (world.root / "labels", world.root / "images")
     shutil.move(folder.with_suffix(".csv"), folder / "scores.csv")
     assert find_sources([folder])[0][0].table == folder / "scores.csv"
+    shutil.copytree(folder, world.root / "many" / "first")
+    shutil.copytree(folder, world.root / "many" / "second")
+    assert [source.name for source in find_sources([world.root / "many"])[0]] == ["first", "second"]
     write_json(run / "plans.json", world.plans("CTRCLTrainer", "a0", 0, ("CNN", "Transformer"), beta=3))
     assert find_sources([folder])[0][0].run is None  # was trained again since
 
