@@ -1,14 +1,29 @@
 """Does it teach? With few labels each method beats the supervised training of equal length; its broken form does not.
 
-The task: ring and core of a disc, in noise as strong as their contrast. Two images are labelled and 64 are not, so the
-supervised network learns the noise of two images. A gain counts as the mean over two seeds, since single runs differ by
-a hundredth or two. The broken form is the same training with the unsupervised weights set to 0.
+The tasks: ring and core of a disc, in noise. Two images are labelled and 64 are not. A gain counts as the mean over the
+seeds of the task, since single runs differ by a hundredth or two. The broken form is the same training, deployed in the
+same way, with the unsupervised weights set to 0.
 
-Mean Teacher and UA-MT are not here: with a squared difference as loss, and noise as the only difference between student
-and teacher, no setting was found in which their gain in so short a training is larger than the spread of the seeds.
+SHORT: noise as strong as the contrast, and a low learning rate: the supervised network has not learned everything yet.
+OVERFIT: more noise and a higher rate. The supervised network has learned the noise of its two images (Dice 0.81; with
+    64 labelled images 0.92). A target from other weights than the student's, averaged or rectified by prototypes, does
+    not share all of that noise, and 64 more images average it out.
+NOISIER: the same, and the test images have more noise than all others. Consistency under noise, all that Mean Teacher
+    and UA-MT ask for, is to make predictions depend on noise less, so this is where it must show. Their teacher alone
+    gets noise: where it is strong (a deviation of 0.7 and more) or has no slow ramp, its targets lose the foreground,
+    and the student with them. Most of the gain, 0.02 of 0.028, comes from the averaged weights in the targets and stays
+    without the teacher's noise. On images as noisy as the labelled ones it is as small as the spread of the seeds.
+
+Of CRLN the rectified pseudo labels are tested, not the contrast: with it so short a training is unstable (with weight 1
+the Dice of the two seeds is 0.81 and 0.87, with 0.1 it is 0.88 and 0.59). Of LDC it is the agreement of student and
+teacher, with the size bands at their default. As the only term the bands teach nothing here: penalties strong enough to
+act in 200 iterations lowered the Dice, even where all discs had one size.
 """
 
 from __future__ import annotations
+
+import functools
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,30 +33,57 @@ from teaching import make_method
 from nnunet_collab.data.loaders import seeded
 from nnunet_collab.data.views import strong_intensities
 from nnunet_collab.methods import crossmatch
+from nnunet_collab.methods.crln import CRLNTrainer
 from nnunet_collab.methods.cross_teaching import CPSTrainer, CrossTeachingTrainer
 from nnunet_collab.methods.crossmatch import CrossMatchTrainer
 from nnunet_collab.methods.fixmatch import FixMatchTrainer, UniMatchTrainer
+from nnunet_collab.methods.ldc import LDCTrainer
+from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer, UAMTTrainer
 from nnunet_collab.methods.supervised import SupervisedTrainer
 
 pytestmark = pytest.mark.slow
 
-SIZE, NOISE, LABELED, UNLABELED, TEST = 32, 0.6, 2, 64, 48
-ITERATIONS, SEEDS = 250, (0, 1)
-MARGIN = 0.025  # of the Dice; the gains of the methods are 0.045 to 0.075, those of their broken forms 0.01 at most
+SIZE, LABELED, UNLABELED, TEST = 32, 2, 64, 48
+ITERATIONS = 250
+
+
+class Task(NamedTuple):
+    """What is to be learned, and what counts as a gain."""
+
+    noise: float
+    test_noise: float
+    lr: float
+    seeds: tuple[int, ...]
+    margin: float  # of the Dice
+
+
+# Gains and, at most, those of the broken forms: 0.045 to 0.075 and 0.01; 0.04 to 0.05 and 0.015; 0.025 and 0.
+SHORT = Task(noise=0.6, test_noise=0.6, lr=3e-3, seeds=(0, 1), margin=0.025)
+OVERFIT = Task(noise=0.9, test_noise=0.9, lr=1e-2, seeds=(0, 1), margin=0.025)
+NOISIER = Task(noise=0.9, test_noise=1.1, lr=1e-2, seeds=(0, 1, 2, 3), margin=0.012)
 LEARNING = {"optimizer": "adamw", "lr": 3e-3}
 # In so short a training a Transformer learns too little to be of help, so a wider CNN takes its place.
 UNLIKE = [{"name": "CNN", **LEARNING}, {"name": "Wide", "arch": {"features_per_stage": [8, 8, 8, 8]}, **LEARNING}]
-# Trainer -> its settings, and those which switch off what unlabelled images teach.
+# The default of 0.99 suits long runs: 250 iterations after a random start it is still a part of the average.
+AVERAGE = {"ema_decay": 0.95}
+NOISE = {**AVERAGE, "consistency_weight": 10.0, "noise": 0.5, "deploy": "teacher"}
+RECTIFIED = {**AVERAGE, "tau": 0.8, "tau_weak": 0.6, "start": 100, "ramp_up": 0.5, "contrast_weight": 0.0}
+AGREEING = {**AVERAGE, "consistency_weight": 2.0, "contrast": "off", "distance_weight": 0.0}
+# Trainer -> its task, its settings, and those which switch off what unlabelled images teach.
 METHODS = {
-    CrossTeachingTrainer: ({"pseudo_weight": 0.5, "students": UNLIKE}, {"pseudo_weight": 0}),
-    CPSTrainer: ({"pseudo_weight": 0.5}, {"pseudo_weight": 0}),
-    FixMatchTrainer: ({"tau": 0.8}, {"strong_weight": 0}),
-    UniMatchTrainer: ({"tau": 0.8}, {"strong_weight": 0, "feature_weight": 0}),
-    CrossMatchTrainer: ({"tau": 0.8, "total": "paper"}, {}),
+    CrossTeachingTrainer: (SHORT, {"pseudo_weight": 0.5, "students": UNLIKE}, {"pseudo_weight": 0}),
+    CPSTrainer: (SHORT, {"pseudo_weight": 0.5}, {"pseudo_weight": 0}),
+    FixMatchTrainer: (SHORT, {"tau": 0.8}, {"strong_weight": 0}),
+    UniMatchTrainer: (SHORT, {"tau": 0.8}, {"strong_weight": 0, "feature_weight": 0}),
+    CrossMatchTrainer: (SHORT, {"tau": 0.8, "total": "paper"}, {}),
+    MeanTeacherTrainer: (NOISIER, NOISE, {"consistency_weight": 0}),
+    UAMTTrainer: (NOISIER, {**NOISE, "passes": 4, "certainty": 0.5}, {"consistency_weight": 0}),
+    CRLNTrainer: (OVERFIT, RECTIFIED, {"unlabeled_weight": 0}),
+    LDCTrainer: (OVERFIT, AGREEING, {"consistency_weight": 0, "constraint": "none"}),
 }
 
 
-def phantoms(count, generator):
+def phantoms(count, noise, generator):
     """Images `(count, 1, y, x)` and labels: ring 1 and core 2 of a disc somewhere."""
 
     def uniform(low, high):
@@ -53,7 +95,7 @@ def phantoms(count, generator):
     labels = (distance < radius).long() + (distance < radius * uniform(0.45, 0.65)).long()
     contrast = uniform(0.7, 1.3)
     image = torch.where(labels == 1, contrast, torch.where(labels == 2, -contrast, torch.zeros(())))
-    image = image + NOISE * torch.randn(image.shape, generator=generator)
+    image = image + noise * torch.randn(image.shape, generator=generator)
     return image[:, None], labels[:, None].to(torch.int16)
 
 
@@ -79,15 +121,18 @@ def draw_batch(trainer, labeled, unlabeled):
     return batch
 
 
-def train(trainer_class, seed, folder, monkeypatch, changes):
-    """Mean test Dice of ring and core, of the first student after a training."""
+def train(trainer_class, task, seed, folder, monkeypatch, changes):
+    """Mean test Dice of ring and core, of the first student as it is deployed after a training."""
     generator = torch.Generator().manual_seed(seed)
-    labeled, (unlabeled, _), (images, truth) = (phantoms(n, generator) for n in (LABELED, UNLABELED, TEST))
+    labeled, (unlabeled, _), (images, truth) = (
+        phantoms(count, noise, generator)
+        for count, noise in ((LABELED, task.noise), (UNLABELED, task.noise), (TEST, task.test_noise))
+    )
     names = [student.name for student in trainer_class.settings.students]
     common = {
         "batch_size": 4 if trainer_class is SupervisedTrainer else 8,  # four labelled samples in every batch
         "seed": seed, "epochs": 1, "iterations_per_epoch": ITERATIONS, "deep_supervision": False,
-        "students": {name: LEARNING for name in names},
+        "students": {name: {"optimizer": "adamw", "lr": task.lr} for name in names},
     }  # fmt: skip
     trainer = make_method(trainer_class, folder, monkeypatch, changes={**common, **changes})
     trainer.network.train()
@@ -95,28 +140,29 @@ def train(trainer_class, seed, folder, monkeypatch, changes):
         with seeded((seed, number)):
             batch = draw_batch(trainer, labeled, unlabeled)
         trainer.train_step(batch)
-    trainer.network.eval()
+    trainer.deployed.eval()
     with torch.no_grad():
-        predicted = trainer.group[names[0]](images).logits.argmax(1)
+        predicted = trainer.deployed[names[0]](images).logits.argmax(1)
     masks = [(predicted == k, truth[:, 0] == k) for k in (1, 2)]
     return float(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in masks]))
 
 
-def mean_dice(trainer_class, folder, monkeypatch, changes):
-    return np.mean([train(trainer_class, seed, folder, monkeypatch, changes) for seed in SEEDS])
+def mean_dice(trainer_class, task, folder, monkeypatch, changes):
+    return np.mean([train(trainer_class, task, seed, folder, monkeypatch, changes) for seed in task.seeds])
 
 
 @pytest.fixture(scope="module")
 def supervised(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
-        return mean_dice(SupervisedTrainer, tmp_path_factory.mktemp("supervised"), monkeypatch, {})
+        folder = tmp_path_factory.mktemp("supervised")
+        yield functools.cache(lambda task: mean_dice(SupervisedTrainer, task, folder, monkeypatch, {}))
 
 
 @pytest.mark.parametrize("trainer_class", METHODS)
 def test_unlabelled_images_teach_more_than_a_broken_term_would(trainer_class, supervised, tmp_path, monkeypatch):
-    changes, switched_off = METHODS[trainer_class]
-    gain = mean_dice(trainer_class, tmp_path, monkeypatch, changes) - supervised
+    task, changes, switched_off = METHODS[trainer_class]
+    gain = mean_dice(trainer_class, task, tmp_path, monkeypatch, changes) - supervised(task)
     if trainer_class is CrossMatchTrainer:  # its factors are no settings
         monkeypatch.setitem(crossmatch.TOTALS, "paper", (1.0, 0.0, 0.0))
-    broken = mean_dice(trainer_class, tmp_path, monkeypatch, {**changes, **switched_off}) - supervised
-    assert gain > MARGIN > broken, f"gain {gain:.3f}, without the unsupervised terms {broken:.3f}"
+    broken = mean_dice(trainer_class, task, tmp_path, monkeypatch, {**changes, **switched_off}) - supervised(task)
+    assert gain > task.margin > broken, f"gain {gain:.3f}, without the unsupervised terms {broken:.3f}"
