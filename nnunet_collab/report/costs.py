@@ -83,7 +83,7 @@ def training_table(section: Section, frame: pd.DataFrame) -> Table:
 
 
 def settings_table(section: Section) -> Table | None:
-    """The settings in which the methods differ; None if fewer than two have any."""
+    """The settings in which methods that have them differ, and students; None if fewer than two methods have any."""
     flat = {m.label: _flat(settings) for m in section.methods if (settings := settings_of(m))}
     if len(flat) < 2:
         return None
@@ -91,9 +91,16 @@ def settings_table(section: Section) -> Table | None:
     for values in flat.values():
         _shorten(values, set.union(*names) - set.intersection(*names))
     keys = sorted({key for values in flat.values() for key in values})
-    differing = [key for key in keys if len({str(values.get(key, EMPTY)) for values in flat.values()}) > 1]
+    differing = [key for key in keys if _differs(key, list(flat.values()))]
     rows = [[Cell(key), *(Cell(_text(values.get(key, EMPTY))) for values in flat.values())] for key in differing]
-    return Table("", "Settings that are not the same for all", ["setting", *flat], rows, {"dataset": section.dataset})
+    title = "Settings that are not the same for all that have them"
+    return Table("", title, ["setting", *flat], rows, {"dataset": section.dataset})
+
+
+def _differs(key: str, settings: list[dict[str, Any]]) -> bool:
+    values = {str(one[key]) for one in settings if key in one}
+    # That a method has no such setting is worth a line only where it says which networks were trained.
+    return len(values) > 1 or (key.startswith("students.") and any(key not in one for one in settings))
 
 
 def _shorten(values: dict[str, Any], students: set[str]) -> None:
@@ -132,7 +139,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return {"": "none", "None": "as planned"}.get(str(value), str(value))
+    return {"": "none", "None": "default"}.get(str(value), str(value))
 
 
 def _or_nan(value: float | None) -> float:

@@ -287,14 +287,14 @@ def test_costs_are_read_from_the_log_where_the_curves_do_not_say(world):
 
 
 def test_only_settings_that_differ_are_listed(world):
-    world.train("CTRCLTrainer", "a", beta=2.0, students=("CNN", "Transformer"))
+    world.train("CTRCLTrainer", "a", beta=2.0, batch_size=4, tau=0.5, students=("CNN", "Transformer"))
     world.train("SupervisedTrainer", "b", beta=2.0, batch_size=None, lr=0.1)
     table = settings_table(sections(world.results)[0])
     rows = {line[0].text: [cell.text for cell in line[1:]] for line in table.rows}
     assert table.head[1:] == ["Supervised b / CNN", "CTRCL a / CNN", "CTRCL a / Transformer"]
     assert rows == {
         "trainer": ["SupervisedTrainer", "CTRCLTrainer", "CTRCLTrainer"],
-        "batch_size": ["as planned", "–", "–"],
+        "batch_size": ["default", "4", "4"],  # but not tau, which one method alone has
         "students.Transformer": ["–", "segformer", "segformer"],  # one line, not one per setting
         "students.CNN.lr": ["0.1", "0.01", "0.01"],
     }
