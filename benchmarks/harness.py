@@ -201,8 +201,8 @@ def alternate(steps: Mapping[str, Callable[[], Any]], rounds: int, device: str) 
 
     With one CPU thread the seconds are those that the processor spent on it: other work on the machine adds none.
     """
-    alone = device == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if alone else time.perf_counter
+    one_thread = device == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if one_thread else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 3):
         for name, step in steps.items():

@@ -4,7 +4,7 @@ Each volume holds eight lumpy organs; the prediction is the truth with a rough b
 far away, which a distance transform of the organs' boxes would pay for. Reading, checking and measuring are all timed.
 
     python benchmarks/metrics_time.py                      # one volume of 512 x 512 x 150 in one process
-    python benchmarks/metrics_time.py --cases 2 -np 2     # one per core
+    python benchmarks/metrics_time.py --cases 2 -np 2      # one per core
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -69,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help(sys.stderr)
             return 2
         status: int = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads our output has seen enough, as `head` does; nothing more is to be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as if by the signal that ends other commands then
     except CollabError as error:
         return _refuse(str(error))
     except ImportError as error:

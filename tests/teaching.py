@@ -77,6 +77,16 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def step_that_fails(trainer, batch, where, monkeypatch):
+    """A training step that is not taken, because the loss (`where`) or the norm of the gradient is NaN."""
+    if where == "loss":
+        batch["data"][0] = float("nan")
+    else:
+        step = trainer.optimizers.step
+        monkeypatch.setattr(trainer.optimizers, "step", lambda: {n: g * float("nan") for n, g in step().items()})
+    trainer.train_step(batch)
+
+
 class HalfBox:
     """In place of CutMix: the left (side 0) or right half comes from the next sample or from the further ones."""
 

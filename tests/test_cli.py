@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,12 @@ def test_a_user_s_mistake_is_one_message_without_a_traceback():
     assert done.stdout == ""
     assert done.stderr.startswith("nnunet_collab: convert: NAME must be one of acdc")
     assert "Traceback" not in done.stderr
+
+
+def test_output_that_nobody_reads_on_ends_quietly():
+    command = f"{shlex.quote(sys.executable)} -m nnunet_collab doctor | true"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_a_missing_package_leads_to_the_doctor(monkeypatch, capsys):

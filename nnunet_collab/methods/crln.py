@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.types import StudentOutput, Term
-from nnunet_collab.losses.positive_supervision import Positives, Supervision, positive_supervision
+from nnunet_collab.losses.positive_supervision import Supervision, positive_supervision
 from nnunet_collab.losses.pseudo_labels import pseudo_label_loss, pseudo_labels
 from nnunet_collab.methods.crln_settings import CRLNSettings
 from nnunet_collab.networks.blueprint import is_unet
@@ -208,7 +208,7 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
             reliable=torch.cat([truth.keep, keep & (hard.confidence[:, 0] > s.tau_weak)]),
             confidence=output.logits.detach().float().softmax(dim=1),
         )
-        kind: Positives = "both" if s.positive == "none" else s.positive
+        assert s.positive != "none"  # then there is no projection
         return positive_supervision(
             student.heads["projection"],  # type: ignore[arg-type]
             output.maps[-1],
@@ -217,7 +217,7 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
             tau=s.tau,
             xi=s.xi,
             temperature=s.temperature,
-            positives=kind,
+            positives=s.positive,
             anchors=s.anchors,
             negatives=s.negatives,
         )

@@ -14,6 +14,7 @@ from teaching import (
     equal,
     gradients,
     is_zero,
+    step_that_fails,
     terms_of,
     weights,
     without_gradient,
@@ -171,12 +172,7 @@ def test_a_step_that_was_not_taken_leaves_teacher_and_mu(make, where, monkeypatc
     train(trainer, 1)
     before, mu = weights(trainer.teacher.group), trainer.rectifier.mu.item()
     batch = make_semi_supervised_batch(trainer)
-    if where == "loss":
-        batch["data"][0] = float("nan")
-    else:
-        step = trainer.optimizers.step
-        monkeypatch.setattr(trainer.optimizers, "step", lambda: {n: g * float("nan") for n, g in step().items()})
-    trainer.train_step(batch)
+    step_that_fails(trainer, batch, where, monkeypatch)
     assert equal(weights(trainer.teacher.group), before)
     assert trainer.rectifier.mu.item() == mu
 

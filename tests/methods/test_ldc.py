@@ -7,7 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from teaching import by_key, equal, gradients, is_zero, make_method, uneven_batch, weights, without_gradient
+from teaching import (
+    by_key,
+    equal,
+    gradients,
+    is_zero,
+    make_method,
+    step_that_fails,
+    uneven_batch,
+    weights,
+    without_gradient,
+)
 from tiny import LABELS, make_dataset_json
 from tiny_data import full_plans, write_data
 
@@ -272,12 +282,7 @@ def test_a_step_that_was_not_taken_leaves_the_multipliers(make, where, monkeypat
     trainer = make(changes={"dual_start": 1.0})
     train(trainer, 1)
     before, batch = values(trainer), batch_of(trainer)
-    if where == "loss":
-        batch["data"][0] = float("nan")
-    else:
-        step = trainer.optimizers.step
-        monkeypatch.setattr(trainer.optimizers, "step", lambda: {n: g * float("nan") for n, g in step().items()})
-    trainer.train_step(batch)
+    step_that_fails(trainer, batch, where, monkeypatch)
     assert values(trainer) == before
 
 

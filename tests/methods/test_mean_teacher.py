@@ -14,6 +14,7 @@ from teaching import (
     gradients,
     is_zero,
     make_method,
+    step_that_fails,
     terms_of,
     weights,
     without_gradient,
@@ -182,12 +183,7 @@ def test_a_step_that_was_not_taken_leaves_the_teacher(make, where, monkeypatch):
     train(trainer)
     before, student = weights(trainer.teacher.group), weights(trainer.group)
     batch = make_semi_supervised_batch(trainer)
-    if where == "loss":
-        batch["data"][0] = float("nan")
-    else:
-        step = trainer.optimizers.step
-        monkeypatch.setattr(trainer.optimizers, "step", lambda: {n: g * float("nan") for n, g in step().items()})
-    trainer.train_step(batch)
+    step_that_fails(trainer, batch, where, monkeypatch)
     assert trainer.iteration == 3
     assert trainer.teacher.updates == 2
     assert equal(weights(trainer.teacher.group), before)
