@@ -153,9 +153,13 @@ def mean_dice(trainer_class, task, folder, monkeypatch, changes):
 
 @pytest.fixture(scope="module")
 def supervised(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        folder = tmp_path_factory.mktemp("supervised")
-        yield functools.cache(lambda task: mean_dice(SupervisedTrainer, task, folder, monkeypatch, {}))
+    @functools.cache
+    def baseline(task):
+        # Undone at once: undone after the test's own changes, it would bring those back, for all tests to come.
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            return mean_dice(SupervisedTrainer, task, tmp_path_factory.mktemp("supervised"), monkeypatch, {})
+
+    return baseline
 
 
 @pytest.mark.parametrize("trainer_class", METHODS)
