@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from reporting import Page, World, evaluation, report
+from reporting import Page, World, evaluation, report, write_json
 
 from nnunet_collab.evaluation.metrics import ALL_CLASSES
 
@@ -241,6 +241,20 @@ def test_what_is_missing_is_said_where_it_would_be(tmp_path, monkeypatch):
     assert sorted(path.name for path in folder.iterdir()) == [
         "cases.csv", "figures", "report.html", "report.md", "report.tex", "scores.csv",
     ]  # fmt: skip
+
+
+def test_rectified_pseudo_labels_are_drawn_as_they_are_after_it(world):
+    """CRLN's curves have two of each quantity, of which "after" is what the student learns from."""
+    figures = []
+    for names in (("CNN",), ("CNN before", "CNN after")):
+        run = world.train("CRLNTrainer")
+        path = run / "fold_0" / "curves.json"
+        curves = json.loads(path.read_text())
+        curves["pseudo_labels"] = {f"{names[0]}/share used": [0.9, 0.1], f"{names[-1]}/share used": [0.2, 0.7]}
+        write_json(path, curves)
+        folder = report(world.results, "-o", world.root / f"report_{len(names)}")
+        figures.append((folder / "figures" / "pseudo_share_used.svg").read_bytes())
+    assert figures[0] == figures[1]
 
 
 def test_tables_of_an_older_version_have_no_voxels(tmp_path):
