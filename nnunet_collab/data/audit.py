@@ -33,16 +33,11 @@ class Entry(NamedTuple):
         return f"{self.folder}/{self.case}"
 
 
-def find_duplicates(images: Mapping[Entry, Sequence[Path]], split: Split | None) -> list[str]:
-    """Read all images and name those in two roles.
+def equal_images(images: Mapping[Entry, Sequence[Path]]) -> list[list[Entry]]:
+    """Read all images, with a progress bar, and group the cases that hold the same one.
 
     Args:
         images: Case -> one path per channel.
-        split: Roles of the cases of imagesTr, per fold. Without one, two copies in imagesTr are named, too: one may be
-            trained on while the other is validated on.
-
-    Returns:
-        One line per pair of cases; none for no images.
 
     Raises:
         CollabError: With every image that cannot be read.
@@ -63,7 +58,21 @@ def find_duplicates(images: Mapping[Entry, Sequence[Path]], split: Split | None)
                 bar.update()
     if problems:
         raise CollabError("\n- ".join(["split --audit: every image must be readable; these are not:", *problems]))
-    return list(dict.fromkeys(_lines(holders.values(), split)))
+    return [entries for entries in holders.values() if len(entries) > 1]
+
+
+def duplicates(copies: Iterable[list[Entry]], split: Split | None) -> list[str]:
+    """Name the copies in two roles.
+
+    Args:
+        copies: Groups of `equal_images`.
+        split: Roles of the cases of imagesTr, per fold. Without one, two copies in imagesTr are named, too: one may be
+            trained on while the other is validated on.
+
+    Returns:
+        One line per pair of cases.
+    """
+    return list(dict.fromkeys(_lines(copies, split)))
 
 
 def voxel_digest(image: sitk.Image) -> str | None:

@@ -80,6 +80,29 @@ def patient_lookup(pattern: str | None, cases: Iterable[str] = ()) -> PatientOf:
     return patient_of
 
 
+def of_patients(cases: Iterable[str], others: Iterable[str], pattern: str | None) -> list[str]:
+    """The cases whose patient is one of the others', too, sorted.
+
+    Args:
+        cases: Names, which need not match the pattern: then each is a patient of its own.
+        others: Likewise.
+        pattern: As in `patient_lookup`.
+
+    Raises:
+        CollabError: If the pattern is no regular expression or has no group.
+    """
+    patient_of = patient_lookup(pattern)
+
+    def patient(case: str) -> str:
+        try:
+            return patient_of(case)
+        except CollabError:
+            return case
+
+    known = {patient(case) for case in others}
+    return sorted(case for case in cases if patient(case) in known)
+
+
 def validate_split(splits: list[dict[str, list[str]]], cases: Collection[str], patient_of: PatientOf) -> None:
     """Refuse a split that is malformed or in which anything has two roles.
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     images: dict[str, list[Path]] = {}
     if dataset_json:
         images = case_images(raw / IMAGES, dataset_json["file_ending"])
-        problems += _name_problems(raw, images, dataset_json["file_ending"])
+        problems += _name_problems(raw, images, dataset_json["file_ending"], dataset_json.get("dataset", ()))
     jobs = [*_jobs(args, preprocessed, plans, dataset_json, images, problems)] if plans and dataset_json else []
     waiting = {case: images[case] for case in sorted({case for job in jobs for case in job.todo})}
     if waiting:
@@ -136,8 +136,17 @@ def _dataset_json(raw: Path, preprocessed: Path) -> Path:
     return next((place for place in places if place.is_file()), places[0])
 
 
-def _name_problems(raw: Path, images: Mapping[str, Sequence[Path]], ending: str) -> Iterator[str]:
-    """Faults that file names tell: nothing there, a channel missing, a name with a second meaning."""
+def _name_problems(
+    raw: Path, images: Mapping[str, Sequence[Path]], ending: str, listed_cases: Iterable[str]
+) -> Iterator[str]:
+    """Faults that file names tell: nothing there, a channel missing, a name with a second meaning.
+
+    Args:
+        raw: The dataset.
+        images: Case -> images, of imagesUn.
+        ending: Of the dataset's files.
+        listed_cases: Labelled cases that dataset.json lists, wherever they are.
+    """
     folder = raw / IMAGES
     names = sorted(path.name for path in folder.glob(f"[!.]*{ending}"))
     if not images:
@@ -150,7 +159,8 @@ def _name_problems(raw: Path, images: Mapping[str, Sequence[Path]], ending: str)
         )
     elif odd := [name for name in names if not re.fullmatch(r".+_\d{4}", name[: -len(ending)])]:
         yield f"{folder}: images must be named CASE_0000{ending}; found {listed(odd)}. Add the number of the channel."
-    taken = {case: part for part in ("imagesTs", "imagesTr") for case in case_images(raw / part, ending)}
+    taken = dict.fromkeys(listed_cases, "dataset.json")
+    taken |= {case: part for part in ("imagesTs", "imagesTr") for case in case_images(raw / part, ending)}
     taken |= {path.name[: -len(ending)]: "labelsTr" for path in (raw / "labelsTr").glob(f"*{ending}")}
     for case, paths in images.items():
         if case in taken:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import shutil
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.files import write_atomically, write_json
@@ -19,6 +18,7 @@ from nnunet_collab.data.few_labels import (
     drawn_cases,
     listed,
     named_cases,
+    of_patients,
     parse_labeled,
     patient_lookup,
     validate_split,
@@ -28,6 +28,9 @@ from nnunet_collab.data.few_labels import (
 from nnunet_collab.data.patient_folds import patient_folds
 from nnunet_collab.data.preprocess_unlabeled_command import find_dataset, read_object
 from nnunet_collab.data.raw_target import SPLIT_FILE, Split, holds_split
+
+if TYPE_CHECKING:
+    from nnunet_collab.data.audit import Entry
 
 _FOLDS = 5
 
@@ -68,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if problems:
         raise CollabError(problems[0])
 
+    from nnunet_collab.data.audit import duplicates, equal_images
     from nnunet_collab.data.labeled_subset import training_cases
 
     cases = list(training_cases(raw, dataset_json))
@@ -81,15 +85,25 @@ def run(args: argparse.Namespace) -> int:
             "Every case counts as a patient of its own: dataset.json has no patient_pattern. If there are several of "
             "one patient, give --patient-pattern."
         )
+    # Before anything is written: an image that cannot be read is a reason to refuse.
+    images = _images(raw, dataset_json) if args.audit else {}
+    copies = equal_images(images) if images else []
     if labeled is not None and args.to is not None:
         raw = _new_dataset(args, labeled, raw, dataset_json, patient_of)
         preprocessed = preprocessed.with_name(raw.name)
         dataset_json = read_object(raw / "dataset.json", problems, "")
         cases = list(training_cases(raw, dataset_json))
+        images = _images(raw, dataset_json) if args.audit else {}
+        copies = equal_images(images) if images else []
     elif labeled is not None:
         _split(args, labeled, (preprocessed, raw), cases, patient_of)
-        _print_warnings(raw, preprocessed, dataset_json, None if pattern is None else patient_of)
-    return _audit(raw, preprocessed, dataset_json, cases, patient_of) if args.audit else 0
+        _print_warnings(raw, preprocessed, dataset_json, cases, pattern)
+    if not args.audit:
+        return 0
+    lines = duplicates(copies, _existing_split((preprocessed, raw), cases, patient_of))
+    roles = "labelled, unlabelled, validation and test images"
+    print(*lines, sep="\n") if lines else print(f"No duplicates among {roles} ({len(images)} cases).")
+    return 1 if lines else 0
 
 
 def _refuse_arguments(args: argparse.Namespace) -> None:
@@ -116,10 +130,17 @@ def _split(
         split = with_named_labels(cases, names, patient_of, args.folds or _FOLDS)
         print("The named patients are labelled in every fold; validation folds are dealt from the others.")
     else:
-        folds = _existing_split(folders, cases, patient_of)
+        try:
+            folds = _existing_split(folders, cases, patient_of)
+        except CollabError as error:
+            if not args.overwrite:
+                mend = "Or deal new folds with --overwrite, which keeps the file beside."
+                raise CollabError(f"{error} {mend}") from error
+            print(f"{error}\nIt is not used.")
+            folds = None
         if folds is None:
             folds = patient_folds(cases, patient_of, folds=args.folds or _FOLDS)
-            print(f"There is no split yet: {len(folds)} folds are dealt by patient.")
+            print(f"{len(folds)} folds are dealt by patient, for there is no split to start from.")
         elif args.folds not in (None, len(folds)):
             raise CollabError(
                 f"--folds: the split that is there has {len(folds)} folds; got {args.folds}. Leave --folds away, or "
@@ -129,6 +150,8 @@ def _split(
     validate_split(split, cases, patient_of)
     _write(split, folders, overwrite=args.overwrite)
     print(_table(split, patient_of))
+    if not any(fold["unlabeled"] for fold in split):
+        print("No case is unlabelled: all patients that are trained with keep their labels.")
     if unused := sorted(set(cases) - {case for role in split[0].values() for case in role}):
         print(f"In no role of fold 0, because the split that was there left them out: {listed(unused)}.")
 
@@ -190,9 +213,10 @@ def _table(split: Split, patient_of: PatientOf) -> str:
     return "\n".join(["patients/cases", *("".join(cell.rjust(12) for cell in row) for row in rows)])
 
 
-def _print_warnings(raw: Path, preprocessed: Path, dataset_json: dict[str, Any], patient_of: PatientOf | None) -> None:
+def _print_warnings(
+    raw: Path, preprocessed: Path, dataset_json: dict[str, Any], known: Collection[str], pattern: str | None
+) -> None:
     """What this split cannot keep apart."""
-    from nnunet_collab.data.labeled_subset import training_cases
     from nnunet_collab.data.unlabeled_preprocessing import IMAGES, case_images, channel_names
 
     planned = [path.read_text(encoding="utf-8") for path in preprocessed.glob("*.json") if path.name != SPLIT_FILE]
@@ -202,17 +226,10 @@ def _print_warnings(raw: Path, preprocessed: Path, dataset_json: dict[str, Any],
             "Warning: the images are normalised as CT, by intensities under all labels of labelsTr, also those that "
             "this split hides. To plan without them, write a dataset of its own: add --to NEW_ID."
         )
-    if patient_of is None:
-        return
-    known = {patient_of(case) for case in training_cases(raw, dataset_json)}
-    shared = set()
-    for case in case_images(raw / IMAGES, dataset_json["file_ending"]):
-        with contextlib.suppress(CollabError):  # names in imagesUn need not follow the pattern
-            shared |= {patient_of(case)} & known
-    if shared:
+    if shared := of_patients(case_images(raw / IMAGES, dataset_json["file_ending"]), known, pattern):
         print(
-            f"Warning: {IMAGES} also holds images of patients of imagesTr, which are then trained on while the patient "
-            f"is validated on: {listed(sorted(shared))}. Take them out of {IMAGES}."
+            f"{IMAGES} also holds images of patients of imagesTr: {listed(shared)}. A training leaves out those of the "
+            f"patients it validates on."
         )
 
 
@@ -231,10 +248,9 @@ def _new_dataset(
     return write_labeled_subset(raw, dataset_json, chosen, target, patient_of, args.folds or _FOLDS)
 
 
-def _audit(
-    raw: Path, preprocessed: Path, dataset_json: dict[str, Any], cases: Collection[str], patient_of: PatientOf
-) -> int:
-    from nnunet_collab.data.audit import Entry, find_duplicates
+def _images(raw: Path, dataset_json: dict[str, Any]) -> dict[Entry, list[Path]]:
+    """Files of all cases of imagesTr, imagesUn and imagesTs."""
+    from nnunet_collab.data.audit import Entry
     from nnunet_collab.data.labeled_subset import training_cases
     from nnunet_collab.data.unlabeled_preprocessing import IMAGES, case_images
 
@@ -242,7 +258,4 @@ def _audit(
     for folder in (IMAGES, "imagesTs"):
         found = case_images(raw / folder, dataset_json["file_ending"])
         images |= {Entry(folder, case): paths for case, paths in found.items()}
-    lines = find_duplicates(images, _existing_split((preprocessed, raw), cases, patient_of))
-    roles = "labelled, unlabelled, validation and test images"
-    print(*lines, sep="\n") if lines else print(f"No duplicates among {roles} ({len(images)} cases).")
-    return 1 if lines else 0
+    return images

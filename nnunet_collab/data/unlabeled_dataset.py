@@ -77,6 +77,11 @@ def open_image(folder: Path, identifier: str) -> Any:
     )
 
 
+def has_image(folder: Path, identifier: str) -> bool:
+    """Whether `open_image` finds one."""
+    return any((folder / f"{identifier}{ending}").is_file() for ending in (".b2nd", ".npy", ".npz"))
+
+
 class _Where:
     """An array of zeros in which nothing is stored: unsupervised losses apply everywhere."""
 

@@ -84,7 +84,8 @@ def unlabeled_cases(
         raw_dataset: `$nnUNet_raw/DatasetXXX_Name`; None, or a folder that is gone, if the raw data are not at hand.
 
     Returns:
-        An empty list if there are none, preprocessed or raw.
+        The cases of imagesUn: those that were taken out of it are not used any more, though their preprocessed images
+        are kept. Where there is no such folder, all that were preprocessed.
 
     Raises:
         CollabError: If they were preprocessed with other plans, or imagesUn holds cases that were not preprocessed.
@@ -98,13 +99,15 @@ def unlabeled_cases(
         command += f" -p {plans['plans_name']}"
     refuse_other_plans(folder, preprocessing_fingerprint(plans, configuration, dataset_json), command)
     done = complete_cases(folder)
-    images = case_images(raw_dataset / IMAGES, dataset_json["file_ending"]) if raw_dataset else {}
+    if raw_dataset is None or not (raw_dataset / IMAGES).is_dir():
+        return done
+    images = case_images(raw_dataset / IMAGES, dataset_json["file_ending"])
     if missing := sorted(images.keys() - set(done)):
         raise CollabError(
             f"{configuration}: every case of imagesUn must be preprocessed; {len(missing)} of {len(images)} are not in "
             f"{folder}: {listed(missing)}. Run: {command} (or take them out of imagesUn)."
         )
-    return done
+    return sorted(images)
 
 
 def refuse_other_plans(folder: Path, fingerprint: str, command: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nnunet_collab.core.errors import CollabError
@@ -37,6 +38,24 @@ class CaseRoles:
                 f"{'; '.join(changes)}. Restore splits_final.json and the images (nnunet_collab split keeps the former "
                 f"split beside the new one), or start a new training under another run_name."
             )
+
+
+def check_known(where: str, missing: Sequence[str], folder: Path) -> None:
+    """Raise if cases that a split names are not preprocessed, before a worker stumbles over one.
+
+    Args:
+        where: Of the split, for the message.
+        missing: Names of these cases.
+        folder: Where they should be.
+
+    Raises:
+        CollabError: Naming them.
+    """
+    if missing:
+        raise CollabError(
+            f"{where}: must name preprocessed cases; {folder} has no {listed(missing)}. Correct the names, or run "
+            f"nnUNetv2_preprocess for the configuration."
+        )
 
 
 def check_patients(where: str, roles: Mapping[str, list[str]], dataset_json: Mapping[str, Any]) -> None:

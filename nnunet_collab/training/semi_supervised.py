@@ -22,14 +22,16 @@ from torch import Tensor
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.settings import require
 from nnunet_collab.core.types import StudentOutput, Term
+from nnunet_collab.data.few_labels import check_roles, of_patients
 from nnunet_collab.data.loaders import BatchSource
-from nnunet_collab.data.raw_target import RAW
+from nnunet_collab.data.raw_target import RAW, SPLIT_FILE
 from nnunet_collab.data.two_streams import RandomCrops, TwoStreams
-from nnunet_collab.data.unlabeled_dataset import UnlabeledDataset
-from nnunet_collab.data.unlabeled_preprocessing import unlabeled_cases, unlabeled_folder
+from nnunet_collab.data.unlabeled_dataset import UnlabeledDataset, has_image
+from nnunet_collab.data.unlabeled_preprocessing import IMAGES, unlabeled_cases, unlabeled_folder
 from nnunet_collab.data.views import WeakAndStrongViews
 from nnunet_collab.losses.pseudo_labels import pseudo_labels
 from nnunet_collab.training import planning
+from nnunet_collab.training.case_roles import check_known
 from nnunet_collab.training.metrics import dice, overlap_counts, predicted_masks, true_masks
 from nnunet_collab.training.pseudo_label_curves import PseudoLabelCurves, collapsed
 from nnunet_collab.training.settings import TrainingSettings
@@ -136,18 +138,21 @@ class SemiSupervisedTrainer(CollabTrainer):
         """
         own = Path(self.preprocessed_dataset_folder)
         base = Path(self.preprocessed_dataset_folder_base)
-        splits = base / "splits_final.json"
+        splits = base / SPLIT_FILE
         raw = Path(os.environ[RAW], self.plans_manager.dataset_name)
-        extra = unlabeled_cases(
-            base, self.plans_manager.plans, self.configuration_name, self.dataset_json, raw if raw.is_dir() else None
+        in_split = planning.unlabeled_in_split(splits, self.fold)
+        check_known(f"{splits}, fold {self.fold}", [case for case in in_split if not has_image(own, case)], own)
+        extra = self._allowed(
+            unlabeled_cases(base, self.plans_manager.plans, self.configuration_name, self.dataset_json, raw), in_split
         )
         folder = unlabeled_folder(base, self.configuration_manager.data_identifier)
-        folders = {**dict.fromkeys(planning.unlabeled_in_split(splits, self.fold), own), **dict.fromkeys(extra, folder)}
+        folders = {**dict.fromkeys(in_split, own), **dict.fromkeys(extra, folder)}
         scribbles = self.label_manager.has_ignore_label and self.settings.unlabeled_voxels
         if not folders and not scribbles:
             raise CollabError(
-                f"{self.trainer_name}: learns from unlabelled images, too, and found none: {raw / 'imagesUn'} has no "
-                f"image, {splits} declares no case unlabelled in fold {self.fold}. Put images into imagesUn and run "
+                f"{self.trainer_name}: learns from unlabelled images, too, and found none: {raw / IMAGES} has no "
+                f"image CASE_0000{self.dataset_json['file_ending']} of a patient who is not validated on, {splits} "
+                f"declares no case unlabelled in fold {self.fold}. Put images into {IMAGES} and run "
                 f"nnunet_collab preprocess_unlabeled, or declare cases unlabelled with nnunet_collab split."
             )
         self.case_roles.note("unlabeled", folders)
@@ -156,6 +161,20 @@ class SemiSupervisedTrainer(CollabTrainer):
             partially_labeled=labeled if scribbles else None,
             ignore_label=self.label_manager.ignore_label,
         )
+
+    def _allowed(self, extra: list[str], in_split: list[str]) -> list[str]:
+        """The cases of imagesUn that are of no patient who is validated on."""
+        train = self.case_roles.cases["train"]
+        val = [] if self.fold == "all" else self.case_roles.cases["val"]  # with all, nnU-Net validates on train
+        roles = {"train": train, "val": val, "unlabeled": in_split, IMAGES: extra}
+        mend = f"Rename the case in {IMAGES} or remove it."
+        check_roles(f"{IMAGES} and the split of fold {self.fold}", roles, str, mend)
+        left_out = of_patients(extra, val, self.dataset_json.get("patient_pattern"))
+        if left_out:
+            self.print_to_log_file(
+                f"left out of {IMAGES}, because their patient is validated on in this fold: {', '.join(left_out)}"
+            )
+        return sorted({*extra} - {*left_out})
 
     def read_batch(self, batch: Mapping[str, Any]) -> SemiSupervisedBatch:
         """The batch on the device, its views apart."""

@@ -28,9 +28,10 @@ from nnunet_collab.core.settings import settings_from_environment, to_json
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.data.augmentation import flips_and_rotations_only, without_timing
 from nnunet_collab.data.loaders import BatchSource, in_background
+from nnunet_collab.data.raw_target import SPLIT_FILE
 from nnunet_collab.networks.group import StudentGroup
 from nnunet_collab.training import distributed, planning
-from nnunet_collab.training.case_roles import CaseRoles, check_patients
+from nnunet_collab.training.case_roles import CaseRoles, check_known, check_patients
 from nnunet_collab.training.compilation import compile_students
 from nnunet_collab.training.curves import Curves
 from nnunet_collab.training.guard import NonFiniteGuard
@@ -206,17 +207,26 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split; in a distributed run the first process alone creates the file.
 
+        Where there is no split yet and dataset.json tells patients apart, folds are dealt by patient.
+
         Raises:
-            CollabError: If a patient has two roles, or a continued run began with other cases.
+            CollabError: If a case is not preprocessed, a patient has two roles, or a continued run began with other
+                cases.
         """
+        splits = Path(self.preprocessed_dataset_folder_base, SPLIT_FILE)
+        folder = Path(self.preprocessed_dataset_folder)
         if self.is_ddp and self.local_rank != 0:
             dist.barrier()
+        elif self.fold != "all" and planning.deal_by_patient(splits, folder, self.dataset_json):
+            self.print_to_log_file(f"There was no {splits}: its folds are dealt by patient.")
         split: tuple[list[str], list[str]] = super().do_split()
         if self.is_ddp and self.local_rank == 0:
             dist.barrier()
         roles = dict(zip(("train", "val"), map(list, split), strict=True))
         if self.fold != "all":  # there nnU-Net validates on the training cases
-            splits = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+            labeled = [*roles["train"], *roles["val"]]
+            missing = [case for case in labeled if not (folder / f"{case}.pkl").is_file()]
+            check_known(f"{splits}, fold {self.fold}", missing, folder)
             unlabeled = planning.unlabeled_in_split(splits, self.fold)
             check_patients(f"{splits}, fold {self.fold}", {**roles, "unlabeled": unlabeled}, self.dataset_json)
         for role, cases in roles.items():
@@ -298,7 +308,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     def on_train_start(self) -> None:
         """Refuse to overwrite another run, then start as nnU-Net does, with the random states of a resumed run."""
         self._refuse_to_overwrite()
-        splits = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+        splits = Path(self.preprocessed_dataset_folder_base, SPLIT_FILE)
         planning.check_cases(Path(self.preprocessed_dataset_folder), None if self.fold == "all" else splits)
         planning.check_fold(splits, self.fold)
         super().on_train_start()

@@ -12,7 +12,7 @@ from test_unlabeled_preprocessing import contents, save_image
 
 from nnunet_collab.cli import main
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.data.audit import Entry, find_duplicates, voxel_digest
+from nnunet_collab.data.audit import Entry, equal_images, voxel_digest
 
 SPLIT = [
     {"train": ["a"], "val": ["b"], "unlabeled": ["c", "d"]},
@@ -126,7 +126,7 @@ def test_every_unreadable_image_is_named(raw, capsys):
     assert "split --audit: every image must be readable; these are not:\n- " in err
     assert all(f"{path}: cannot be read whole" in err for path in bad)
     with pytest.raises(CollabError, match="these are not"):
-        find_duplicates({Entry("imagesTr", "a"): [bad[0]]}, None)
+        equal_images({Entry("imagesTr", "a"): [bad[0]]})
 
 
 def test_after_writing_a_split_its_roles_count(raw, capsys):
@@ -151,7 +151,7 @@ def test_a_new_dataset_is_audited_itself(raw, capsys):
 
 
 def test_no_images():
-    assert find_duplicates({}, None) == []
+    assert equal_images({}) == []
 
 
 # ---------------------------------------------------------------- when images are the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -246,6 +247,15 @@ def test_names_and_channels_all_in_one_message(dataset, tmp_path, capsys):
     ):
         assert f"- {expected}" in message
     assert "case a" not in message
+
+
+def test_a_case_that_dataset_json_lists_is_no_unlabelled_one(dataset, tmp_path, capsys):
+    """Its files may be anywhere: the list takes the place of imagesTr."""
+    _, preprocessed = dataset
+    path = preprocessed / "dataset.json"
+    listed = {"b": {"images": ["/elsewhere/1.nii.gz"], "label": "/elsewhere/2.nii.gz"}}
+    write_json(path, {**json.loads(path.read_text()), "dataset": listed})
+    assert "case b: its name must be in imagesUn alone; it is in dataset.json, too." in refusal(capsys, tmp_path)
 
 
 def test_images_that_nnunet_s_other_readers_read(dataset, tmp_path, capsys):

@@ -92,7 +92,7 @@ def test_an_unplanned_dataset_gets_its_split_where_the_planner_takes_it_from(raw
         assert sorted(case for role in fold.values() for case in role) == CASES
     assert not (raw.parents[1] / "nnUNet_preprocessed" / NAME).exists()
     out = capsys.readouterr().out
-    assert "There is no split yet: 3 folds are dealt by patient." in out
+    assert "3 folds are dealt by patient, for there is no split to start from." in out
     assert f"wrote   {raw / 'splits_final.json'}" in out
     assert out.splitlines()[-5:] == [
         "patients/cases",
@@ -171,7 +171,7 @@ def test_patterns(raw, capsys):
     assert command("--labeled", "3") == 0
     assert "Every case counts as a patient of its own: dataset.json has no patient_pattern." in capsys.readouterr().out
     assert {len(fold["train"]) for fold in read(raw)} == {3}
-    assert command("--labeled", "3", "--patient-pattern", r"(\w)\d_\w", "--overwrite") == 2
+    assert command("--labeled", "3", "--patient-pattern", r"(\w)\d_\w") == 2
     assert "splits_final.json, fold 0: a patient must have one role; patient p is in" in capsys.readouterr().err
 
 
@@ -192,9 +192,8 @@ def test_patients_with_further_images_in_imagesun_are_named(raw, capsys):
     save_case(raw, "Un", "p3_c", 9)
     save_case(raw, "Un", "p9_c", 9)
     command("--labeled", "1")
-    assert "trained on while the patient is validated on: p3. Take them out" in capsys.readouterr().out.replace(
-        "\n", " "
-    )
+    out = capsys.readouterr().out
+    assert "imagesUn also holds images of patients of imagesTr: p3_c. A training leaves out those of the" in out
 
 
 # ---------------------------------------------------------------- refusals
@@ -236,10 +235,27 @@ def test_arguments_that_are_refused(raw, capsys, words, message):
 )
 def test_a_split_that_is_refused(raw, capsys, split, message):
     (raw / "splits_final.json").write_text(split if isinstance(split, str) else json.dumps(split))
-    found = refusal(capsys, raw, "--labeled", "1", "--overwrite")
+    found = refusal(capsys, raw, "--labeled", "1")
     assert message in found
     assert str(raw) in found
+    assert "Or deal new folds with --overwrite" in found
     assert message in refusal(capsys, raw, "--audit")
+    before = (raw / "splits_final.json").read_bytes()
+    assert command("--labeled", "1", "--folds", "3", "--overwrite") == 0
+    assert message in capsys.readouterr().out
+    assert [fold["val"] for fold in read(raw)] == [fold["val"] for fold in FOLDS]
+    assert (raw / "splits_final.before_split.json").read_bytes() == before
+
+
+def test_an_image_that_the_audit_cannot_read_stops_everything(raw, capsys):
+    (raw / "imagesTr" / "p0_a_0000.nii.gz").write_bytes(b"no image")
+    for words in (("--labeled", "1"), ("--labeled", "3", "--to", "28")):
+        assert "every image must be readable" in refusal(capsys, raw, *words, "--audit")
+
+
+def test_a_split_without_unlabelled_cases_is_remarked_on(raw, capsys):
+    assert command("--labeled", "100%") == 0
+    assert "No case is unlabelled: all patients that are trained with keep their labels." in capsys.readouterr().out
 
 
 def test_datasets_that_are_refused(raw, capsys, monkeypatch):

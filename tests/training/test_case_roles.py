@@ -10,6 +10,7 @@ from teaching import make_method
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.methods.supervised import SupervisedTrainer
 from nnunet_collab.training.case_roles import CaseRoles, check_patients
+from nnunet_collab.training.planning import deal_by_patient
 
 PATTERN = {"patient_pattern": r"(p\d)_.*"}
 
@@ -79,3 +80,36 @@ def test_a_run_is_neither_continued_nor_validated_with_another_split(tmp_path, m
     other.load_checkpoint(str(path))
     with pytest.raises(CollabError, match=r"role 'train': .*not there now: b; new: c"):
         other.do_split()
+
+
+@pytest.mark.parametrize("pattern", [None, r"(p\d)_."])
+def test_without_a_split_folds_are_dealt_by_patient_if_the_dataset_tells_them_apart(tmp_path, pattern):
+    folder, splits = tmp_path / "cases", tmp_path / "splits_final.json"
+    folder.mkdir()
+    for patient in range(5):
+        for case in "ab":
+            (folder / f"p{patient}_{case}.pkl").touch()
+    dataset_json = {"patient_pattern": pattern} if pattern else {}
+    assert deal_by_patient(splits, folder, dataset_json) == splits.is_file() == bool(pattern)
+    if pattern:
+        folds = json.loads(splits.read_text())
+        assert sorted(case for fold in folds for case in fold["val"]) == sorted(p.stem for p in folder.iterdir())
+        for fold in folds:
+            assert {case[:2] for case in fold["train"]}.isdisjoint(case[:2] for case in fold["val"])
+        splits.write_text("[]")
+        assert not deal_by_patient(splits, folder, dataset_json)  # never in place of one that is there
+        assert splits.read_text() == "[]"
+
+
+def test_a_training_deals_by_patient_itself(tmp_path, monkeypatch):
+    trainer = make_method(SupervisedTrainer, tmp_path, monkeypatch)
+    trainer.dataset_json |= PATTERN
+    trainer.preprocessed_dataset_folder_base = str(tmp_path)
+    trainer.preprocessed_dataset_folder = str(tmp_path / "cases")
+    (tmp_path / "cases").mkdir()
+    for case in ("p1_a", "p1_b", "p2_a", "p2_b", "p3_a", "p3_b"):
+        for ending in (".pkl", ".b2nd", "_seg.b2nd"):
+            (tmp_path / "cases" / f"{case}{ending}").touch()
+    train, val = trainer.do_split()
+    assert len(train) == 4
+    assert {case[:2] for case in train}.isdisjoint(case[:2] for case in val)

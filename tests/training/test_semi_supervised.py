@@ -123,10 +123,60 @@ def test_without_any_unlabelled_case_the_training_is_refused(make, tmp_path):
     raw = tmp_path / "nnUNet_raw" / "Dataset001_Tiny"
     splits = tmp_path / "nnUNet_preprocessed" / "Dataset001_Tiny" / "splits_final.json"
     assert str(caught.value) == (
-        f"MeanTeacherTrainer: learns from unlabelled images, too, and found none: {raw / 'imagesUn'} has no image, "
-        f"{splits} declares no case unlabelled in fold 0. Put images into imagesUn and run nnunet_collab "
-        f"preprocess_unlabeled, or declare cases unlabelled with nnunet_collab split."
+        f"MeanTeacherTrainer: learns from unlabelled images, too, and found none: {raw / 'imagesUn'} has no image "
+        f"CASE_0000.nii.gz of a patient who is not validated on, {splits} declares no case unlabelled in fold 0. Put "
+        f"images into imagesUn and run nnunet_collab preprocess_unlabeled, or declare cases unlabelled with "
+        f"nnunet_collab split."
     )
+
+
+def unlabeled_of(trainer):
+    """Names in the training's unlabelled dataset."""
+    data, _ = trainer.get_tr_and_val_datasets()
+    return set(trainer.unlabeled_dataset(data).identifiers)
+
+
+def put_into_imagesun(root, *cases):
+    folder = root / "nnUNet_raw" / "Dataset001_Tiny" / "imagesUn"
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        (folder / f"{case}_0000.nii.gz").touch()
+
+
+def test_what_was_taken_out_of_imagesun_is_not_used_though_it_is_still_preprocessed(make, tmp_path):
+    write_data(tmp_path, full_plans(), make_dataset_json())
+    assert unlabeled_of(make()) == {*SPLIT_UNLABELED, "p", "q"}  # there are no raw data
+    put_into_imagesun(tmp_path, "p")
+    assert unlabeled_of(make()) == {*SPLIT_UNLABELED, "p"}
+
+
+def test_images_of_patients_who_are_validated_on_are_left_out(make, tmp_path):
+    trainer = make()
+    trainer.dataset_json["patient_pattern"] = r"([a-z])(?:_\d)?"
+    extra = {"x_2": 50, "a_2": 51, "other": 52}  # of x, who is validated on, of a, who is trained with, of nobody
+    write_data(tmp_path, full_plans(), make_dataset_json(), extra=extra)
+    put_into_imagesun(tmp_path, *extra)
+    assert unlabeled_of(trainer) == {*SPLIT_UNLABELED, "a_2", "other"}
+    assert "left out of imagesUn, because their patient is validated on in this fold: x_2" in log_of(trainer)
+
+
+@pytest.mark.parametrize("case", ["a", "x", "u"])
+def test_a_name_in_imagesun_is_no_other_cases(make, tmp_path, case):
+    write_data(tmp_path, full_plans(), make_dataset_json(), extra={case: 50})
+    with pytest.raises(CollabError, match=f"case {case} is in .* and in imagesUn. Rename the case in imagesUn"):
+        unlabeled_of(make())
+
+
+@pytest.mark.parametrize(("role", "ending"), [("train", ".pkl"), ("val", ".pkl"), ("unlabeled", ".b2nd")])
+def test_cases_of_the_split_that_are_not_preprocessed_are_named(make, tmp_path, role, ending):
+    fold = {"train": [*LABELED], "val": ["x"], "unlabeled": [*SPLIT_UNLABELED]}
+    own = write_data(tmp_path, full_plans(), make_dataset_json(), fold={**fold, role: [*fold[role], "typo"]})
+    with pytest.raises(CollabError, match=rf"fold 0: must name preprocessed cases; {own} has no typo. Correct"):
+        make().get_dataloaders()
+    (own / f"typo{ending}").touch()
+    with pytest.raises(Exception, match=r".") as caught:  # it is empty, but it is there
+        make().get_dataloaders()
+    assert "must name preprocessed cases" not in str(caught.value)
 
 
 @pytest.mark.parametrize("unlabeled_voxels", [True, False])
