@@ -23,6 +23,7 @@ from loss_memory import peak_of_step
 
 import nnunet_collab.training.trainer as trainer_module
 from nnunet_collab.data.signed_distance import KEY
+from nnunet_collab.data.two_streams import CENTRED
 from nnunet_collab.methods.crln import CRLNTrainer
 from nnunet_collab.methods.ldc import LDCTrainer
 from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer
@@ -98,6 +99,7 @@ def make_batch(args: argparse.Namespace, trainer: Any) -> dict[str, Any]:
     if isinstance(trainer, LDCTrainer):
         maps = trainer.with_signed_distances(None).complete({"target": batch["target"].cpu()})
         batch[KEY] = maps[KEY]
+        batch[CENTRED] = torch.zeros(len(batch["target"]), dtype=torch.bool)
     return batch
 
 

@@ -165,7 +165,8 @@ def make_views(trainer, count=None, seed=1):
 def make_semi_supervised_batch(trainer, kind="plain", seed=0):
     """A batch of labelled and unlabelled samples."""
     labeled = make_batch(trainer, kind, seed, count=trainer.labeled_per_batch)
-    return {**labeled, **make_views(trainer, seed=seed + 1)}
+    centred = torch.arange(trainer.labeled_per_batch) >= round(trainer.labeled_per_batch * 0.67)
+    return {**labeled, **make_views(trainer, seed=seed + 1), "centred": centred}
 
 
 def finish_run(trainer, fold="fold_0", files=("checkpoint_final.pth", "checkpoint_best.pth")):

@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 
 
-def poly_with_warmup(iteration: int, total: int, *, warmup_iterations: int = 0, power: float = 0.9) -> float:
+def poly_with_warmup(step: int, total: int, *, warmup: int = 0, power: float = 0.9) -> float:
     """Factor of the initial learning rate: linear rise over the warm-up, then polynomial decay to 0.
 
     Without warm-up this is nnU-Net's `PolyLRScheduler`, with it nnU-Net's `Lin_incr_LRScheduler` followed by
     `PolyLRScheduler_offset`, as its Primus trainers use them.
 
     Args:
-        iteration: From 0, `< total`.
-        total: Number of iterations of the whole run.
-        warmup_iterations: The rise ends with factor 1 at its last iteration.
+        step: From 0, `< total`; of epochs or of iterations.
+        total: Number of steps of the whole run.
+        warmup: The rise ends with factor 1 at the last of so many steps.
         power: Exponent of the decay.
     """
-    if iteration < warmup_iterations:
-        return (iteration + 1) / warmup_iterations
-    return float((1 - (iteration - warmup_iterations) / (total - warmup_iterations)) ** power)
+    if step < warmup:
+        return (step + 1) / warmup
+    return float((1 - (step - warmup) / (total - warmup)) ** power)
 
 
 def sigmoid_ramp(iteration: int, length: int, *, steps: int = 0) -> float:

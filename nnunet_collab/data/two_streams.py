@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from nnunet_collab.data.loaders import BatchSource
+
+CENTRED = "centred"
 
 
 class TwoStreams:
     """Draws a labelled batch, then an unlabelled one.
 
     Args:
-        labeled: nnU-Net's loader of labelled cases.
+        labeled: Loader of labelled cases.
         unlabeled: Loader of an `UnlabeledDataset` through `WeakAndStrongViews`.
 
-    A batch has nnU-Net's entries of the labelled part, and `views` `(B_u, V * C, *S)`, `where` `(B_u, 1, *S)`,
+    A batch has the entries of the labelled part, and `views` `(B_u, V * C, *S)`, `where` `(B_u, 1, *S)`,
     `keys_unlabeled`.
     """
 
@@ -33,6 +37,46 @@ class TwoStreams:
             "where": unlabeled["target"],
             "keys_unlabeled": unlabeled["keys"],
         }
+
+
+class LabeledCrops(nnUNetDataLoader):  # type: ignore[misc]
+    """nnU-Net's loader, which tells of each sample whether it was centred on foreground: entry `centred` `(B,)` bool.
+
+    nnU-Net centres the last third of a batch on foreground. Rounded, that is none of a single sample; then chance
+    decides, with the same share.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        batch_size: int,
+        *args: Any,
+        oversample_foreground_percent: float,
+        probabilistic_oversampling: bool,
+        **kwargs: Any,
+    ) -> None:
+        none = round(batch_size * (1 - oversample_foreground_percent)) == batch_size
+        super().__init__(
+            data,
+            batch_size,
+            *args,
+            oversample_foreground_percent=oversample_foreground_percent,
+            probabilistic_oversampling=probabilistic_oversampling or none,
+            **kwargs,
+        )
+        self.decide: Callable[[int], bool] = self.get_do_oversample  # type: ignore[has-type]
+        self.get_do_oversample = self._decide_and_note
+        self.decisions: list[bool] = []
+
+    def _decide_and_note(self, sample: int) -> bool:
+        self.decisions.append(bool(self.decide(sample)))
+        return self.decisions[-1]
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """Draw one batch from the global generators."""
+        self.decisions = []
+        batch: dict[str, Any] = super().generate_train_batch()
+        return {**batch, CENTRED: torch.tensor(self.decisions)}
 
 
 class RandomCrops(nnUNetDataLoader):  # type: ignore[misc]

@@ -21,6 +21,8 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.files import write_atomically, write_json
 
 KEY = checkpoints.KEY
+# What a model tells of its training. The rest is for continuing it: a teacher, multipliers, the names of the cases.
+_RECORD = ("settings", "iteration", "weights_from")
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 STOCK_TRAINER = "nnUNetTrainer"
 
@@ -147,9 +149,12 @@ def _publish_checkpoint(checkpoint: dict[str, Any], targets: dict[str, Path], pl
             "init_args": {**checkpoint["init_args"], "plans": plans[name]},
             "trainer_name": STOCK_TRAINER,
             "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
-            KEY: {**checkpoint[KEY], "student": name, "trained_by": checkpoint["trainer_name"]},
+            KEY: {
+                **{key: checkpoint[KEY][key] for key in _RECORD if key in checkpoint[KEY]},
+                "student": name,
+                "trained_by": checkpoint["trainer_name"],
+            },
         }
-        published[KEY].pop("random_states", None)
         checkpoints.save(target, published)
 
 

@@ -18,9 +18,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.schedules import sigmoid_ramp
 from nnunet_collab.core.settings import require
-from nnunet_collab.core.types import Term
+from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
 from nnunet_collab.training.semi_supervised import (
     SemiSupervisedBatch,
@@ -68,12 +67,17 @@ class CrossTeachingTrainer(SemiSupervisedTrainer):
         """Constant."""
         return self.settings.threshold
 
+    def labeler(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
+        """The peer."""
+        first, second = self.settings.students
+        pairs = ((first, second), (second, first))
+        return {student.name: outputs[peer.name] for student, peer in pairs if not student.frozen}
+
     def unsupervised_terms(self, logits: dict[str, Tensor], batch: SemiSupervisedBatch) -> list[Term]:
         """Each student's distance from its peer's pseudo labels."""
         s = self.settings
         # The published code lets w rise in 200 steps over its 30 000 iterations.
-        total = s.epochs * s.iterations_per_epoch
-        weight = s.pseudo_weight * sigmoid_ramp(self.iteration, round(s.ramp_up * total), steps=200)
+        weight = s.pseudo_weight * self.ramp_over(s.ramp_up, steps=200)
         regions = self.label_manager.has_regions
         terms = []
         first, second = s.students

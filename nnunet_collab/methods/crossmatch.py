@@ -97,6 +97,11 @@ class CrossMatchTrainer(MixingTrainer):
                 f"{len(settings.students)}. Name one."
             )
 
+    def equip_students(self) -> None:
+        """Refuse a network in which features cannot be perturbed."""
+        for student in self.group:
+            student.require_encoder()
+
     def threshold(self) -> float:
         """Tau, or what the code for LA makes of it."""
         s = self.settings
@@ -116,21 +121,24 @@ class CrossMatchTrainer(MixingTrainer):
         keep = [cut[i](own.keep, further and further.keep) for i in range(2)]
         (output,) = self.network(torch.cat([own.image, own.weak, *strong]), self._flows(n_l, n_u)).values()
         _, w, s1, s2, w_w, w_s, s2_w, s2_s = torch.split(output.logits, [n_l, *[n_u] * 7])
-        fill_w, fill_w_w, fill_w_s = self._filling(further)
-        teacher = [cut[0](w.detach(), fill_w), cut[1](w.detach(), fill_w)]
+        # What teaches is never dropped by the network itself, only where the method drops it.
+        at_hand = (w.detach(), w_w.detach(), w_s.detach())
+        clean, clean_w, clean_s = self._predictions(own) if self.has_dropout else at_hand
+        fill, fill_w, fill_s = self._predictions(further) if further else (None, None, None)
+        teacher = [cut[0](clean, fill), cut[1](clean, fill)]
         image = [self._distance(s1, teacher[0], keep[0]), self._distance(s2, teacher[1], keep[1])]
         distilled = [
-            self._distance(w_w, w, own.keep),
-            self._distance(w_s, w, own.keep),
+            self._distance(w_w, clean, own.keep),
+            self._distance(w_s, clean, own.keep),
             self._distance(s2_w, teacher[1], keep[1]),
             self._distance(s2_s, teacher[1], keep[1]),
         ]
         assisted = [
-            self._distance(s2_w, cut[1](w_w.detach(), fill_w_w), keep[1]),
-            self._distance(s2_s, cut[1](w_s.detach(), fill_w_s), keep[1]),
+            self._distance(s2_w, cut[1](clean_w, fill_w), keep[1]),
+            self._distance(s2_s, cut[1](clean_s, fill_s), keep[1]),
         ]
         name = s.students[0].name
-        self.pseudo_label_curves.add(name, w, own.keep, self.threshold())
+        self.pseudo_label_curves.add(name, clean, own.keep, self.threshold())
         return [
             *self.supervised_terms({name: part(output, 0, n_l)}, own.target, share=of_sup),
             Term(name, "image", of_ip * ramp, torch.stack(image).mean()),
@@ -147,13 +155,11 @@ class CrossMatchTrainer(MixingTrainer):
             for rate in self.settings.drop_rates
         ]
 
-    def _filling(self, further: SemiSupervisedBatch | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Predictions for further images: clean, with weak and with strong dropout."""
-        if further is None:
-            return None, None, None
-        count = len(further.weak)
+    def _predictions(self, batch: SemiSupervisedBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of weak views, in evaluation mode: clean, with weak and with strong dropout of features."""
+        count = len(batch.weak)
         flows = [Flow(0, count, rate, self.settings.perturb) for rate in self.settings.drop_rates]
-        (logits,) = self.predict_without_perturbation(further.weak, flows=flows).values()
+        (logits,) = self.predict_without_perturbation(batch.weak, flows=flows).values()
         clean, weak, strong = torch.split(logits, count)
         return clean, weak, strong
 

@@ -58,6 +58,12 @@ class FixMatchTrainer(MixingTrainer):
     settings: ClassVar[FixMatchSettings] = FixMatchSettings()
     strong_views: ClassVar[int] = 1
 
+    def equip_students(self) -> None:
+        """Refuse a network in which features cannot be perturbed, if they are to be."""
+        for student in self.group:
+            if self.settings.feature_weight:
+                student.require_encoder()
+
     def threshold(self) -> float:
         """Constant."""
         return self.settings.tau
@@ -79,14 +85,16 @@ class FixMatchTrainer(MixingTrainer):
             flows.append(Flow(start, start + len(own.weak), s.feature_drop))
             sizes += [len(own.weak)] * 2
         outputs = self.network(torch.cat(images), flows)
-        clean = {} if s.feature_weight else self.predict_without_perturbation(own.weak)
+        # The weak views are in the batch already if features are dropped, unless the network drops some by itself.
+        alone = not s.feature_weight or self.has_dropout
+        clean = self.predict_without_perturbation(own.weak) if alone else {}
         filling = {} if further is None else self.predict_without_perturbation(further.weak)
         terms = self.supervised_terms(
             {name: part(output, 0, sizes[0]) for name, output in outputs.items()}, own.target, share=0.5
         )
         for name in (student.name for student in s.students if not student.frozen):
             _, *logits = torch.split(outputs[name].logits, sizes)
-            weak = logits[-2].detach() if s.feature_weight else clean[name]
+            weak = clean[name] if alone else logits[-2].detach()
             self.pseudo_label_curves.add(name, weak, own.keep, s.tau)
             losses = [
                 self._distance(student, mix(weak, filling.get(name)), mix(own.keep, further and further.keep))

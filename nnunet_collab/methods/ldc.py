@@ -22,10 +22,10 @@ from torch import Tensor
 
 from nnunet_collab.core.distributed import sum_over_ranks
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.schedules import sigmoid_ramp
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.data.loaders import BatchSource
 from nnunet_collab.data.signed_distance import KEY, WithSignedDistances
+from nnunet_collab.data.two_streams import CENTRED
 from nnunet_collab.losses.boundary_contrast import boundary_contrast, diagonal_contrast, distance_error
 from nnunet_collab.losses.duality import class_fractions, consistency_loss, paper_equation_2, teacher_target
 from nnunet_collab.methods.ldc_constraints import Constraints, check_every_class_is_labeled
@@ -77,8 +77,7 @@ class LDCTrainer(TeacherTrainer):
             return
         (student,) = self.group
         patch = tuple(self.configuration_manager.patch_size)
-        with torch.no_grad():
-            features = student(torch.zeros(1, self.num_input_channels, *patch, device=self.device)).decoder
+        features = student.probe(torch.zeros(1, self.num_input_channels, *patch, device=self.device)).decoder
         if features is None:
             raise CollabError(
                 f"student {student.name!r}: signed distance maps come from the last features of the decoder, and "
@@ -102,12 +101,13 @@ class LDCTrainer(TeacherTrainer):
             )
 
     def _check_random_crops(self) -> None:
-        everywhere = sum_over_ranks(torch.tensor(float(self._random_crops()), device=self.device))
-        if everywhere == 0:
+        share = 1 - float(self.oversample_foreground_percent)
+        at_random = share if self.probabilistic_oversampling else round(self.labeled_per_batch * share)
+        if sum_over_ranks(torch.tensor(float(at_random), device=self.device)) == 0:
             raise CollabError(
                 f"setting 'size_source': 'labeled' takes the sizes from labelled crops at random places, and a batch "
-                f"of {self.labeled_per_batch} labelled samples has none: all may be centred on foreground. Raise "
-                f"batch_size or labeled_share, or use 'teacher'."
+                f"of {self.labeled_per_batch} labelled samples has none: all are centred on foreground. Lower "
+                f"oversample_foreground_percent in a trainer of your own, or use 'teacher'."
             )
         if self.label_manager.has_ignore_label:
             self.print_to_log_file(
@@ -118,12 +118,6 @@ class LDCTrainer(TeacherTrainer):
     def _measures_sizes(self) -> bool:
         wanted = self.recipe.constraint == "size_bands" and self.settings.size_source == "labeled"
         return wanted and not self.official  # there the truth of the same crops is compared
-
-    def _random_crops(self) -> int:
-        """How many of the labelled samples nnU-Net does not centre on foreground; they come first."""
-        if self.probabilistic_oversampling:
-            return 0
-        return round(self.labeled_per_batch * (1 - float(self.oversample_foreground_percent)))
 
     # ---------------------------------------------------------------- data
 
@@ -156,13 +150,13 @@ class LDCTrainer(TeacherTrainer):
         if self.official:
             return self._official_terms(ours)
         distances = batch[KEY].to(self.device, non_blocking=True) if self.learns_distances else None
-        return self._terms(ours, distances)
+        return self._terms(ours, distances, batch[CENTRED].to(self.device, non_blocking=True))
 
     def threshold(self) -> float:
         """Constant."""
         return self.settings.threshold
 
-    def _terms(self, batch: SemiSupervisedBatch, distances: Tensor | None) -> list[Term]:
+    def _terms(self, batch: SemiSupervisedBatch, distances: Tensor | None, centred: Tensor) -> list[Term]:
         """Those of `sound` and `paper_eq2`."""
         s, recipe = self.settings, self.recipe
         name, count = s.students[0].name, len(batch.image)
@@ -170,7 +164,7 @@ class LDCTrainer(TeacherTrainer):
         teacher = self.teacher(batch.weak)[name]
         self.pseudo_label_curves.add(name, teacher.logits, batch.keep, s.threshold)
         labeled, unlabeled = part(output, 0, count), output.logits[count:]
-        ramp = sigmoid_ramp(self.iteration, round(recipe.ramp_up * s.epochs * s.iterations_per_epoch))
+        ramp = self.ramp_over(recipe.ramp_up)
         target, used = teacher_target(
             teacher.logits, activation=recipe.activation, hard=s.hard_target, threshold=s.threshold
         )
@@ -180,8 +174,9 @@ class LDCTrainer(TeacherTrainer):
             Term(name, "consistency", s.consistency_weight * ramp, agreement),
         ]
         if self._measures_sizes():
-            n, masks = self._random_crops(), true_masks(batch.truth, output.logits.shape[1])
-            self.constraints.measure_sizes(masks[:n], batch.truth.target.keep[:n])
+            keep = batch.truth.target.keep
+            at_random = ~centred.view(-1, *[1] * (keep.ndim - 1))
+            self.constraints.measure_sizes(true_masks(batch.truth, output.logits.shape[1]), keep & at_random)
         sizes = self.constraints.sizes.value
         if s.size_source == "teacher":
             with torch.no_grad():
@@ -212,7 +207,7 @@ class LDCTrainer(TeacherTrainer):
         if recipe.contrast == "official_diagonal":
             with torch.no_grad():
                 unlabeled = self.group(batch.weak)[name].logits
-            ramp = sigmoid_ramp(self.iteration, round(recipe.ramp_up * s.epochs * s.iterations_per_epoch))
+            ramp = self.ramp_over(recipe.ramp_up)
             contrast = diagonal_contrast(logits, unlabeled, temperature=s.temperature)
             terms.append(Term(name, "contrast", recipe.contrast_weight * ramp, contrast))
         return terms

@@ -52,11 +52,11 @@ class Constraints:
         self._residuals: Tensor | None = None  # of the step that is being taken
 
     def measure_sizes(self, masks: Tensor, keep: Tensor) -> None:
-        """Take the sizes of crops at random places into their running mean; those with ignored voxels say nothing.
+        """Take the sizes in labelled crops into their running mean; one with a voxel that is not kept says nothing.
 
         Args:
-            masks: `(n, K, *S)` bool; n may be 0.
-            keep: `(n, *S)` bool.
+            masks: `(B_l, K, *S)` bool.
+            keep: `(B_l, *S)` bool, False in ignored voxels, and all over crops that are centred on foreground.
         """
         annotated = keep.flatten(1).all(dim=1)
         fractions = masks.flatten(2).float().mean(dim=2) * annotated.unsqueeze(1)

@@ -50,6 +50,13 @@ RECIPES: Mapping[Formulation, Recipe] = {
     "paper_eq2": SOUND._replace(two_class_weights=(0.314, 0.685)),
     "official": Recipe("sigmoid", "logit", "global_mean", 0.0, True, "official_diagonal", 0.5, 0.0, (LIVER, 1 - LIVER)),
 }
+# Settings that a formulation has no use for; a changed one would be a mistake.
+IDLE: Mapping[Formulation, tuple[str, ...]] = {
+    "paper_eq2": ("dice", "squared_error", "mse_on"),
+    "official": (
+        "consistency_weight", "hard_target", "threshold", "size_source", "size_decay", "distance_weight", "slice_gap",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,11 @@ class LDCSettings(TeacherSettings):
             "must be 'official_diagonal' or 'off' in the official formulation, which has neither teacher nor maps",
             self.contrast,
         )
+
+        for name in IDLE.get(self.formulation, ()):
+            default = getattr(type(self), name)
+            rule = f"has no effect in the formulation {self.formulation!r}, so it must stay {default!r}"
+            require(getattr(self, name) == default, name, rule, getattr(self, name))
 
     def recipe(self, *, regions: bool) -> Recipe:
         """The parts of the formulation, changed as the settings say.

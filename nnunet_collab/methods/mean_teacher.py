@@ -19,7 +19,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nnunet_collab.core.schedules import sigmoid_ramp
 from nnunet_collab.core.settings import require
 from nnunet_collab.core.types import Term
 from nnunet_collab.losses.consistency import predictive_entropy, squared_difference
@@ -35,9 +34,8 @@ class MeanTeacherSettings(TeacherSettings):
     students: tuple[StudentSettings, ...] = (CNN,)
     consistency_weight: float = 0.1  # w at the end of its ramp
     ramp_up: float = 1.0  # share of the run over which w rises; 0: no ramp
-    noise: float = (
-        0.1  # standard deviation of the teacher's input noise, cut off at twice that; intensities have about 1
-    )
+    # Standard deviation of the teacher's input noise, cut off at twice that; intensities have about 1.
+    noise: float = 0.1
     # UA-MT alone:
     passes: int = 8  # noisy passes of the teacher
     certainty: float = 0.75  # threshold of the entropy at the start, as a share of the largest possible; it rises to 1
@@ -64,8 +62,7 @@ class MeanTeacherTrainer(TeacherTrainer):
     def unsupervised_terms(self, logits: dict[str, Tensor], batch: SemiSupervisedBatch) -> list[Term]:
         """Each student's consistency with its teacher."""
         s = self.settings
-        total = s.epochs * s.iterations_per_epoch
-        ramp = sigmoid_ramp(self.iteration, round(s.ramp_up * total), steps=200)
+        ramp = self.ramp_over(s.ramp_up, steps=200)
         regions = self.label_manager.has_regions
         teacher = {name: output.logits for name, output in self.teacher(self._with_noise(batch.weak)).items()}
         certain = self._certain_voxels(batch.weak, ramp)
@@ -90,11 +87,15 @@ class UAMTTrainer(MeanTeacherTrainer):
 
     def _certain_voxels(self, image: Tensor, ramp: float) -> dict[str, Tensor]:
         s, regions = self.settings, self.label_manager.has_regions
-        passes = [self.teacher(self._with_noise(image)) for _ in range(s.passes)]
+        # The logits alone: the maps that the taps hand over would all be kept until the last pass.
+        passes = [
+            {name: output.logits for name, output in self.teacher(self._with_noise(image)).items()}
+            for _ in range(s.passes)
+        ]
         classes = 2 if regions else self.label_manager.num_segmentation_heads
         # The paper's (3/4 + 1/4 ramp) log 2 is this share of the largest entropy of its two classes.
         threshold = (s.certainty + (1 - s.certainty) * ramp) * math.log(classes)
         return {
-            name: predictive_entropy([p[name].logits for p in passes], regions=regions) < threshold
+            name: predictive_entropy([p[name] for p in passes], regions=regions) < threshold
             for name in passes[0]
         }

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.pooling import average_pool
@@ -42,10 +43,10 @@ class Student(nn.Module):
         self.taps = dict(taps)
         self.frozen = frozen
         self.origin = origin
-        # Attributes, not a dict: torch.compile gives up where one forward writes to a dict and reads a mapping proxy.
         # Modules that a method trains with the student, such as a projection; they are no part of the published
         # network.
         self.heads = nn.ModuleDict()
+        # Attributes, not a dict: torch.compile gives up where one forward writes to a dict and reads a mapping proxy.
         self._further: list[str] = []
         self._encoder_map: Tensor | None = None
         self._decoder_map: Tensor | None = None
@@ -77,12 +78,8 @@ class Student(nn.Module):
         Raises:
             CollabError: If flows are asked of a network that has no submodule `encoder`.
         """
-        if flows and not self.can_perturb:
-            raise CollabError(
-                f"student {self.name!r}: features are perturbed between the encoder and the decoder, so the network "
-                f"needs a submodule called 'encoder'; {type(self.network).__name__} has none. Use the planned UNet, a "
-                f"SegFormer or a semantic FPN, or name the parts of your network so."
-            )
+        if flows:
+            self.require_encoder()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             self._recording, self._flows = True, tuple(flows)
             try:
@@ -96,6 +93,45 @@ class Student(nn.Module):
                     setattr(self, name, None)
         outputs = list(output) if isinstance(output, (list, tuple)) else [output]
         return StudentOutput(outputs[0], encoder, decoder, tuple(outputs[1:]), maps)
+
+    def require_encoder(self) -> None:
+        """Raise if features cannot be perturbed.
+
+        Raises:
+            CollabError: If the network has no submodule `encoder`.
+        """
+        if not self.can_perturb:
+            raise CollabError(
+                f"student {self.name!r}: features are perturbed between the encoder and the decoder, so the network "
+                f"needs a submodule called 'encoder'; {type(self.network).__name__} has none. Use the planned UNet, a "
+                f"SegFormer or a semantic FPN."
+            )
+
+    @torch.no_grad()
+    def probe(self, image: Tensor) -> StudentOutput:
+        """What it makes of an image, to learn the shapes of its maps; nothing in it changes.
+
+        In evaluation mode, or a batch normalisation would take in the image.
+        """
+        mode = self.training
+        self.eval()
+        try:
+            return self(image)  # type: ignore[no-any-return]
+        finally:
+            self.train(mode)
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the network drops something at random by itself when it is trained."""
+        return any(
+            isinstance(share, float) and share > 0
+            for module in self.network.modules()
+            for share in (
+                getattr(module, "p", 0.0) if isinstance(module, _DropoutNd) else 0.0,
+                getattr(module, "drop_path", 0.0),  # of our Mix Transformer
+                getattr(module, "drop_prob", 0.0),  # of timm's
+            )
+        )
 
     def tap_further(self, names: Sequence[str]) -> None:
         """Hand over the outputs of these submodules, too, as `StudentOutput.maps`; before the student is compiled.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from nnunet_collab.core.schedules import sigmoid_ramp
 from nnunet_collab.core.settings import require
 from nnunet_collab.training.cutmix import CutMix
 from nnunet_collab.training.semi_supervised import (
@@ -49,13 +48,14 @@ class MixingTrainer(SemiSupervisedTrainer):
         alone = self.unlabeled_per_batch == 1
         self.mixes = self.settings.cutmix_probability > 0
         self.mixes_further_images = self.mixes and (self.settings.mixing == "further" or alone)
+        # Their pseudo labels come from a pass of their own then, without it.
+        self.has_dropout = any(student.has_dropout for student in self.group)
         if self.mixes_further_images and self.settings.mixing == "batch":
             self.print_to_log_file("one unlabelled sample per batch: CutMix takes a further image for each")
 
     def ramp(self) -> float:
         """Factor of the weights of all terms on unlabelled images at this iteration."""
-        s = self.settings
-        return sigmoid_ramp(self.iteration, round(s.ramp_up * s.epochs * s.iterations_per_epoch))
+        return self.ramp_over(self.settings.ramp_up)
 
     def views_per_batch(self) -> int:
         """Twice as many with further images."""

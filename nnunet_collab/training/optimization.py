@@ -37,15 +37,13 @@ class StudentOptimizers:
 
     def learning_rates(self, iteration: int) -> dict[str, float]:
         """Learning rate of each student at this iteration."""
-        per_epoch = self.settings.iterations_per_epoch
-        total = self.settings.epochs * per_epoch
+        epochs, per_epoch = self.settings.epochs, self.settings.iterations_per_epoch
         rates = {}
         for student in self.settings.students:
             if student.name in self.optimizers:
-                now = iteration - iteration % per_epoch if student.lr_per == "epoch" else iteration
-                factor = poly_with_warmup(
-                    now, total, warmup_iterations=round(student.warmup * total), power=student.poly_power
-                )
+                by_epoch = student.lr_per == "epoch"
+                now, total = (iteration // per_epoch, epochs) if by_epoch else (iteration, epochs * per_epoch)
+                factor = poly_with_warmup(now, total, warmup=round(student.warmup * total), power=student.poly_power)
                 rates[student.name] = student.lr * factor
         return rates
 
@@ -100,7 +98,7 @@ def _make_optimizer(settings: StudentSettings, student: Student) -> torch.optim.
             settings.lr,
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
-            nesterov=settings.momentum > 0,
+            nesterov=settings.nesterov and settings.momentum > 0,
         )
     beta1, beta2 = settings.betas
     return torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay, betas=(beta1, beta2))

@@ -53,6 +53,7 @@ class PseudoLabelCurves:
         kept = keep.sum() * used.shape[1]
         total = torch.stack([kept, used.sum(), entropy.masked_fill(~keep.unsqueeze(1), 0).sum()]).double()
         now = torch.cat([total, named.double(), of.double()])
+        now = torch.where(now.isfinite().all(), now, torch.zeros_like(now))  # the step of such a batch is skipped, too
         self.sums[student] = self.sums[student] + now if student in self.sums else now
 
     def finish_epoch(self) -> dict[str, dict[str, float]]:

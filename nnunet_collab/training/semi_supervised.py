@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.schedules import sigmoid_ramp
 from nnunet_collab.core.settings import require
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.data.few_labels import check_roles, of_patients
 from nnunet_collab.data.loaders import BatchSource
 from nnunet_collab.data.raw_target import RAW, SPLIT_FILE
-from nnunet_collab.data.two_streams import RandomCrops, TwoStreams
+from nnunet_collab.data.two_streams import LabeledCrops, RandomCrops, TwoStreams
 from nnunet_collab.data.unlabeled_dataset import UnlabeledDataset, has_image
 from nnunet_collab.data.unlabeled_preprocessing import IMAGES, unlabeled_cases, unlabeled_folder
 from nnunet_collab.data.views import WeakAndStrongViews
@@ -107,7 +108,7 @@ class SemiSupervisedTrainer(CollabTrainer):
 
     def training_source(self, data: Any, patch_size: Any, transforms: Any) -> BatchSource:
         """Labelled samples by nnU-Net's loader, unlabelled ones at random places, from one pool of workers."""
-        labeled = self.labeled_source(data, self.labeled_per_batch, patch_size, transforms)
+        labeled = self.labeled_source(data, self.labeled_per_batch, patch_size, transforms, LabeledCrops)
         unlabeled = self.unlabeled_dataset(data)
         self.print_to_log_file(
             f"each batch on this process: {self.labeled_per_batch} labelled samples of {len(data.identifiers)} cases "
@@ -226,6 +227,11 @@ class SemiSupervisedTrainer(CollabTrainer):
         finally:
             self.group.train(was_training)
 
+    def ramp_over(self, share: float, *, steps: int = 0) -> float:
+        """Factor that rises over a share of the run, at this iteration; see `schedules.sigmoid_ramp`."""
+        total = self.settings.epochs * self.settings.iterations_per_epoch
+        return sigmoid_ramp(self.iteration, round(share * total), steps=steps)
+
     # ---------------------------------------------------------------- curves
 
     def threshold(self) -> float:
@@ -260,7 +266,7 @@ class SemiSupervisedTrainer(CollabTrainer):
         return result
 
     def labeler(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
-        """Whose predictions become pseudo labels, by student: the deployed networks' own, or another teacher's.
+        """Whose predictions teach each student: the deployed networks' own, or another's.
 
         Args:
             image: `(B, C, *S)`.

@@ -22,7 +22,8 @@ class StudentSettings:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 1e-2
     weight_decay: float = 3e-5
-    momentum: float = 0.99  # sgd, with Nesterov
+    momentum: float = 0.99  # sgd
+    nesterov: bool = True  # sgd, as nnU-Net; other published recipes name plain momentum
     betas: tuple[float, ...] = (0.9, 0.98)  # adamw; nnU-Net's values for Primus
     warmup: float = 0.0  # share of the run in which the learning rate rises linearly
     poly_power: float = 0.9  # polynomial decay, nnU-Net and the paper alike

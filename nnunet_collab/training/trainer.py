@@ -270,9 +270,16 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         """What draws the training batches."""
         return self.labeled_source(data, self.batch_size, patch_size, transforms)
 
-    def labeled_source(self, data: Any, batch_size: int, patch_size: Any, transforms: Any) -> BatchSource:
-        """nnU-Net's own loader; `patch_size` is that of the crops before augmentation."""
-        source: BatchSource = nnUNetDataLoader(
+    def labeled_source(
+        self,
+        data: Any,
+        batch_size: int,
+        patch_size: Any,
+        transforms: Any,
+        loader: type[nnUNetDataLoader] = nnUNetDataLoader,
+    ) -> BatchSource:
+        """nnU-Net's own loader, or one of its kind; `patch_size` is that of the crops before augmentation."""
+        source: BatchSource = loader(
             data,
             batch_size,
             patch_size,
@@ -360,10 +367,12 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         return {"loss": sum(weighted.values()), "terms": weighted, "weights": weights}
 
     def _all_ranks_finite(self, values: Tensor) -> bool:
-        finite = values.isfinite().all().to(self.device, torch.int32)
-        if self.is_ddp:
-            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-        return bool(finite)
+        finite = values.isfinite().all()
+        if not self.is_ddp:
+            return bool(finite)
+        everywhere = finite.to(self.device, torch.int32)
+        dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
+        return bool(everywhere)
 
     def _judge_gradients(self, norms: dict[str, Tensor]) -> bool:
         """True if every student was stepped.

@@ -12,6 +12,7 @@ from nnunet_collab.core.settings import require
 from nnunet_collab.core.types import StudentOutput
 from nnunet_collab.networks.group import StudentGroup
 from nnunet_collab.networks.teacher import EMATeacher
+from nnunet_collab.training.compilation import compile_students
 from nnunet_collab.training.semi_supervised import SemiSupervisedSettings, SemiSupervisedTrainer
 
 
@@ -50,6 +51,8 @@ class TeacherTrainer(SemiSupervisedTrainer):
         """Build everything, and the teacher from the weights the students start with."""
         super().initialize()
         self.teacher = EMATeacher(self.group, self.settings.ema_decay)
+        if self._do_i_compile():  # a copy of a compiled student is not compiled
+            compile_students(self.teacher.group, lambda line: self.print_to_log_file(f"teacher of {line}"))
 
     @property
     def deployed(self) -> StudentGroup:
@@ -72,4 +75,4 @@ class TeacherTrainer(SemiSupervisedTrainer):
 
     def labeler(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
         """The teacher."""
-        return self.teacher(image)
+        return outputs if self.settings.deploy == "teacher" else self.teacher(image)

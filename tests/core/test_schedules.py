@@ -39,13 +39,13 @@ def test_without_warmup_it_is_nnunets_polynomial(total, power):
 def test_with_warmup_it_is_nnunets_linear_rise_and_then_the_shifted_polynomial(total, warmup):
     rise = rates(lambda optimizer: Lin_incr_LRScheduler(optimizer, LR, warmup), range(warmup))
     fall = rates(lambda optimizer: PolyLRScheduler_offset(optimizer, LR, total, warmup), range(warmup, total))
-    found = [LR * poly_with_warmup(i, total, warmup_iterations=warmup) for i in range(total)]
+    found = [LR * poly_with_warmup(i, total, warmup=warmup) for i in range(total)]
     assert found == pytest.approx(rise + fall, rel=1e-14)
     assert max(found) == found[warmup - 1] == found[warmup] == LR  # the top is reached, and left after one step
 
 
 def test_a_run_that_is_all_warmup_only_rises():
-    assert [poly_with_warmup(i, 4, warmup_iterations=4) for i in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert [poly_with_warmup(i, 4, warmup=4) for i in range(4)] == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_a_ramp_rises_from_exp_of_minus_five_to_one_and_stays_there():

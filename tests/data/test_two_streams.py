@@ -13,7 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_data import LABELED, SHAPE, SPLIT_UNLABELED, delete_labels, make_labels, save_case
 
 from nnunet_collab.data.loaders import in_background, seeded
-from nnunet_collab.data.two_streams import RandomCrops, TwoStreams
+from nnunet_collab.data.two_streams import LabeledCrops, RandomCrops, TwoStreams
 from nnunet_collab.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_collab.data.views import WeakAndStrongViews
 
@@ -78,6 +78,50 @@ def test_padding_of_small_images_is_left_out(folder, dims):
         batch = streams.generate_train_batch()
     assert (batch["where"] == -1).any()
     assert torch.equal(batch["where"] == -1, batch["views"] == 0)
+
+
+SMALL = (slice(None), slice(2, 3), slice(20, 22), slice(20, 22))
+
+
+@pytest.fixture
+def small_structure(tmp_path):
+    """One case in which a random crop hardly ever meets the structure."""
+    labels = np.zeros((1, *SHAPE), np.int16)
+    labels[SMALL] = 1
+    save_case(tmp_path, "a", 10, labels)
+    return nnUNetDatasetBlosc2(str(tmp_path), ["a"])
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "chosen", "first"),
+    [
+        (4, 0.33, False, [False, False, False, True]),  # the last third, as nnU-Net
+        (2, 0.33, False, [False, True]),
+        (1, 1.0, False, [True]),
+        (1, 0.33, False, None),  # rounded, none: chance decides
+        (1, 0.0, False, [False]),
+        (4, 0.33, True, None),
+    ],
+)
+def test_labelled_crops_are_centred_on_foreground_as_often_as_nnunet_means_to(
+    small_structure, count, share, chosen, first
+):
+    loader = LabeledCrops(
+        small_structure, count, (8, 8), (8, 8), manager(ignore=False), oversample_foreground_percent=share,
+        probabilistic_oversampling=chosen,
+    )  # fmt: skip
+    told, seen = [], []
+    with seeded((3,)):
+        for _ in range(240 // count):
+            batch = loader.generate_train_batch()
+            assert batch["centred"].dtype is torch.bool
+            assert first is None or batch["centred"].tolist() == first
+            told += batch["centred"].tolist()
+            seen += (batch["target"] == 1).flatten(1).any(dim=1).tolist()
+    assert all(s for s, t in zip(seen, told, strict=True) if t)
+    assert np.mean([s for s, t in zip(seen, told, strict=True) if not t] or [0]) < 0.1
+    if first is None:
+        assert np.mean(told) == pytest.approx(share, abs=0.1)
 
 
 class Poisoned(dict):

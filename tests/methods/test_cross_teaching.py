@@ -163,6 +163,14 @@ def test_after_a_step_no_parameter_that_learns_is_without_gradient(make, method,
     assert set(result["weights"]) == set(result["terms"])
 
 
+def test_the_quality_of_pseudo_labels_is_that_of_the_labels_a_student_gets(make):
+    """As its share used, entropy and classes are: the peer makes them."""
+    trainer = make()
+    outputs = {"CNN": object(), "Transformer": object()}
+    found = trainer.labeler(torch.zeros(1), outputs)
+    assert found == {"CNN": outputs["Transformer"], "Transformer": outputs["CNN"]}
+
+
 def test_the_two_networks_of_cps_start_from_different_weights(make):
     first, second = (weights(student.network) for student in make(CPSTrainer).group)
     assert not equal(first, second)

@@ -285,6 +285,32 @@ def test_after_a_step_no_parameter_that_learns_is_without_gradient(make, configu
     assert result["loss"] == pytest.approx(sum(result["terms"].values()), rel=1e-12)
 
 
+@pytest.mark.parametrize("mode", ["batch", "further"])
+def test_what_teaches_is_not_dropped_by_the_network_itself(make, halves, monkeypatch, mode):
+    """A SegFormer drops branches at random: with the method's own dropout fixed, targets do not depend on chance."""
+    student = {"name": "T", **SEGFORMER, "arch": {"drop_path": 0.9, "head_dropout": 0.5}}
+    trainer = make(changes={**low("plain"), "students": [student], "mixing": mode, "cutmix_probability": 0.0})
+    targets, students = [], []
+    monkeypatch.setattr(
+        trainer, "_distance", lambda own, teacher, keep: students.append(own) or targets.append(teacher) or own.mean()
+    )
+    batch = batch_of(trainer)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        trainer.semi_supervised_terms(batch)
+    half = len(targets) // 2
+    independent = [i for i in range(half) if torch.equal(targets[i], targets[half + i])]
+    assert independent == list(range(half)) == list(range(8))
+    assert not any(torch.equal(a, b) for a, b in zip(students[:half], students[half:], strict=True))
+
+
+def test_a_network_without_encoder_is_refused_before_anything_is_written(make):
+    student = {"name": "N", "network": "torch.nn.Conv2d", "decoder_tap": "", "encoder_tap": "",
+               "arch": {"kernel_size": 3, "padding": 1}}  # fmt: skip
+    with pytest.raises(CollabError, match="needs a submodule called 'encoder'; ForeignNetwork has none"):
+        make(changes={"students": [student]})
+
+
 def test_more_than_one_student_is_refused(make):
     with pytest.raises(CollabError) as caught:
         make(changes={"students": [{"name": "CNN"}, {"name": "Transformer", **SEGFORMER}]})

@@ -224,6 +224,22 @@ def test_after_a_step_no_parameter_that_learns_is_without_gradient(make, method,
     assert result["loss"] == pytest.approx(sum(result["terms"].values()), rel=1e-12)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_teaches_is_not_dropped_by_the_network_itself(make, method, monkeypatch):
+    student = {"name": "T", **SEGFORMER, "arch": {"drop_path": 0.9, "head_dropout": 0.5}}
+    trainer = make(method, changes={**LOW, **NO_BOX, "students": [student]})
+    targets = []
+    monkeypatch.setattr(trainer, "_distance", lambda own, teacher, keep: targets.append(teacher) or own.mean())
+    batch = batch_of(trainer)
+    want = clean(trainer, batch.weak, "T")
+    trainer.group.train()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        trainer.semi_supervised_terms(batch)
+    assert targets
+    assert all(torch.equal(target, want) for target in targets)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -372,8 +372,14 @@ def test_an_uneven_batch_has_no_diagonal(make):
 
 
 def test_sizes_need_crops_at_random_places(make, monkeypatch):
-    monkeypatch.setattr(LDCTrainer, "_random_crops", lambda self: 0)
-    with pytest.raises(CollabError, match="of 2 labelled samples has none: all may be centred on foreground"):
+    divide = LDCTrainer._set_batch_size_and_oversample
+
+    def all_centred(trainer):
+        divide(trainer)
+        trainer.oversample_foreground_percent = 1.0
+
+    monkeypatch.setattr(LDCTrainer, "_set_batch_size_and_oversample", all_centred)
+    with pytest.raises(CollabError, match="of 2 labelled samples has none: all are centred on foreground"):
         make()
 
 
@@ -409,6 +415,11 @@ def test_sizes_need_labelled_foreground():
         ({"dual_start": -1}, "setting 'dual_start': must be in [0, dual_largest], which is 100.0"),
         ({"ramp_up": 2}, "setting 'ramp_up': must be a share of the run, in [0, 1]"),
         ({"students": [{"name": "A"}, {"name": "B"}]}, "setting 'students': must be one"),
+        (
+            {"formulation": "official", "hard_target": True},
+            "setting 'hard_target': has no effect in the formulation 'official', so it must stay False; got True",
+        ),
+        ({"formulation": "paper_eq2", "dice": 0.4}, "setting 'dice': has no effect in the formulation 'paper_eq2'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, changes, message):

@@ -111,6 +111,7 @@ def draw_batch(trainer, labeled, unlabeled):
     pairs = [mirrored([part[i] for part in labeled]) for i in torch.randint(LABELED, (count,))]
     batch = {"data": torch.stack([p[0] for p in pairs]), "target": torch.stack([p[1] for p in pairs])}
     if hasattr(trainer, "views_per_batch"):
+        batch["centred"] = torch.arange(count) >= round(0.67 * count)  # as nnU-Net says which third is
         weak = torch.stack(
             [*(mirrored([unlabeled[i]])[0] for i in torch.randint(UNLABELED, (trainer.views_per_batch(),)))]
         )

@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from timm.layers import DropPath
 from tiny import FEATURES, STRIDES_2D, STRIDES_3D, shrink_segformer, unet
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -232,3 +233,24 @@ def test_a_pooled_tap_gives_the_mean_of_the_cells_and_passes_the_gradient_throug
     assert torch.equal(pooled, average_pool(full, size))
     got = torch.autograd.grad(pooled.square().sum(), list(network.parameters()), allow_unused=True)
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_probe_changes_nothing(training):
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Dropout(0.5))
+    student = Student("CNN", network, {"decoder": "1"}).train(training)
+    before = copy.deepcopy(student.state_dict())
+    assert student.probe(image_of()).decoder.shape == (2, 3, 30, 30)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert {module.training for module in student.modules()} == {training}
+
+
+def test_dropout_is_seen_wherever_it_is(monkeypatch):
+    assert not make_student().has_dropout
+    for layer, want in ((nn.Dropout2d(0.1), True), (nn.Dropout(0.0), False), (DropPath(0.2), True)):
+        assert Student("X", nn.Sequential(nn.Conv2d(1, 3, 3), layer), {}).has_dropout is want
+    shrink_segformer(monkeypatch)
+    for rates, want in (({}, True), ({"drop_path": 0.0, "head_dropout": 0.0}, False)):
+        blueprint = make_blueprint("T", "segformer_b0", rates, unet(STRIDES_2D), (32, 32))
+        network = build_network(blueprint, 1, 3, deep_supervision=False)
+        assert Student("T", network, {}).has_dropout is want

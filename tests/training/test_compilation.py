@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import build_tiny_students
+from teaching import make_method
+from tiny import build_tiny_students, make_semi_supervised_batch
 from torch import nn
 
+from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer
 from nnunet_collab.training.compilation import compile_students
 from nnunet_collab.training.settings import CNN
 
@@ -68,3 +70,16 @@ def test_an_error_of_the_network_itself_comes_through(use_backend):
     group(IMAGE)
     with pytest.raises(RuntimeError, match=r"[Ss]izes|channels"):
         group(torch.randn(2, 3, 32, 32))
+
+
+def test_the_teacher_is_compiled_like_the_student_it_averages(use_backend, tmp_path, monkeypatch, capsys):
+    use_backend("eager")
+    monkeypatch.setattr(MeanTeacherTrainer, "_do_i_compile", lambda self: True)
+    trainer = make_method(MeanTeacherTrainer, tmp_path, monkeypatch)
+    for group in (trainer.group, trainer.teacher.group):
+        assert group["CNN"]._compiled_call_impl is not None
+    out = capsys.readouterr().out
+    assert out.count("student CNN: compiled with torch.compile") == 2
+    assert out.count("teacher of student CNN: compiled with torch.compile") == 1
+    trainer.train_step(make_semi_supervised_batch(trainer))
+    assert trainer.teacher.updates == 1

@@ -61,6 +61,42 @@ def alone(network, settings, make_optimizer, steps):
     return list(network.parameters())
 
 
+def test_warm_up_per_epoch_is_nnunets_from_the_first_epoch_on():
+    student = replace(SGD, lr_per="epoch", warmup=0.05)
+    _, optimizers = make(student, epochs=100)
+    rates = [optimizers.learning_rates(i)["CNN"] for i in range(100 * 5)]
+    assert rates[::5] == rates[4::5]  # one rate per epoch
+    parameters = [nn.Parameter(torch.zeros(1))]
+    want = []
+    for make_schedule, epochs in (
+        (lambda o: Lin_incr_LRScheduler(o, 0.1, 5), range(5)),
+        (lambda o: PolyLRScheduler_offset(o, 0.1, 100, 5), range(5, 100)),
+    ):
+        optimizer = torch.optim.SGD(parameters, 0.1)
+        schedule = make_schedule(optimizer)
+        for epoch in epochs:
+            schedule.step(epoch)
+            want.append(optimizer.param_groups[0]["lr"])
+    assert rates[::5] == pytest.approx(want, rel=1e-12)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_nesterovs_momentum_is_a_choice(nesterov):
+    student = replace(SGD, nesterov=nesterov, grad_clip=0.5)
+    group, optimizers = make(student)
+    network = copy.deepcopy(group["CNN"].network)
+    for iteration in range(4):
+        optimizers.set_learning_rates(iteration)
+        optimizers.zero_grad()
+        optimizers.backward(losses(group, (1.0,))[0])
+        optimizers.step()
+
+    def plain(parameters):
+        return torch.optim.SGD(parameters, 1.0, weight_decay=3e-5, momentum=0.99, nesterov=nesterov)
+
+    assert all(map(torch.equal, weights(group, "CNN"), alone(network, student, plain, 4)))
+
+
 MAKE = {
     "CNN": lambda parameters: torch.optim.SGD(parameters, 1.0, weight_decay=3e-5, momentum=0.99, nesterov=True),
     "Transformer": lambda parameters: torch.optim.AdamW(parameters, 1.0, weight_decay=5e-2, betas=(0.9, 0.98)),

@@ -170,3 +170,14 @@ def test_a_collapsed_teacher_is_seen_from_its_logits():
     curves = PseudoLabelCurves(regions=True)
     curves.add("CNN", -logits.abs(), keep, 0.0)
     assert collapsed(curves.finish_epoch()["CNN"]) == "background"
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_a_batch_that_is_not_finite_is_left_out_as_its_step_is(regions):
+    (good, keep), (bad, _) = make(), make(seed=1)
+    bad[0, 0].view(-1)[0] = NAN
+    once, both = PseudoLabelCurves(regions=regions), PseudoLabelCurves(regions=regions)
+    once.add("CNN", good, keep, 0.5)
+    for logits in (good, bad):
+        both.add("CNN", logits, torch.ones_like(keep), 0.5) if logits is bad else both.add("CNN", logits, keep, 0.5)
+    assert both.finish_epoch() == once.finish_epoch()

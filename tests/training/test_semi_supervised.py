@@ -114,6 +114,16 @@ def test_a_batch_holds_labelled_cases_and_all_kinds_of_unlabelled_ones(make, tmp
     assert text in log_of(trainer)
 
 
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_one_labelled_sample_per_batch_is_centred_on_foreground_as_often_as_one_of_several(make, tmp_path, batch_size):
+    """nnU-Net's rounding never centres a single sample, and the method would lose to a baseline with a whole batch."""
+    trainer = make(changes={"batch_size": batch_size})
+    write_data(tmp_path, full_plans(), make_dataset_json())
+    batches, _ = trainer.get_dataloaders()
+    centred = [next(batches)["centred"].numpy() for _ in range(60)]
+    assert 0.15 < np.mean(centred) < 0.55
+
+
 def test_without_any_unlabelled_case_the_training_is_refused(make, tmp_path):
     trainer = make()
     fold = {"train": [*LABELED, *SPLIT_UNLABELED], "val": ["x"]}
