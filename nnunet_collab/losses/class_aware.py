@@ -36,6 +36,10 @@ from nnunet_collab.losses.collaborative_kl import Order
 
 ClassSet = Literal["sample", "batch"]
 
+# Numbers in a slab of features, of one sample at least: few, so that no copy of a whole batch of wide maps is held; on
+# a GPU more, because there each operation costs its start.
+SLAB_ELEMENTS, SLAB_ELEMENTS_CUDA = 2**20, 2**24
+
 
 def class_aware_kl(
     student_features: Tensor,
@@ -170,7 +174,7 @@ class _Comparison(torch.autograd.Function):
 
     The features are by far the largest tensors here: hundreds of channels against a handful of classes. Written with
     autograd's own operations they would be copied for the normalisation, for float32 and once per use in the backward
-    pass. Here they are read sample by sample, and the backward pass fills one gradient.
+    pass. Here they are read in slabs of a few samples, and the backward pass fills one gradient.
     """
 
     @staticmethod
@@ -181,10 +185,10 @@ class _Comparison(torch.autograd.Function):
         samples = sum_over_ranks((count > 0).to(dtype).sum(dim=0)).clamp(min=1)
         # What one cell of sample b and class k contributes to prototype k.
         share = 1 / ((count + 1e-6) * samples)
-        totals = torch.stack([m @ f.t() for f, m in _kept_cells(features, member)])
+        totals = torch.cat([m @ f.mT for _, f, m in _slabs(features, member)])
         prototypes = sum_over_ranks((totals * share.unsqueeze(2)).sum(dim=0))
-        products = torch.stack([prototypes @ f for f, _ in _kept_cells(features, member)])
-        norms = torch.stack([torch.linalg.vector_norm(f, dim=0) for f, _ in _kept_cells(features, member)])
+        products = torch.cat([prototypes.expand(len(f), -1, -1) @ f for _, f, _ in _slabs(features, member)])
+        norms = torch.cat([torch.linalg.vector_norm(f, dim=1) for _, f, _ in _slabs(features, member)])
         ctx.save_for_backward(features, member, share, prototypes, norms)
         ctx.detach_prototypes = detach_prototypes
         return products, norms, prototypes
@@ -197,26 +201,30 @@ class _Comparison(torch.autograd.Function):
         to_products, to_norms, to_prototypes = grads
         dtype = member.dtype
         if not ctx.detach_prototypes:
-            for (f, _), g in zip(_kept_cells(features, member), to_products, strict=True):
-                to_prototypes = to_prototypes + g @ f.t()
+            for slab, f, _ in _slabs(features, member):
+                to_prototypes = to_prototypes + (to_products[slab] @ f.mT).sum(dim=0)
             to_prototypes = sum_over_ranks(to_prototypes)
         along = to_norms / norms.clamp_min(torch.finfo(dtype).tiny)
         gradient = torch.empty_like(features)
-        for b, ((f, m), g) in enumerate(zip(_kept_cells(features, member), to_products, strict=True)):
-            sample = torch.addcmul(prototypes.t() @ g, f, along[b])
+        for slab, f, m in _slabs(features, member):
+            part = torch.addcmul(prototypes.t().expand(len(f), -1, -1) @ to_products[slab], f, along[slab].unsqueeze(1))
             if not ctx.detach_prototypes:
-                sample.addmm_((to_prototypes * share[b].unsqueeze(1)).t(), m)
-            gradient[b] = sample
+                part.baddbmm_((to_prototypes * share[slab].unsqueeze(2)).mT, m)
+            gradient[slab] = part
         return gradient, None, None
 
 
-def _kept_cells(features: Tensor, member: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features `(D, N)` in the arithmetic dtype and membership `(K, N)` of one sample after the other.
+def _slabs(features: Tensor, member: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Features `(b, D, N)` in the arithmetic dtype and membership `(b, K, N)` of some samples after the others.
 
     Dropped cells read 0, because an inf or NaN there would survive a product with 0.
     """
-    for f, m in zip(features, member, strict=True):
-        yield f.to(m.dtype).masked_fill(m.sum(dim=0) == 0, 0), m
+    limit = SLAB_ELEMENTS_CUDA if features.is_cuda else SLAB_ELEMENTS
+    step = max(1, limit // max(1, features[0].numel()))
+    for start in range(0, len(features), step):
+        slab = slice(start, start + step)
+        m = member[slab]
+        yield slab, features[slab].to(m.dtype).masked_fill(m.sum(dim=1, keepdim=True) == 0, 0), m
 
 
 def _anywhere(present: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from reference_ctrcl import class_aware_loss, nearest, pool, prototypes_of
 from torch import Tensor
 
 from nnunet_collab.core.types import Target
+from nnunet_collab.losses import class_aware
 from nnunet_collab.losses.class_aware import class_aware_kl, region_class_aware_kl
 
 ORDERS = ("target_first", "student_first")
@@ -95,6 +96,24 @@ def test_value_equals_the_equations(sizes: Sizes, order: str, classes: str, dtyp
     assert want > 0.1
     assert got.item() == pytest.approx(want, rel=rtol)
     assert all(torch.equal(a, b) for a, b in zip(before, (student, peer, *target), strict=True))
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("samples", [1, 2, 3, 7])
+def test_features_are_read_in_slabs_of_any_size(samples: int, detach: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(0)
+    student, peer = (torch.randn((7, d, 4, 5), generator=rng, dtype=torch.float64) for d in (6, 3))
+    target = plain(torch.randint(0, 3, (7, 8, 10), generator=rng))
+    target.keep[1, :3] = False
+    settings = {"detach_prototypes": detach, "classes": "batch"}
+    whole = value_and_grad(student, peer, target, **settings)
+    read = []
+    monkeypatch.setattr(class_aware, "SLAB_ELEMENTS", samples * 6 * 4 * 5)
+    slabs = class_aware._slabs
+    monkeypatch.setattr(class_aware, "_slabs", lambda f, m: (read.append(len(s[1])) or s for s in slabs(f, m)))
+    same(value_and_grad(student, peer, target, **settings), whole)
+    assert max(read) == min(7, 2 * samples)  # the peer has half as many channels
+    assert samples in read
 
 
 @each_set
