@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class CollabError(RuntimeError):
     """A mistake in what the user gave us (a setting, a file, an environment variable), told in full.
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from nnunet_collab.core.errors import CollabError
-from nnunet_collab.data.patient_folds import patient_folds
+from nnunet_collab.core.errors import CollabError, listed
+from nnunet_collab.core.patients import PatientOf, patient_lookup
+from nnunet_collab.data.patient_folds import patient_folds, shuffled
 from nnunet_collab.data.raw_target import SPLIT_FILE, Split
 
 ROLES = ("train", "unlabeled", "val")
-PatientOf = Callable[[str], str]
 Labeled = int | Fraction | tuple[str, ...]  # a number of patients, a share of them in (0, 1], or names
 
 
@@ -41,43 +41,6 @@ def parse_labeled(words: Sequence[str]) -> Labeled:
     if int(word) < 1:
         raise CollabError(f"--labeled: at least one patient must keep the labels; got {word}. Ask for 1 or more.")
     return int(word)
-
-
-def patient_lookup(pattern: str | None, cases: Iterable[str] = ()) -> PatientOf:
-    """A function from a case's name to its patient.
-
-    Args:
-        pattern: Regular expression for a whole case name, whose first group is the patient; None makes every case a
-            patient of its own.
-        cases: Names it must match. The function raises the same error for any other name that does not match.
-
-    Raises:
-        CollabError: If the pattern is no regular expression, has no group, or does not match some case.
-    """
-    if pattern is None:
-        return str
-    rule = f"the patient pattern must match whole case names, and its first group is the patient; got {pattern!r}"
-    mend = r"Correct --patient-pattern or patient_pattern in dataset.json, e.g. '(patient\d+)_.*'."
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise CollabError(f"split: {rule}, which is no regular expression ({error}). {mend}") from error
-    if regex.groups < 1:
-        raise CollabError(f"split: {rule}, which has no group. {mend}")
-
-    def patient(case: str) -> str | None:
-        match = regex.fullmatch(case)
-        return match.group(1) if match else None
-
-    def patient_of(case: str) -> str:
-        name = patient(case)
-        if not name:
-            raise CollabError(f"split: {rule}, which finds no patient in {case}. {mend}")
-        return name
-
-    if unmatched := [case for case in cases if not patient(case)]:
-        raise CollabError(f"split: {rule}, which finds no patient in {listed(unmatched)}. {mend}")
-    return patient_of
 
 
 def of_patients(cases: Iterable[str], others: Iterable[str], pattern: str | None) -> list[str]:
@@ -252,17 +215,6 @@ def number_of_patients(labeled: int | Fraction, total: int) -> int:
     if isinstance(labeled, int):
         return labeled
     return max(1, int(total * labeled + Fraction(1, 2)))
-
-
-def shuffled(patients: Iterable[str], rng: random.Random) -> list[str]:
-    """Patients in an order that depends on the generator alone: only its random() never changes with Python."""
-    return sorted(sorted(patients), key=lambda _: rng.random())
-
-
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _pool(fold: dict[str, list[str]]) -> list[str]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.data.few_labels import number_of_patients, parse_labeled, shuffled
+from nnunet_collab.data.few_labels import number_of_patients, parse_labeled
+from nnunet_collab.data.patient_folds import shuffled
 from nnunet_collab.data.source_check import Case
 
 

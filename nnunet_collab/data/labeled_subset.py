@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_json
-from nnunet_collab.data.few_labels import PatientOf, listed
+from nnunet_collab.core.patients import PatientOf
 from nnunet_collab.data.patient_folds import patient_folds
 from nnunet_collab.data.raw_target import PREPROCESSED, SPLIT_FILE, Target, contents, raw_folder, split_path
 from nnunet_collab.data.unlabeled_preprocessing import IMAGES, case_images

@@ -45,7 +45,7 @@ def patient_folds(
     for patient in sorted(set(patients.values())):
         groups.setdefault(group_of(patient) if group_of else "", []).append(patient)
     rng = random.Random(seed)
-    order = [patient for group in sorted(groups) for patient in _shuffled(groups[group], rng)]
+    order = [patient for group in sorted(groups) for patient in shuffled(groups[group], rng)]
     if len(order) < 2:
         raise CollabError(few_patients(order))
     fold_of = {patient: i % folds for i, patient in enumerate(order)}
@@ -89,7 +89,7 @@ def held_out(
     places = {
         patient: ((rank + 0.5) / len(group), name)
         for name, group in sorted(by_group.items())
-        for rank, patient in enumerate(_shuffled(group, rng))
+        for rank, patient in enumerate(shuffled(group, rng))
     }
     order = sorted(members, key=lambda patient: places[patient])
     total, largest = sum(published.values()), max(published, key=lambda role: published[role])
@@ -102,9 +102,9 @@ def held_out(
     return {role: result.get(role, sorted(order)) for role in published}
 
 
-def _shuffled(names: Sequence[str], rng: random.Random) -> list[str]:
-    """In an order that only depends on the generator: its random() is promised never to change with Python."""
-    return sorted(names, key=lambda _: rng.random())
+def shuffled(patients: Iterable[str], rng: random.Random) -> list[str]:
+    """Patients in an order that depends on the generator alone: only its random() never changes with Python."""
+    return sorted(sorted(patients), key=lambda _: rng.random())
 
 
 def few_patients(patients: Sequence[str]) -> str:

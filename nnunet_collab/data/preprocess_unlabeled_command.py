@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nnunet_collab.core.errors import CollabError
-from nnunet_collab.data.few_labels import listed
+from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.data.raw_target import PREPROCESSED, RAW
 from nnunet_collab.data.unlabeled_preprocessing import (
     IMAGES,

@@ -10,17 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_atomically, write_json
+from nnunet_collab.core.patients import PatientOf, patient_lookup
 from nnunet_collab.data.few_labels import (
     Labeled,
-    PatientOf,
     drawn_cases,
-    listed,
     named_cases,
     of_patients,
     parse_labeled,
-    patient_lookup,
     validate_split,
     with_few_labels,
     with_named_labels,

@@ -23,9 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_json
-from nnunet_collab.data.few_labels import listed
 
 IMAGES, RECORD = "imagesUn", "unlabeled.json"
 _ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")  # in the order in which they are renamed

@@ -7,12 +7,13 @@ The CSV is one long tidy table. Rows with `statistic` = `case` hold one case and
 from __future__ import annotations
 
 import argparse
-import os
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,18 +132,14 @@ def notes(plan: Plan, summary: pd.DataFrame, distance_unit: str) -> str:
 
 
 def write_csv(frame: pd.DataFrame, summary: pd.DataFrame, path: Path) -> None:
-    """Write all rows under a temporary name beside `path`, then rename: no reader ever sees half a table."""
+    """Write all rows, whole or not at all."""
     import pandas as pd
 
     table = pd.concat([frame.assign(statistic="case"), summary], ignore_index=True)
     first = ["case", "class", "statistic"]
     table["distance_unit"] = frame["distance_unit"].iloc[0]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        table[[*first, *table.columns.drop(first)]].to_csv(temporary, index=False)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    columns = table[[*first, *table.columns.drop(first)]]
+    write_atomically(path, partial(columns.to_csv, index=False))
 
 
 def _classes(summary: pd.DataFrame) -> list[tuple[str, pd.Series, pd.Series, pd.Series]]:

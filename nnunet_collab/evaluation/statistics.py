@@ -19,7 +19,6 @@ unit. With n units no p below 2 / 2^n is possible: 0.0625 for five patients.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,8 +26,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-
-from nnunet_collab.core.errors import CollabError
 
 RESAMPLES = 5000
 LEVEL = 0.95
@@ -58,32 +55,6 @@ class PairedTest(NamedTuple):
 
     p: float
     units: int
-
-
-def units_of(cases: Sequence[str], patient_pattern: str | None) -> list[str]:
-    """The patient of each case, or the cases themselves without a pattern.
-
-    Args:
-        cases: Their names.
-        patient_pattern: Regular expression that matches a whole name; its first group is the patient. It is the entry
-            of that name in a dataset.json that `nnunet_collab convert` wrote.
-
-    Raises:
-        CollabError: If the pattern is none, has no group or does not match a case.
-    """
-    if patient_pattern is None:
-        return list(cases)
-    rule = "statistics: `patient_pattern` of dataset.json must be a regular expression with a group for the patient"
-    try:
-        pattern = re.compile(patient_pattern)
-    except (re.error, TypeError) as error:
-        raise CollabError(f"{rule}; got {patient_pattern!r} ({error}). Mend it, or remove it.") from error
-    matches = [pattern.fullmatch(case) for case in cases]
-    strange = [case for case, match in zip(cases, matches, strict=True) if match is None]
-    if strange or pattern.groups == 0:
-        what = f"which does not match {strange[0]}" if strange else "which has no group"
-        raise CollabError(f"{rule}; got {patient_pattern!r}, {what}. Mend it, or remove it.")
-    return [match.group(1) for match in matches if match is not None]
 
 
 def bootstrap_interval(values: NDArray[Any], units: Sequence[str], *, seed: int = 0) -> Interval:

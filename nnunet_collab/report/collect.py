@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.patients import patient_lookup
 from nnunet_collab.evaluation.folders import evaluate_folders, listed, plan_evaluation
-from nnunet_collab.evaluation.statistics import units_of
 from nnunet_collab.report.grouping import Method, Result, choose_baseline, group_by_method
 from nnunet_collab.report.runs import read_folds
 from nnunet_collab.report.sources import Source
@@ -160,7 +160,7 @@ def _section(dataset: str, results: list[Result], baseline: str | None) -> Secti
         dataset=dataset or "unnamed dataset",
         classes=classes,
         cases=cases,
-        units=units_of(cases, pattern),
+        units=[*map(patient_lookup(pattern, cases), cases)],
         methods=[*([chosen] if chosen else []), *(method for method in methods if method is not chosen)],
         baseline=chosen,
         no_baseline=why_not,

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_collab.core.errors import CollabError
-from nnunet_collab.data.few_labels import check_roles, listed, patient_lookup
+from nnunet_collab.core.errors import CollabError, listed
+from nnunet_collab.core.patients import patient_lookup
+from nnunet_collab.data.few_labels import check_roles
 
 
 class CaseRoles:

@@ -11,8 +11,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.files import write_json
+from nnunet_collab.core.patients import patient_lookup
 from nnunet_collab.core.settings import to_json
-from nnunet_collab.data.few_labels import patient_lookup
 from nnunet_collab.data.patient_folds import patient_folds
 from nnunet_collab.networks.blueprint import PLANS, make_blueprint
 from nnunet_collab.training.settings import TrainingSettings

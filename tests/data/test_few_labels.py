@@ -81,28 +81,6 @@ def test_without_a_pattern_every_case_is_a_patient():
     assert patient_lookup(None, ["a_1"])("a_1") == "a_1"
 
 
-def test_a_pattern_matches_whole_names():
-    patient_of = patient_lookup(r"(p\d+)_\w", CASES)
-    assert patient_of("p07_b") == "p07"
-    with pytest.raises(CollabError, match=r"which finds no patient in p07_bc\. Correct --patient-pattern"):
-        patient_of("p07_bc")
-
-
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [
-        (r"(p\d+", r"got '\(p\\\\d\+', which is no regular expression \(missing \), unterminated"),
-        (r"p\d+_\w", "which has no group"),
-        (r"(p0\d)_\w", "which finds no patient in p10_a, p10_b, p11_a, p11_b, p12_a and 15 more"),
-        (r"(x)?p.*", "which finds no patient in p00_a"),
-        (r"(x?)p.*", "which finds no patient in p00_a"),
-    ],
-)
-def test_patterns_that_are_refused(pattern, message):
-    with pytest.raises(CollabError, match=f"split: the patient pattern must match whole case names.*{message}"):
-        patient_lookup(pattern, CASES)
-
-
 # ---------------------------------------------------------------- drawing
 
 

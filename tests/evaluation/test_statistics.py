@@ -10,10 +10,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nnunet_collab.core.errors import CollabError
 from nnunet_collab.evaluation import statistics
 from nnunet_collab.evaluation.metrics import ALL_CLASSES, summarise
-from nnunet_collab.evaluation.statistics import bootstrap_interval, holm, paired_test, units_of
+from nnunet_collab.evaluation.statistics import bootstrap_interval, holm, paired_test
 
 
 def coverage(make, units, *, rounds=400):
@@ -109,22 +108,6 @@ def test_holm_by_hand():
     assert got[::2] == pytest.approx([0.04, 0.04])
     assert math.isnan(got[1])
     assert holm([]) == []
-
-
-def test_units_are_patients_where_the_pattern_names_them():
-    cases = ["patient004_frame01", "patient004_frame02", "patient012_frame01"]
-    assert units_of(cases, r"(patient\d+)_frame\d+") == ["patient004", "patient004", "patient012"]
-    assert units_of(cases, None) == cases
-
-
-@pytest.mark.parametrize(
-    ("pattern", "found"),
-    [("(", "unterminated"), (r"(patient\d+)", "does not match a_1"), (r"a_\d", "which has no group"), (7, "got 7")],
-)
-def test_a_pattern_that_names_no_patient_is_refused(pattern, found):
-    with pytest.raises(CollabError, match=r"statistics: `patient_pattern` of dataset\.json must be .*") as caught:
-        units_of(["a_1"], pattern)
-    assert found in str(caught.value)
 
 
 def test_one_unit_per_case():
