@@ -59,6 +59,7 @@ class Part:
         facts: What was compared on what, in sentences.
         warnings: What a reader must know before believing the numbers.
         summary: The main result, one sentence per method.
+        baseline: What the differences in it are to; empty if nothing is compared.
         methods: Their labels, in the order of their colours.
         chapters: In order.
         frames: Name of a CSV file -> its rows.
@@ -68,6 +69,7 @@ class Part:
     facts: list[str]
     warnings: list[str]
     summary: list[str]
+    baseline: str
     methods: list[str]
     chapters: list[Chapter]
     frames: dict[str, pd.DataFrame]
@@ -82,6 +84,7 @@ def make_part(section: Section) -> Part:
         facts=facts(section),
         warnings=warnings(section),
         summary=summary(section, scores, tests),
+        baseline=section.baseline.label if section.baseline else "",
         methods=[method.label for method in section.methods],
         chapters=[
             Chapter("Scores", without_voxels(scores), score_tables(section, scores)),
