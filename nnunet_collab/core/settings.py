@@ -180,10 +180,12 @@ def _convert(value: Any, hint: Any, current: Any, where: str) -> Any:
     """`value` as the type `hint` says, or a CollabError."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        (hint,) = (arg for arg in args if arg is not type(None))
-        return _convert(value, hint, current, where)
+        words = [word for arg in args if typing.get_origin(arg) is Literal for word in typing.get_args(arg)]
+        if (value is None and type(None) in args) or (isinstance(value, str) and value in words):
+            return value
+        (hint,) = (arg for arg in args if arg is not type(None) and typing.get_origin(arg) is not Literal)
+        unless = f", unless {' or '.join(map(repr, words))}," if words else ""
+        return _convert(value, hint, current, f"{where}{unless}")
     if origin is Literal:
         _expect(value in args, where, f"one of {', '.join(map(repr, args))}", value)
         return value

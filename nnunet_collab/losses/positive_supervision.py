@@ -10,6 +10,11 @@ cosines and temperature t (equation 14), the mean over the anchors of a class an
 anchors carry the gradient; positives and negatives do not. With fewer than two classes present, or no uncertain voxel,
 it is 0 with zero gradient.
 
+In a distributed run r_m is the mean over all ranks, and anchors and negatives are drawn by each rank from its own
+voxels. The anchors of a class stand for the uncertain voxels of their rank: weighed by the number of these, the mean
+over all ranks is, but for the negatives, an estimate of what one process with the whole batch has. A rank that sees a
+single class has no negatives, and no part in the loss.
+
 Features are projected only where voxels were drawn. Those of the negatives, 131 072 per class, live a part at a time:
 the gradient of the anchors is computed beside the loss, so that nothing of them is kept for the backward pass.
 """
@@ -22,6 +27,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nnunet_collab.core.distributed import sum_over_ranks, world_size
 
 ANCHORS, NEGATIVES = 256, 512  # per class; per anchor (section 4.2)
 AT_A_TIME = 2**13  # negatives whose features exist together
@@ -36,7 +43,7 @@ class Constants(Protocol):
         """`(n, F)` of the voxels `(n, 1 + dims)`: sample, then position."""
 
     def mean_of(self, members: Tensor) -> Tensor:
-        """`(C, F)`: means over the members `(B, C, *S)`."""
+        """`(C, F)`: means over the members `(B, C, *S)` of all ranks."""
 
 
 class Projection(Protocol):
@@ -69,7 +76,7 @@ class Supervision(NamedTuple):
 def positive_supervision(
     projection: Projection,
     features: Tensor,
-    prototypes: Tensor,
+    prototypes: Tensor | None,
     known: Supervision,
     *,
     tau: float,
@@ -84,7 +91,7 @@ def positive_supervision(
     Args:
         projection: Makes r of f_4.
         features: f_4, `(B, F_4, *S)`; carries the gradient.
-        prototypes: `(C, R, F)`; detached here.
+        prototypes: `(C, R, F)`; detached here. None will do for the mean feature.
         known: Labels, their reliability, and the student's confidence.
         tau: An anchor is a voxel of class c for which the student's confidence in c is below.
         xi: Weight of the learned prototypes in the positive.
@@ -94,25 +101,23 @@ def positive_supervision(
         negatives: Drawn per anchor.
 
     Returns:
-        Scalar float32.
+        This rank's share, scalar float32: averaged over the ranks, it is the mean over the classes.
     """
-    classes = prototypes.shape[0]
+    classes = known.confidence.shape[1]
     members = torch.stack([(known.labels == c) & known.reliable for c in range(classes)], dim=1)
-    present = [c for c in range(classes) if bool(members[:, c].any())]
+    uncertain = members & (known.confidence < tau)
+    weights = _class_weights(members, uncertain, known.reliable)
     chosen, losses, gradients = [], [], []
     with torch.autocast(features.device.type, enabled=False):
         fixed = projection.fixed(features.detach())
         positive = F.normalize(_positives(fixed, prototypes, members, xi, positives), dim=1)
-        for c in present if len(present) > 1 else ():
-            uncertain = (members[:, c] & (known.confidence[:, c] < tau)).nonzero()
-            if len(uncertain) == 0:
-                continue
-            chosen.append(_draw(uncertain, anchors))
+        for c, weight in weights.items():
+            chosen.append(_draw(uncertain[:, c].nonzero(), anchors))
             voxels = _draw((known.reliable & ~members[:, c]).nonzero(), anchors * negatives)
             anchor = _unit(projection, features.detach(), chosen[-1])
             loss, gradient = _info_nce(anchor.detach(), positive[c], fixed, voxels, temperature)
-            losses.append(loss)
-            gradients.append(gradient)
+            losses.append(weight * loss)
+            gradients.append(weight * gradient)
         if not chosen:
             return 0 * sum(p.float().sum() for p in projection.parameters()) + 0 * features[:0].float().sum()
         anchor = _unit(projection, features, torch.cat(chosen))  # once, so that the map has one gradient
@@ -120,17 +125,32 @@ def positive_supervision(
         return value
 
 
+def _class_weights(members: Tensor, uncertain: Tensor, reliable: Tensor) -> dict[int, float]:
+    """Classes of which this rank has anchors, and what each weighs in the mean over these classes; 1 in one process.
+
+    The average over the ranks of these weighed means is the mean over the classes with anchors on any rank, of the mean
+    over the uncertain voxels of all ranks.
+    """
+    counts = uncertain.sum(dim=[0, *range(2, uncertain.ndim)])
+    # Only a rank with voxels of another class, too, has negatives.
+    counts *= members.sum(dim=[0, *range(2, members.ndim)]) < reliable.sum()
+    own, everyone = counts.tolist(), sum_over_ranks(counts).tolist()
+    here = [c for c, count in enumerate(own) if count]
+    share = len(here) / max(1, sum(count > 0 for count in everyone))
+    return {c: world_size() * share * own[c] / everyone[c] for c in here}
+
+
 def _unit(projection: Projection, features: Tensor, voxels: Tensor) -> Tensor:
     return F.normalize(projection.at(features, voxels), dim=1)
 
 
 @torch.no_grad()
-def _positives(fixed: Constants, prototypes: Tensor, members: Tensor, xi: float, kind: Positives) -> Tensor:
+def _positives(fixed: Constants, prototypes: Tensor | None, members: Tensor, xi: float, kind: Positives) -> Tensor:
+    if kind == "mean":
+        return fixed.mean_of(members)
+    assert prototypes is not None
     learned = prototypes.detach().float().mean(dim=1)
-    if kind == "learned":
-        return learned
-    means = fixed.mean_of(members)
-    return means if kind == "mean" else (means + xi * learned) / (1 + xi)
+    return learned if kind == "learned" else (fixed.mean_of(members) + xi * learned) / (1 + xi)
 
 
 def _info_nce(

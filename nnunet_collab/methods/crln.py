@@ -10,7 +10,8 @@ leaves open is said in `methods.crln_settings`. With the relationship map M of t
     y_r = rectified prediction of the teacher, from iteration S on                           equation 8
 
 and mu, which says how much M counts, minimises l_s(rectified student(x_l), y) by an optimiser of its own (equation 16),
-everything else being constant there. The teacher averages student, DIM and prototypes.
+everything else being constant there. The teacher averages student, DIM and prototypes. Where neither the rectification
+nor CPS uses M or the prototypes (table 5), there is no DIM and no l_s(M(x_l), y).
 """
 
 from __future__ import annotations
@@ -81,17 +82,14 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
             )
         student.tap_further([f"decoder.stages.{i}" for i in range(stages - STAGES, stages)])
         image = torch.zeros(1, self.num_input_channels, *self.configuration_manager.patch_size, device=self.device)
-        mode = student.training
-        student.eval()  # a batch normalisation must not take in the empty image
-        with torch.no_grad():
-            coarse, fine, last = (m.shape[1] for m in student(image).maps)
-        student.train(mode)
+        coarse, fine, last = (m.shape[1] for m in student.probe(image).maps)
         dims, classes = image.ndim - 2, self.label_manager.num_segmentation_heads
         s = self.settings
-        student.heads["interaction"] = DynamicInteraction(
-            dims, classes, s.prototypes, (coarse, fine), aggregation=s.aggregation
-        ).to(self.device)
-        if s.positive != "none" and s.contrast_weight:
+        if s.interacts:
+            student.heads["interaction"] = DynamicInteraction(
+                dims, classes, s.prototypes, (coarse, fine), aggregation=s.aggregation
+            ).to(self.device)
+        if s.contrasts:
             student.heads["projection"] = VoxelProjection(dims, last, coarse).to(self.device)
         self.context = self._context(network)
         # Here, where every rank draws the same weights.
@@ -117,8 +115,14 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
     # ---------------------------------------------------------------- terms
 
     def threshold(self) -> float:
-        """Constant."""
-        return self.settings.tau
+        """tau, for values that sum to 1."""
+        return self.settings.tau / self._mass()
+
+    def _mass(self) -> float:
+        """What the values of one voxel's pseudo label sum to; tau and tau_weak are for these values."""
+        if self.rectifier is None or self.iteration < self.settings.start:
+            return 1.0
+        return self.rectifier.mass.item()
 
     def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
         """Equation 15, and the gradient of equation 16 on the way."""
@@ -129,22 +133,18 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
         cut = self.draw_cutmix(seen)
         strong = cut(self._with_noise(seen.weak), None if seen_further is None else self._with_noise(seen_further.weak))
         output = self._look(own.image, strong, name)
-        relations = self._relations(self.group[name], output, slice(None, n_l))
+        relations = self._relations(self.group[name], output, slice(None, n_l)) if s.interacts else None
         labeled = part(output, 0, n_l)
         teacher = self.context.put_back(cut(*self._pseudo_labels(own, further, name)))
         keep = self.context.put_back(cut(seen.keep, None if seen_further is None else seen_further.keep))
-        self._learn_to_rectify(labeled.logits, relations, own.target)
-        terms = [
-            *self.supervised_terms({name: labeled}, own.target),
-            Term(name, "relations", s.supervised_weight, self.supervised(_logits(relations), own.target)),
-            Term(
-                name,
-                "pseudo",
-                s.unlabeled_weight * self.ramp(),
-                self._unlabeled_loss(output.logits[n_l:], teacher, keep),
-            ),
-        ]
-        if "projection" in self.group[name].heads:
+        terms = self.supervised_terms({name: labeled}, own.target)
+        if relations is not None:
+            self._learn_to_rectify(labeled.logits, relations, own.target)
+            value = self.supervised(_logits(relations), own.target)
+            terms.append(Term(name, "relations", s.supervised_weight, value))
+        value = self._unlabeled_loss(output.logits[n_l:], teacher, keep)
+        terms.append(Term(name, "pseudo", s.unlabeled_weight * self.ramp(), value))
+        if s.contrasts:
             terms.append(Term(name, "contrast", s.contrast_weight, self._contrast(output, own, teacher, keep)))
         return terms
 
@@ -181,7 +181,7 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
         before, after = map(self.context.take, self._before_and_after(output))
         keep = self.context.take(own.keep)
         self.pseudo_label_curves.add(f"{name} before", before[:count], keep, self.settings.tau)
-        self.pseudo_label_curves.add(f"{name} after", after[:count], keep, self.settings.tau)
+        self.pseudo_label_curves.add(f"{name} after", after[:count], keep, self.threshold())
         used = after if self.iteration >= self.settings.start else before
         return used[:count], None if further is None else used[count:]
 
@@ -196,7 +196,7 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
     def _unlabeled_loss(self, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
         s = self.settings
         criterion: Literal["kl", "ce"] = "kl" if s.soft_target else "ce"
-        return pseudo_label_loss(student, teacher, keep, regions=False, criterion=criterion, threshold=s.tau)
+        return pseudo_label_loss(student, teacher, keep, regions=False, criterion=criterion, threshold=self.threshold())
 
     def _contrast(self, output: StudentOutput, own: SemiSupervisedBatch, teacher: Tensor, keep: Tensor) -> Tensor:
         s = self.settings
@@ -205,17 +205,17 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
         truth = own.truth.target
         known = Supervision(
             labels=torch.cat([truth.labels, hard.labels[:, 0]]),
-            reliable=torch.cat([truth.keep, keep & (hard.confidence[:, 0] > s.tau_weak)]),
+            reliable=torch.cat([truth.keep, keep & (hard.confidence[:, 0] > s.tau_weak / self._mass())]),
             confidence=output.logits.detach().float().softmax(dim=1),
         )
         assert s.positive != "none"  # then there is no projection
         return positive_supervision(
             student.heads["projection"],  # type: ignore[arg-type]
             output.maps[-1],
-            student.heads["interaction"].prototypes,  # type: ignore[arg-type]
+            student.heads["interaction"].prototypes if s.interacts else None,  # type: ignore[arg-type]
             known,
             tau=s.tau,
-            xi=s.xi,
+            xi=float(torch.rand(())) if isinstance(s.xi, str) else s.xi,
             temperature=s.temperature,
             positives=s.positive,
             anchors=s.anchors,
@@ -233,7 +233,8 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
         if self.rectifier is None or self.rectifier_optimizer is None:
             return
         rectified = self.rectifier(logits.detach(), relations.detach())
-        loss = self.supervised(_logits(rectified), target)
+        # The cross-entropy of values that sum to `mass`; the Dice is that of their shares.
+        loss = self.supervised(_logits(rectified), target) - self.rectifier.mass.log()
         parameters = list(self.rectifier.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             if self.is_ddp:
@@ -272,7 +273,7 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
 
     def labeler(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
         """The teacher before and after rectification (the paper's figure 1)."""
-        (name, output), *_ = self.teacher(image).items()
+        (name, output), *_ = super().labeler(image, outputs).items()
         before, after = self._before_and_after(output)
         return {f"{name} before": _logits(before), f"{name} after": _logits(after)}
 

@@ -23,16 +23,19 @@ class CRLNSettings(MixingSettings, TeacherSettings):
     prototypes: int = 16  # R per class; figure 10 prefers it to 32, the final value is nowhere stated
     aggregation: Aggregation = "shared"  # table 6: SA + CI + CR
     rectification: Literal["none", "fixed", "concatenation", "learnable"] = "learnable"  # table 7: v1, v2, v3
-    space: Space = "logit"  # of equation 8, see networks.rectifier
+    space: Space = "logit"  # of equation 8 (`learnable` alone), see networks.rectifier
     start: int = 800  # S, iterations before pseudo labels are rectified (figure 12)
     # [I] ReCo's: confidence from which on a pseudo label is used, and below which a voxel is uncertain
     tau: float = 0.97
     tau_weak: float = 0.7  # [I] ReCo's: confidence below which a pseudo label is no anchor, negative or mean
     soft_target: bool = False  # True: the whole distribution is the pseudo label
     unlabeled_weight: float = 1.0
-    positive: Literal["none", "mean", "learned", "both"] = "both"  # table 5: no CPS, MR, LP, CPS
+    # Table 5: no CPS, MR, LP, CPS. Its row without DIM is `none` here and in `rectification`: DIM, which nothing needs
+    # then, is neither built nor trained.
+    positive: Literal["none", "mean", "learned", "both"] = "both"
     contrast_weight: float = 1.0
-    xi: float = 0.6  # weight of the learned prototypes (figure 13)
+    # Weight of the learned prototypes (figure 13). "uniform": in [0, 1), drawn for each step, as equation 13 has it.
+    xi: float | Literal["uniform"] = 0.6
     temperature: float = 0.5
     anchors: int = 256
     negatives: int = 512
@@ -54,8 +57,19 @@ class CRLNSettings(MixingSettings, TeacherSettings):
             require(getattr(self, name) >= 1, name, "must be >= 1", getattr(self, name))
         require(0 < self.tau < 1, "tau", "must be in (0, 1)", self.tau)
         require(0 <= self.tau_weak < self.tau, "tau_weak", f"must be in [0, tau), tau is {self.tau}", self.tau_weak)
-        for name in ("start", "unlabeled_weight", "contrast_weight", "xi", "noise"):
+        require(isinstance(self.xi, str) or self.xi >= 0, "xi", "must be >= 0 or 'uniform'", self.xi)
+        for name in ("start", "unlabeled_weight", "contrast_weight", "noise"):
             require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
         require(0 < self.context_crop <= 1, "context_crop", "must be a share, in (0, 1]", self.context_crop)
         for name in ("temperature", "mu_lr"):
             require(getattr(self, name) > 0, name, "must be > 0", getattr(self, name))
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether there is positive supervision."""
+        return self.positive != "none" and self.contrast_weight > 0
+
+    @property
+    def interacts(self) -> bool:
+        """Whether anything needs DIM: the rectification, or the learned prototypes of a positive."""
+        return self.rectification != "none" or (self.contrasts and self.positive != "mean")

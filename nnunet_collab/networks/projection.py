@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_collab.core.distributed import sum_over_ranks
+
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 CONVOLVE = {2: F.conv2d, 3: F.conv3d}
 
@@ -84,8 +86,12 @@ class FixedProjection:
 
     @torch.no_grad()
     def mean_of(self, members: Tensor) -> Tensor:
-        """Mean of r `(C, F)` over the members `(B, C, *S)` bool of each class; NaN for a class without any."""
+        """Mean of r `(C, F)` over the members of each class on all ranks; NaN for a class without any.
+
+        Args:
+            members: `(B, C, *S)` bool.
+        """
         samples = zip(members.flatten(2), self.hidden.flatten(1, -2), strict=True)
-        sums = torch.stack([mask.float() @ hidden.float() for mask, hidden in samples]).sum(dim=0)
-        counts = members.sum(dim=[0, *range(2, members.ndim)])
+        sums = sum_over_ranks(torch.stack([mask.float() @ hidden.float() for mask, hidden in samples]).sum(dim=0))
+        counts = sum_over_ranks(members.sum(dim=[0, *range(2, members.ndim)]))
         return self.projection._project(sums / counts.unsqueeze(1))

@@ -6,9 +6,12 @@ Equation 8 adds :math:`(1 - \mu) M` to the prediction `y`. The paper leaves open
 - `logit` (default): :math:`\mathrm{softmax}(z + (1 - \mu) M)`. M is real-valued and is trained like logits; agreement
   raises the confidence, as figure 1 shows, and the gradient of mu has either sign.
 - `probability`: :math:`(\mathrm{softmax}(z) + (1 - \mu) \mathrm{softmax}(M)) / (2 - \mu)`, a convex combination.
-- `replace` (equation 17, rectification v1): softmax(M) where the prediction is less sure than tau and than M.
+- `probability_raw`: as printed, without the division, for comparison: the values of a voxel sum to 2 - mu. Of two
+  classes one then always has (2 - mu) / 2 or more, so every voxel passes a lower threshold; and a smaller mu raises
+  the value of the truth, too, so that the cross-entropy never lets mu rise.
 
-All return log-probabilities, which stand for logits in every loss of pseudo labels.
+All return log-probabilities, which stand for logits in every loss of pseudo labels. `probability_raw` returns those of
+`probability`; that its values are larger is said by `Rectifier.mass`.
 """
 
 from __future__ import annotations
@@ -18,30 +21,38 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Space = Literal["logit", "probability", "replace"]
+Space = Literal["logit", "probability", "probability_raw"]
 Kind = Literal["fixed", "concatenation", "learnable"]
 
 
-def rectify_prediction(logits: Tensor, relations: Tensor, mu: Tensor | float, *, space: Space, tau: float) -> Tensor:
-    """Log-probabilities of the rectified prediction, `(B, C, *S)`, float32 at least.
+def rectify_prediction(logits: Tensor, relations: Tensor, mu: Tensor | float, *, space: Space) -> Tensor:
+    """Log-probabilities of the prediction that equation 8 rectifies, `(B, C, *S)`, float32 at least.
 
     Args:
         logits: `(B, C, *S)` of a network.
         relations: `(B, C, *S)` of `networks.interaction.DynamicInteraction`.
         mu: In [0, 1]; 1 leaves the prediction as it is. Carries a gradient if it is a tensor that does.
         space: See the module's docstring.
-        tau: Of `replace`.
     """
     with torch.autocast(logits.device.type, enabled=False):
         dtype = torch.promote_types(logits.dtype, torch.float32)
         z, m = logits.to(dtype), relations.to(dtype)
         if space == "logit":
             return (z + (1 - mu) * m).log_softmax(dim=1)
-        log_y, log_m = z.log_softmax(dim=1), m.log_softmax(dim=1)
-        if space == "probability":
-            # An underflow of both would be log 0; the smallest normal number keeps its gradient finite.
-            mixed = (log_y.exp() + (1 - mu) * log_m.exp()) / (2 - mu)
-            return mixed.clamp_min(torch.finfo(dtype).tiny).log()
+        y, s = z.log_softmax(dim=1).exp(), m.log_softmax(dim=1).exp()
+        mixed = (y + (1 - mu) * s) / (2 - mu)
+        # An underflow of both would be log 0; the smallest normal number keeps its gradient finite.
+        return mixed.clamp_min(torch.finfo(dtype).tiny).log()
+
+
+def replace_prediction(logits: Tensor, relations: Tensor, *, tau: float) -> Tensor:
+    """Log-probabilities `(B, C, *S)` of M where the prediction is less sure than tau and than M, else the prediction's.
+
+    Equation 17, rectification v1; arguments as of `rectify_prediction`.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        log_y, log_m = logits.to(dtype).log_softmax(dim=1), relations.to(dtype).log_softmax(dim=1)
         sure, other = log_y.amax(dim=1, keepdim=True).exp(), log_m.amax(dim=1, keepdim=True).exp()
         return torch.where((sure < tau) & (sure < other), log_m, log_y)
 
@@ -62,7 +73,7 @@ class Rectifier(nn.Module):
     def __init__(self, kind: Kind, *, space: Space, tau: float, num_classes: int, dims: int) -> None:
         super().__init__()
         self.kind = kind
-        self.space: Space = "replace" if kind == "fixed" else space
+        self.space = space
         self.tau = tau
         if kind == "learnable":
             self.raw = nn.Parameter(torch.zeros(()))
@@ -74,10 +85,18 @@ class Rectifier(nn.Module):
         """In (0, 1); 0 where it is not learned."""
         return self.raw.sigmoid() if self.kind == "learnable" else torch.zeros(())
 
+    @property
+    def mass(self) -> Tensor:
+        """What the values of one voxel sum to: 1, or 2 - mu in the space `probability_raw`."""
+        raw = self.kind == "learnable" and self.space == "probability_raw"
+        return 2 - self.mu if raw else torch.ones(())
+
     def forward(self, logits: Tensor, relations: Tensor) -> Tensor:
         """Log-probabilities `(B, C, *S)` of the rectified prediction."""
         if self.kind == "concatenation":
             with torch.autocast(logits.device.type, enabled=False):
                 both = torch.cat([logits.float().softmax(dim=1), relations.float()], dim=1)
                 return self.mix(both).log_softmax(dim=1)  # type: ignore[no-any-return]
-        return rectify_prediction(logits, relations, self.mu, space=self.space, tau=self.tau)
+        if self.kind == "fixed":
+            return replace_prediction(logits, relations, tau=self.tau)
+        return rectify_prediction(logits, relations, self.mu, space=self.space)

@@ -1,18 +1,13 @@
 """Sums over ranks: two ranks with unequal shares of a batch against one with all of it.
 
-The ranks are threads here, which is fast; real processes with gloo train in the end-to-end tests.
+The ranks are threads (`on_every_rank`), which is fast; real processes with gloo train in the end-to-end tests.
 """
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from nnunet_collab.core import distributed
 from nnunet_collab.core.distributed import global_mean, sum_over_ranks, world_size
 
 # Seven elements, unequally shared: (values, which of them count), by rank.
@@ -20,35 +15,6 @@ SHARES = (
     (torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]), torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0])),
     (torch.tensor([32.0, 64.0]), torch.tensor([0.0, 1.0])),
 )
-
-
-@pytest.fixture
-def on_every_rank(monkeypatch):
-    """Runs a function of the rank on two ranks at a time and returns both results."""
-    ranks = len(SHARES)
-    barrier, here, slots = threading.Barrier(ranks, timeout=60), threading.local(), [None] * ranks
-
-    def all_reduce(tensor):
-        slots[here.rank] = tensor.clone()
-        barrier.wait()
-        total = sum(slots)
-        barrier.wait()
-        tensor.copy_(total)
-
-    fake = SimpleNamespace(
-        is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: ranks, all_reduce=all_reduce
-    )
-    monkeypatch.setattr(distributed, "dist", fake)
-
-    def run(function):
-        def as_rank(rank):
-            here.rank = rank
-            return function(rank)
-
-        with ThreadPoolExecutor(ranks) as pool:
-            return list(pool.map(as_rank, range(ranks)))
-
-    return run
 
 
 def share_of_mean(rank):

@@ -16,16 +16,11 @@ from nnunet_collab.core.settings import (
     change,
     differences,
     from_json,
-    preset_names,
     read,
     settings_from_environment,
     to_json,
 )
-from nnunet_collab.methods.crln_settings import CRLNSettings
-from nnunet_collab.methods.cross_teaching import CrossTeachingSettings
-from nnunet_collab.methods.crossmatch import CrossMatchSettings
 from nnunet_collab.methods.ctrcl import CTRCLSettings
-from nnunet_collab.methods.ldc_settings import LDCSettings
 from nnunet_collab.training.settings import CNN
 
 
@@ -224,23 +219,6 @@ def test_values_out_of_range_are_refused_with_their_rule(changes, message):
         change(CTRCLSettings(), changes, "V")
     assert message in str(caught.value)
     assert f"Change it in {VARIABLE} or in your subclass." in str(caught.value)
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_every_shipped_preset_loads_and_changes_something(name, monkeypatch):
-    monkeypatch.setenv(VARIABLE, name)
-    kinds = {
-        "ctrcl": CTRCLSettings,
-        "cross_teaching": CrossTeachingSettings,
-        "crossmatch": CrossMatchSettings,
-        "crln": CRLNSettings,
-        "ldc": LDCSettings,
-    }
-    (kind,) = (kind for method, kind in kinds.items() if name.startswith(f"{method}_"))
-    settings = settings_from_environment(kind())
-    assert settings != kind()
-    assert len(preset_names()) >= 4
-    assert from_json(kind, to_json(settings)) == settings
 
 
 def test_json_round_trip_keeps_every_value():

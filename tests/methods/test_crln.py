@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 
@@ -12,6 +13,7 @@ from teaching import HalfBox, batch_of, terms_of, use_half_boxes
 
 import nnunet_collab.losses.positive_supervision as positive_supervision_module
 from nnunet_collab.losses.positive_supervision import Supervision, positive_supervision
+from nnunet_collab.methods import crln
 
 NO_CHANCE = {**LOW, "noise": 0.0, "temperature": 0.05}
 
@@ -178,6 +180,41 @@ def test_soft_targets_are_the_whole_distribution(make):
     kl = (q * (q.log() - student.double().log_softmax(1))).sum(1)
     want = kl[(q.amax(1) >= trainer.settings.tau) & batch.keep].sum() / batch.keep.sum()
     assert terms_of(trainer)["CNN/pseudo"].value.item() == pytest.approx(want.item(), rel=1e-4)
+
+
+def test_thresholds_and_mu_of_values_as_printed_are_not_of_their_shares(make, monkeypatch):
+    """Equation 8 without normalisation: y + (1 - mu) softmax(M), whose sum is 2 - mu."""
+    changes = {"space": "probability_raw", "tau": 0.8, "tau_weak": 0.7, "noise": 0.0, "cutmix_probability": 0.0}
+    trainer = scatter(make(changes=changes))
+    known = []
+    monkeypatch.setattr(crln, "positive_supervision", lambda *args, **_: known.append(args[3]) or torch.zeros(()))
+    terms = terms_of(trainer)
+    batch, s, mu = batch_of(trainer), trainer.settings, trainer.rectifier.mu.item()
+    with torch.no_grad():
+        z, m, _ = look(next(iter(trainer.teacher.group)), batch.weak)
+        values = z.softmax(1) + (1 - mu) * m.softmax(1)
+        student, _, _ = look(trainer.group["CNN"], batch.weak)
+        z_l, m_l, _ = look(trainer.group["CNN"], batch.image)
+    highest, labels = values.max(1)
+    used = batch.keep & (highest >= s.tau)
+    assert (used != (batch.keep & (highest >= s.tau * (2 - mu)))).sum() > 20
+    nll = torch.nn.functional.cross_entropy(student, labels, reduction="none")
+    assert terms["CNN/pseudo"].value.item() == pytest.approx((nll[used].sum() / batch.keep.sum()).item(), rel=1e-4)
+    assert trainer.pseudo_label_curves.sums["CNN after"][1] == used.sum()
+    assert torch.equal(known[0].reliable[len(batch.image) :], batch.keep & (highest > s.tau_weak))
+    assert trainer.threshold() == pytest.approx(s.tau / (2 - mu))
+    truth = batch.truth.target
+
+    def loss_of_mu(raw):
+        mu = 1 / (1 + math.exp(-raw))
+        shares = (z_l.double().softmax(1) + (1 - mu) * m_l.double().softmax(1)) / (2 - mu)
+        return ce_and_dice(shares.log(), truth.labels, truth.keep) - math.log(2 - mu)
+
+    raw, h = trainer.rectifier.raw.item(), 1e-4
+    slope = (loss_of_mu(raw + h) - loss_of_mu(raw - h)) / (2 * h)
+    assert trainer.rectifier.raw.grad.item() == pytest.approx(slope, rel=1e-3, abs=1e-7)
+    trainer.settings = dataclasses.replace(s, start=1)  # not rectified yet
+    assert trainer.threshold() == s.tau
 
 
 @pytest.mark.parametrize("mixing", ["batch", "further"])

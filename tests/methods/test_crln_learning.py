@@ -151,13 +151,14 @@ def test_the_teacher_averages_the_heads_too(make):
             torch.testing.assert_close(p.double(), average[name], rtol=1e-5, atol=1e-7)
 
 
-def test_the_teachers_map_is_made_of_its_own_features_and_prototypes(make):
-    trainer = scatter(make())
+@pytest.mark.parametrize("deploy", ["student", "teacher"])
+def test_the_teachers_map_is_made_of_its_own_features_and_prototypes(make, deploy):
+    trainer = scatter(make(changes={"deploy": deploy}))
     (teacher,) = trainer.teacher.group
     image = make_batch(trainer)["data"]
     with torch.no_grad():
         logits, relations, _ = look(teacher, image)
-        found = trainer.labeler(image, {})
+        found = trainer.labeler(image, trainer.deployed(image))
     assert set(found) == {"CNN before", "CNN after"}
     before, after = (found[f"CNN {when}"].logits for when in ("before", "after"))
     torch.testing.assert_close(before.exp(), logits.softmax(1), rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -11,8 +12,13 @@ from teaching import batch_of, terms_of, weights, without_gradient
 from tiny import make_plans
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.settings import from_json, to_json
 from nnunet_collab.core.types import StudentOutput
+from nnunet_collab.losses.positive_supervision import positive_supervision
+from nnunet_collab.methods import crln
 from nnunet_collab.methods.crln import CRLNTrainer
+from nnunet_collab.methods.crln_settings import CRLNSettings
+from nnunet_collab.networks.rectifier import Space
 
 
 @pytest.fixture
@@ -35,6 +41,13 @@ def test_every_rectification_trains(make, rectification, configuration):
         assert all(not torch.equal(w, before[n]) for n, w in weights(trainer.rectifier).items())
 
 
+@pytest.mark.parametrize("space", get_args(Space))
+def test_mu_learns_in_every_space(make, space):
+    trainer = make(changes={"space": space})
+    train(trainer, 1)
+    assert trainer.rectifier.mu.item() != 0.5
+
+
 @pytest.mark.parametrize("changes", [{"positive": "none"}, {"contrast_weight": 0}], ids=str)
 def test_without_positive_supervision_there_is_no_projection(make, changes):
     trainer = make(changes=changes)
@@ -42,6 +55,44 @@ def test_without_positive_supervision_there_is_no_projection(make, changes):
     assert set(terms_of(trainer)) == {f"CNN/{name}" for name in NAMES[:3]}
     train(trainer, 1)
     assert without_gradient(trainer) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "heads"),
+    [
+        ({"positive": "none"}, set()),
+        ({"contrast_weight": 0}, set()),
+        ({"positive": "mean"}, {"projection"}),
+        ({"positive": "learned"}, {"projection", "interaction"}),
+        ({}, {"projection", "interaction"}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_without_rectification_only_learned_prototypes_need_the_interaction_module(make, changes, heads, share):
+    trainer = make(changes={"rectification": "none", "context_crop": share, **changes})
+    assert set(trainer.group["CNN"].heads) == set(trainer.teacher.group["CNN"].heads) == heads
+    terms = {"interaction": "relations", "projection": "contrast"}
+    assert set(terms_of(trainer)) == {"CNN/supervised", "CNN/pseudo"} | {f"CNN/{terms[head]}" for head in heads}
+    train(trainer, 1)
+    assert without_gradient(trainer) == []
+
+
+def test_xi_may_be_drawn_anew_in_every_step(make, monkeypatch):
+    found = []
+
+    def record(*args, xi, **options):
+        found.append(xi)
+        return positive_supervision(*args, xi=xi, **options)
+
+    monkeypatch.setattr(crln, "positive_supervision", record)
+    trainer = make(changes={"xi": "uniform"})
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        train(trainer, 20)
+    assert len(set(found)) == 40
+    assert min(found) < 0.2 < 0.8 < max(found) < 1
+    assert sum(found) / 40 == pytest.approx(0.5, abs=0.15)
 
 
 @pytest.mark.parametrize("aggregation", ["sum", "spatial", "convolutional"])
@@ -154,7 +205,12 @@ def test_a_start_beyond_the_run_is_warned_of(make, changes, warned, monkeypatch)
         ({"start": -1}, "setting 'start': must be >= 0"),
         ({"unlabeled_weight": -1}, "setting 'unlabeled_weight': must be >= 0"),
         ({"contrast_weight": -1}, "setting 'contrast_weight': must be >= 0"),
-        ({"xi": -1}, "setting 'xi': must be >= 0"),
+        ({"xi": -1}, "setting 'xi': must be >= 0 or 'uniform'; got -1.0"),
+        ({"xi": "normal"}, "setting 'xi', unless 'uniform', must be a finite number; got 'normal' (str)"),
+        (
+            {"space": "replace"},
+            "setting 'space' must be one of 'logit', 'probability', 'probability_raw'; got 'replace'",
+        ),
         ({"noise": -1}, "setting 'noise': must be >= 0"),
         ({"ramp_up": 1.1}, "setting 'ramp_up': must be a share of the run, in [0, 1]"),
         ({"temperature": 0}, "setting 'temperature': must be > 0"),
@@ -168,3 +224,9 @@ def test_settings_that_make_no_sense_are_refused(make, changes, message):
     with pytest.raises(CollabError) as caught:
         make(changes=changes)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("xi", [0.25, "uniform"])
+def test_a_number_or_a_word_survives_the_checkpoint(xi):
+    settings = CRLNSettings(xi=xi)
+    assert from_json(CRLNSettings, to_json(settings)) == settings

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_collab.networks.rectifier import Rectifier, rectify_prediction
+from nnunet_collab.networks.rectifier import Rectifier, rectify_prediction, replace_prediction
 
 SHAPES = [(2, 3, 3, 4), (2, 3, 2, 3, 2)]
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=["2d", "3d"])
-each_space = pytest.mark.parametrize("space", ["logit", "probability", "replace"])
+SPACES = ["logit", "probability", "probability_raw"]
+each_space = pytest.mark.parametrize("space", SPACES)
+each_rule = pytest.mark.parametrize("rule", [*SPACES, "replace"])
 
 
 def make(shape=SHAPES[0], dtype=torch.float64):
@@ -26,33 +28,39 @@ def softmax(row):
     return [p / sum(powers) for p in powers]
 
 
-def reference(z, m, mu, space, tau):
+def rectify(logits, relations, mu, rule, tau):
+    if rule == "replace":
+        return replace_prediction(logits, relations, tau=tau)
+    return rectify_prediction(logits, relations, mu, space=rule)
+
+
+def reference(z, m, mu, rule, tau):
     """Probabilities of one voxel."""
-    if space == "logit":
+    if rule == "logit":
         return softmax([a + (1 - mu) * b for a, b in zip(z, m, strict=True)])
     y, s = softmax(z), softmax(m)
-    if space == "probability":
+    if rule in ("probability", "probability_raw"):
         return [(a + (1 - mu) * b) / (2 - mu) for a, b in zip(y, s, strict=True)]
     return s if max(y) < tau and max(y) < max(s) else y
 
 
-@each_space
+@each_rule
 @each_shape
 @pytest.mark.parametrize("mu", [0.0, 0.4, 1.0])
-def test_every_voxel_equals_the_equation(shape, space, mu):
+def test_every_voxel_equals_the_equation(shape, rule, mu):
     logits, relations = make(shape)
     tau = 0.8
-    found = rectify_prediction(logits, relations, mu, space=space, tau=tau).exp()
+    found = rectify(logits, relations, mu, rule, tau).exp()
     assert found.dtype is torch.float64
     changed = 0
     for b, *v in np.ndindex(shape[0], *shape[2:]):
         where = (b, slice(None), *v)
-        want = reference(logits[where].tolist(), relations[where].tolist(), mu, space, tau)
+        want = reference(logits[where].tolist(), relations[where].tolist(), mu, rule, tau)
         assert found[where].tolist() == pytest.approx(want, rel=1e-9)
         assert sum(found[where].tolist()) == pytest.approx(1, rel=1e-9)
         changed += want != pytest.approx(softmax(logits[where].tolist()))
-    assert (changed == 0) == (mu == 1 and space != "replace")
-    assert space != "replace" or changed < found[:, 0].numel()
+    assert (changed == 0) == (mu == 1 and rule != "replace")
+    assert rule != "replace" or changed < found[:, 0].numel()
 
 
 @pytest.mark.parametrize(
@@ -60,8 +68,23 @@ def test_every_voxel_equals_the_equation(shape, space, mu):
 )
 def test_hand_sized_cases(space, want):
     y, m = (torch.tensor(v, dtype=torch.float64).log().view(1, 2, 1, 1) for v in ((0.7, 0.3), (0.2, 0.8)))
-    found = rectify_prediction(y, m, 0.4, space=space, tau=0.97).exp()
+    found = rectify_prediction(y, m, 0.4, space=space).exp()
     assert found.flatten().tolist() == pytest.approx(want, abs=5e-6)
+
+
+def test_the_hand_sized_case_as_printed_is_not_normalised():
+    rectifier = Rectifier("learnable", space="probability_raw", tau=0.97, num_classes=2, dims=2)
+    with torch.no_grad():
+        rectifier.raw.fill_(math.log(0.4 / 0.6))
+    y, m = (torch.tensor(v).log().view(1, 2, 1, 1) for v in ((0.7, 0.3), (0.2, 0.8)))
+    values = rectifier.mass * rectifier(y, m).exp()
+    assert values.flatten().tolist() == pytest.approx((0.82, 0.78), abs=5e-6)
+
+
+def test_everything_else_sums_to_one():
+    for kind, space in itertools.product(("fixed", "concatenation", "learnable"), SPACES):
+        if (kind, space) != ("learnable", "probability_raw"):
+            assert Rectifier(kind, space=space, tau=0.97, num_classes=2, dims=2).mass == 1
 
 
 @pytest.mark.parametrize(
@@ -79,14 +102,14 @@ def test_replace_asks_for_a_prediction_less_sure_than_tau_and_than_the_map(y, m,
     prediction, relations = (torch.tensor([p, 1 - p], dtype=torch.float64).log().view(1, 2, 1, 1) for p in (y, m))
     if y == tau:  # as the softmax gives it, to the last bit
         tau = float(prediction.log_softmax(1).max().exp())
-    found = rectify_prediction(prediction, relations, 0.0, space="replace", tau=tau).exp()
+    found = replace_prediction(prediction, relations, tau=tau).exp()
     assert found.flatten().tolist() == pytest.approx([m, 1 - m] if replaced else [y, 1 - y])
 
 
-@each_space
-def test_half_precision_is_widened_and_huge_logits_stay_finite(space):
+@each_rule
+def test_half_precision_is_widened_and_huge_logits_stay_finite(rule):
     logits, relations = make(dtype=torch.float16)
-    found = rectify_prediction(logits * 50, relations * 50, 0.5, space=space, tau=0.97)
+    found = rectify(logits * 50, relations * 50, 0.5, rule, 0.97)
     assert found.dtype is torch.float32
     assert not found.isnan().any()
     torch.testing.assert_close(found.exp().sum(1), torch.ones_like(found[:, 0]))
@@ -103,16 +126,25 @@ def test_mu_falls_where_the_map_is_right_and_rises_where_it_is_wrong(space, agre
     assert (rectifier.raw.grad > 0) == agrees
 
 
-@pytest.mark.parametrize("space", ["logit", "probability"])
+@pytest.mark.parametrize("agrees", [False, True])
+def test_as_printed_mu_never_rises(agrees):
+    rectifier = Rectifier("learnable", space="probability_raw", tau=0.97, num_classes=2, dims=2)
+    logits = torch.tensor([0.5, 0.0]).view(1, 2, 1, 1)
+    relations = torch.tensor([2.0, -2.0] if agrees else [-2.0, 2.0]).view(1, 2, 1, 1)
+    (-rectifier(logits, relations)[:, 0].sum() - rectifier.mass.log()).backward()
+    assert rectifier.raw.grad > 0
+
+
+@each_space
 def test_the_gradients_of_mu_and_of_both_inputs_are_right(space):
     logits, relations = make((1, 3, 2, 2))
     mu = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     inputs = (logits.requires_grad_(), relations.requires_grad_(), mu)
-    assert torch.autograd.gradcheck(lambda z, m, u: rectify_prediction(z, m, u, space=space, tau=0.97), inputs)
+    assert torch.autograd.gradcheck(lambda z, m, u: rectify_prediction(z, m, u, space=space), inputs)
 
 
 @each_shape
-@pytest.mark.parametrize("space", ["logit", "probability"])
+@each_space
 def test_a_learned_mu_is_the_one_of_the_equation(shape, space):
     logits, relations = make(shape, torch.float32)
     rectifier = Rectifier("learnable", space=space, tau=0.97, num_classes=3, dims=len(shape) - 2)
@@ -120,7 +152,7 @@ def test_a_learned_mu_is_the_one_of_the_equation(shape, space):
         rectifier.raw.fill_(1.3)
     mu = 1 / (1 + math.exp(-1.3))
     assert rectifier.mu.item() == pytest.approx(mu, rel=1e-6)
-    want = rectify_prediction(logits, relations, mu, space=space, tau=0.97)
+    want = rectify_prediction(logits, relations, mu, space=space)
     torch.testing.assert_close(rectifier(logits, relations), want, rtol=1e-5, atol=1e-5)
 
 
@@ -130,7 +162,7 @@ def test_fixed_is_equation_17_and_has_nothing_to_learn(shape):
     rectifier = Rectifier("fixed", space="logit", tau=0.8, num_classes=3, dims=len(shape) - 2)
     assert list(rectifier.parameters()) == []
     assert rectifier.mu.item() == 0
-    want = rectify_prediction(logits, relations, 0.0, space="replace", tau=0.8)
+    want = replace_prediction(logits, relations, tau=0.8)
     assert torch.equal(rectifier(logits, relations), want)
 
 
