@@ -67,6 +67,7 @@ class CTRCLTrainer(CollabTrainer):
     """Two students, all cases labelled; see the module's docstring."""
 
     settings: ClassVar[CTRCLSettings] = CTRCLSettings()
+    feature_levels: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
 
     def check(self, settings: CTRCLSettings) -> None:  # type: ignore[override]
         """Refuse anything but two students, unless nothing is shared between them."""

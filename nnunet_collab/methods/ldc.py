@@ -42,6 +42,7 @@ class LDCTrainer(TeacherTrainer):
 
     settings: ClassVar[LDCSettings] = LDCSettings()
     strong_views: ClassVar[int] = 1
+    feature_levels: ClassVar[tuple[str, ...]] = ("decoder",)
 
     def initialize(self) -> None:
         """Build everything, and the constraints.

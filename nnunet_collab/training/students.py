@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -43,8 +43,11 @@ def build_students(
     deep_supervision: bool,
     device: torch.device,
     log: Callable[[str], None],
+    levels: Collection[str] = ("encoder", "decoder"),
 ) -> StudentGroup:
     """The students for training, on `device`, tried out on one empty patch.
+
+    Their feature maps of the given levels are tapped, and pooled to one grid.
 
     Parameters that the loss cannot reach (nnU-Net's head of lowest resolution, an unused branch of a foreign network)
     are frozen, so that every parameter that learns has a gradient in every step, as distributed training demands.
@@ -63,7 +66,7 @@ def build_students(
     encoder_sizes = {
         s.name: _encoder_size(s, networks[s.name], shape)
         for s in students
-        if "encoder" in _fixed_taps(s, networks[s.name])
+        if "encoder" in levels and "encoder" in _fixed_taps(s, networks[s.name])
     }
     built = []
     for s in students:
@@ -74,6 +77,7 @@ def build_students(
             strides = blueprints[s.name]["arch_kwargs"]["strides"]
             stage = unet_encoder_stage(strides, patch_size, peers[0]) if peers else len(strides) - 1
             taps["encoder"] = f"encoder.stages.{stage}"
+        taps = {level: name for level, name in taps.items() if level in levels}
         origin = _load_start_weights(s, network, log)
         student = Student(s.name, network, taps, frozen=bool(s.frozen), origin=origin)
         _try_out(student, torch.zeros(shape, device=device), num_outputs, log)
@@ -85,7 +89,7 @@ def build_students(
 def _pool_to_coarser_grids(students: Sequence[Student], image: torch.Tensor) -> None:
     """Let students hand over maps of one size per level: the smaller one along each axis."""
     outputs = [_forward(student, image) for student in students]
-    for level in ("encoder", "decoder"):
+    for level in sorted({level for student in students for level in student.taps}):
         maps = [getattr(output, level) for output in outputs]
         sizes = [tuple(feature.shape[2:]) for feature in maps if feature is not None]
         if len(set(sizes)) > 1:
@@ -112,18 +116,13 @@ def _encoder_size(settings: StudentSettings, network: nn.Module, shape: Sequence
 
 
 def _forward(student: Student, image: torch.Tensor) -> StudentOutput:
-    was_training = student.training
     try:
-        with torch.no_grad():
-            output: StudentOutput = student.eval()(image)
-            return output
+        return student.probe(image)
     except (RuntimeError, ValueError, AssertionError, IndexError, AttributeError) as error:
         raise CollabError(
             f"student {student.name!r}: its network must take the patch of {list(image.shape[2:])} voxels with "
             f"{image.shape[1]} channels; it says: {error}. Set patch_size to a size it takes, or change the network."
         ) from error
-    finally:
-        student.train(was_training)
 
 
 def _try_out(student: Student, image: torch.Tensor, num_outputs: int, log: Callable[[str], None]) -> None:

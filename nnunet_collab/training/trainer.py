@@ -53,6 +53,8 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     """
 
     settings: ClassVar[TrainingSettings] = TrainingSettings()
+    # Feature maps that the method learns from, "encoder" and "decoder"; others are not handed over by the students.
+    feature_levels: ClassVar[tuple[str, ...]] = ()
 
     # Attributes that nnU-Net makes, for type checkers.
     was_initialized: bool
@@ -174,6 +176,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             deep_supervision=self.enable_deep_supervision,
             device=self.device,
             log=self.print_to_log_file,
+            levels=self.feature_levels,
         )
         self.equip_students()
         self.loss = self._build_loss()
