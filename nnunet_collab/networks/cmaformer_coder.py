@@ -23,8 +23,8 @@ from nnunet_collab.networks.cmaformer_layers import (
     make_map_norm,
 )
 from nnunet_collab.networks.cmaformer_settings import Design
-from nnunet_collab.networks.mix_transformer import CONVOLUTIONS, to_map, to_tokens
-from nnunet_collab.networks.segformer import UPSAMPLING
+from nnunet_collab.networks.dimensions import CONVOLUTIONS, UPSAMPLING
+from nnunet_collab.networks.mix_transformer import to_map, to_tokens
 
 
 class CMAEncoder(nn.Module):

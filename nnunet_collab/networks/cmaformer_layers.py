@@ -17,20 +17,19 @@ Shapes: `B` samples, `D` channels, `*s` two or three spatial axes of a map.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_collab.networks.mix_transformer import CONVOLUTIONS, to_map, to_tokens
+from nnunet_collab.networks.dimensions import CONVOLUTIONS, CONVOLVE
+from nnunet_collab.networks.mix_transformer import to_map, to_tokens
 from nnunet_collab.networks.segformer import make_norm
 
 Gate = Literal["none", "sigmoid"]
 
-_CONVOLVE: Mapping[int, Callable[..., Tensor]] = MappingProxyType({2: F.conv2d, 3: F.conv3d})
 _SQUEEZE = 16  # reduction of the channel attention, as released
 
 
@@ -172,7 +171,7 @@ class AtrousPyramid(nn.Module):
         for rate, branch in zip(self.rates, self.branches, strict=True):
             conv, relu, norm = cast(nn.Sequential, branch)
             dilation = [min(rate, max(1, n // 2)) if self.clamped else rate for n in x.shape[2:]]
-            y = _CONVOLVE[self.dims](x, conv.weight, conv.bias, padding=dilation, dilation=dilation)
+            y = CONVOLVE[self.dims](x, conv.weight, conv.bias, padding=dilation, dilation=dilation)
             levels.append(norm(relu(y)))
         return self.output(torch.cat(levels, dim=1))  # type: ignore[no-any-return]
 

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_collab.core.pooling import average_pool
-
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+from nnunet_collab.networks.dimensions import CONVOLUTIONS
 
 
 class DistanceHead(nn.Module):
@@ -26,7 +25,7 @@ class DistanceHead(nn.Module):
 
     def __init__(self, dims: int, channels: int, maps: int) -> None:
         super().__init__()
-        self.point = CONV[dims](channels, maps, 1)
+        self.point = CONVOLUTIONS[dims](channels, maps, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """`(B, D, *s)` to `(B, K, *s)` in [-1, 1], float32."""

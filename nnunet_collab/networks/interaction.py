@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_collab.networks.dimensions import CONVOLUTIONS, UPSAMPLING
+
 Aggregation = Literal["sum", "spatial", "convolutional", "shared"]
 
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-UPSAMPLING = {2: "bilinear", 3: "trilinear"}
 PROTOTYPE_STD = 0.02  # not given; that of Transformers' embeddings
 
 
@@ -38,7 +38,7 @@ class DynamicInteraction(nn.Module):
     ) -> None:
         super().__init__()
         coarse, fine = channels
-        conv = CONV[dims]
+        conv = CONVOLUTIONS[dims]
         self.dims = dims
         self.aggregation = aggregation
         self.prototypes = nn.Parameter(torch.randn(num_classes, prototypes, coarse) * PROTOTYPE_STD)

@@ -28,9 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_collab.core.errors import CollabError
-
-# By number of spatial axes.
-CONVOLUTIONS: Mapping[int, type[nn.Conv2d] | type[nn.Conv3d]] = MappingProxyType({2: nn.Conv2d, 3: nn.Conv3d})
+from nnunet_collab.networks.dimensions import CONVOLUTIONS
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_collab.core.distributed import sum_over_ranks
-
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-CONVOLVE = {2: F.conv2d, 3: F.conv3d}
+from nnunet_collab.networks.dimensions import CONVOLUTIONS, CONVOLVE
 
 
 class VoxelProjection(nn.Module):
@@ -30,8 +28,8 @@ class VoxelProjection(nn.Module):
     def __init__(self, dims: int, channels: int, width: int) -> None:
         super().__init__()
         self.dims = dims
-        self.spatial = CONV[dims](channels, channels, 3, padding=1)
-        self.point = CONV[dims](channels, width, 1)
+        self.spatial = CONVOLUTIONS[dims](channels, channels, 3, padding=1)
+        self.point = CONVOLUTIONS[dims](channels, width, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """The whole map `(B, F, *S)`; for tests and small images."""

@@ -28,10 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.networks.mix_transformer import CONVOLUTIONS, VARIANTS, MixTransformer, init_weights
-
-UPSAMPLING: Mapping[int, str] = MappingProxyType({2: "bilinear", 3: "trilinear"})
-"""Mode of linear interpolation by number of spatial axes."""
+from nnunet_collab.networks.dimensions import CONVOLUTIONS, UPSAMPLING
+from nnunet_collab.networks.mix_transformer import VARIANTS, MixTransformer, init_weights
 
 _NORMS: Mapping[tuple[str, int], type[nn.Module]] = MappingProxyType(
     {
