@@ -43,7 +43,7 @@ class WeakAndStrongViews(BasicTransform):  # type: ignore[misc]
     The transform takes `image` `(C, *crop)` and `segmentation` `(1, *crop)`, which is 0 where unsupervised losses
     apply, -1 outside of the image (padding, the outside of a mask) and lower at annotated voxels, which are left out as
     well, but seen. It returns as `image` `((1 + strong) * C, *S)`, the weak view first, and the `segmentation` that
-    belongs to it, with -1 wherever losses do not apply. Where the geometry reaches beyond the crop (in its corners, when
+    belongs to it, with -1 wherever losses do not apply. Where the geometry reaches beyond the crop (in its corners, if
     it shrinks the image) both are 0: image without anything in it, as the labelled samples have it there, too. Nothing
     is changed in place.
     """

@@ -95,7 +95,4 @@ class UAMTTrainer(MeanTeacherTrainer):
         classes = 2 if regions else self.label_manager.num_segmentation_heads
         # The paper's (3/4 + 1/4 ramp) log 2 is this share of the largest entropy of its two classes.
         threshold = (s.certainty + (1 - s.certainty) * ramp) * math.log(classes)
-        return {
-            name: predictive_entropy([p[name] for p in passes], regions=regions) < threshold
-            for name in passes[0]
-        }
+        return {name: predictive_entropy([p[name] for p in passes], regions=regions) < threshold for name in passes[0]}

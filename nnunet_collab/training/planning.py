@@ -62,6 +62,27 @@ def check_cases(folder: Path, splits: Path | None) -> None:
         )
 
 
+def check_processes(configuration: Any, processes: int) -> None:
+    """Raise if processes would get batches of unequal size where nnU-Net's Dice gathers them.
+
+    Args:
+        configuration: nnU-Net's manager of the configuration; its `batch_size` is that of all processes together.
+        processes: Their number.
+
+    Raises:
+        CollabError: Naming the sizes that would do.
+    """
+    size = configuration.batch_size
+    if configuration.batch_dice and size % processes:
+        lower = size - size % processes
+        nearest = f"{lower} or {lower + processes}" if lower else f"{processes}"
+        raise CollabError(
+            f"setting 'batch_size': {processes} processes share it, and the Dice loss of this configuration "
+            f"(batch_dice) needs as many samples in each; got {size}. Set batch_size to {nearest}, or change the "
+            f"number of processes."
+        )
+
+
 def deal_by_patient(splits: Path, folder: Path, dataset_json: dict[str, Any]) -> bool:
     """Write folds by patient where there is no split and dataset.json has a `patient_pattern`.
 

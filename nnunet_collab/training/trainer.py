@@ -162,6 +162,8 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         """Build students, loss and optimisers, the same on every rank and in every run with this seed."""
         if self.was_initialized:
             raise RuntimeError("CollabTrainer.initialize: must be called once; it was called again.")
+        if self.is_ddp:
+            planning.check_processes(self.configuration_manager, dist.get_world_size())
         self._set_batch_size_and_oversample()
         torch.manual_seed(self.settings.seed)
         self.num_input_channels = determine_num_input_channels(

@@ -9,6 +9,7 @@ The first makes the batches: those of the two-stream loader, changed so that the
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -16,30 +17,47 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from ddp_gradients import mean_over_processes
+from drawing import Everything
 from e2e_nnunet import DATASETS
+from e2e_semi_supervised import SMALL_CMAFORMER
 from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_collab.core.settings import VARIABLE
-from nnunet_collab.data.signed_distance import KEY
+from nnunet_collab.losses import positive_supervision
 from nnunet_collab.methods.crossmatch import CrossMatchSettings
+from nnunet_collab.training.semi_supervised import SemiSupervisedTrainer
 
 # Nothing random, and gradients as they are.
 UNCLIPPED = {"grad_clip": 0}
 SEGFORMER = {"network": "segformer_b0", "grad_clip": 0, "arch": {"drop_path": 0.0, "head_dropout": 0.0}}
 TEACHING = {"students": {"CNN": UNCLIPPED, "Transformer": SEGFORMER}, "ramp_up": 0, "pseudo_weight": 1.0}
 MATCHING = {"students": {"CNN": UNCLIPPED}, "cutmix_probability": 0.0}
-# The contrast of CRLN draws from the voxels of its own process.
+# The teacher is not the student, see `set_apart`. UA-MT leaves some voxels out; its ramp begins at exp(-5).
+AVERAGING = {"students": {"CNN": UNCLIPPED}, "ramp_up": 0, "consistency_weight": 1.0, "noise": 0.0}
+CERTAIN = {**AVERAGING, "ramp_up": 1, "consistency_weight": math.exp(5), "passes": 2, "certainty": 0.9}
+CROSSING = {**TEACHING, "students": {"CNN1": UNCLIPPED, "CNN2": UNCLIPPED}}
+CMAFORMER = {"students": {"CMAformer": {"grad_clip": 0, "arch": SMALL_CMAFORMER}}}
+# Each process draws the voxels of CRLN's contrast from its own; two have other ones than one does: see CONTRASTING.
 RECTIFYING = {**MATCHING, "tau": 0.3, "tau_weak": 0.2, "start": 0, "noise": 0.0, "contrast_weight": 0}
+CONTRASTING = {**RECTIFYING, "contrast_weight": 1.0}  # everything is drawn, negatives from images that all have
 DUAL = {"students": {"CNN": UNCLIPPED}, "ramp_up": 0, "dual_start": 0.5}
 # Name -> trainer, kind of labels, configuration, settings.
 CASES = {
     "cross teaching": ("CrossTeachingTrainer", "plain", "2d", TEACHING),
     "cross teaching, ce": ("CrossTeachingTrainer", "regions", "3d_fullres", {**TEACHING, "pseudo_loss": "ce"}),
+    "cps": ("CPSTrainer", "plain", "2d", CROSSING),
+    "mean teacher": ("MeanTeacherTrainer", "plain", "2d", AVERAGING),
+    "uamt": ("UAMTTrainer", "plain", "2d", CERTAIN),
+    "uamt, regions": ("UAMTTrainer", "regions", "3d_fullres", CERTAIN),
+    "fixmatch": ("FixMatchTrainer", "plain", "2d", {**MATCHING, "tau": 0.3}),
+    "unimatch": ("UniMatchTrainer", "plain", "2d", {**MATCHING, "tau": 0.3, "feature_drop": 0.0}),
+    "cmaformer": ("CMAformerTrainer", "plain", "2d", CMAFORMER),
     "crossmatch": ("CrossMatchTrainer", "plain", "2d", {**MATCHING, "tau": 0.3}),
     "crossmatch, regions": ("CrossMatchTrainer", "regions", "3d_fullres", {**MATCHING, "tau": 0.55}),
     "crln": ("CRLNTrainer", "plain", "2d", RECTIFYING),
     "crln, concatenation": ("CRLNTrainer", "plain", "3d_fullres", {**RECTIFYING, "rectification": "concatenation"}),
     "crln, middle": ("CRLNTrainer", "plain", "2d", {**RECTIFYING, "context_crop": 0.5}),
+    "crln, contrast": ("CRLNTrainer", "plain", "2d", CONTRASTING),
     "ldc": ("LDCTrainer", "plain", "2d", DUAL),
     "ldc, regions": ("LDCTrainer", "regions", "3d_fullres", {**DUAL, "logit_limit": 0.1}),
     "ldc, official": ("LDCTrainer", "plain", "2d", {**DUAL, "formulation": "official", "contrast": "off"}),
@@ -55,7 +73,18 @@ def make_trainer(name, kind, configuration, changes):
     trainer.network.train()
     if name == "CRLNTrainer":
         strengthen_relations(trainer)
+    if hasattr(trainer, "teacher"):
+        set_apart(trainer)
     return trainer
+
+
+@torch.no_grad()
+def set_apart(trainer):
+    """A teacher that took in other students than these: it disagrees, and its next update is an average."""
+    trainer.teacher.update(trainer.group)
+    torch.manual_seed(1)
+    for parameter in trainer.teacher.group.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 @torch.no_grad()
@@ -69,21 +98,36 @@ def strengthen_relations(trainer):
 
 
 def make_batch(trainer):
-    """A batch whose second unlabelled sample has far fewer voxels that count."""
+    """A batch whose second unlabelled sample, if there is one, has far fewer voxels that count."""
     batch = next(trainer.get_dataloaders()[0])
-    batch["where"][1, ..., batch["where"].shape[-1] // 5 :] = -1
-    return {name: batch[name] for name in ("data", "target", "views", "where", KEY) if name in batch}
+    if "where" in batch:
+        batch["where"][1, ..., batch["where"].shape[-1] // 5 :] = -1
+    if getattr(trainer.settings, "contrast_weight", 0):
+        for values in (batch["data"], *batch["target"]):
+            values[1] = values[0]
+    return {name: values for name, values in batch.items() if not name.startswith("keys")}
 
 
 def half(batch):
     """This process's samples of each kind."""
     if not dist.is_initialized():
         return batch
-    own = slice(dist.get_rank(), dist.get_rank() + 1)
+
+    def own(values):
+        return values.chunk(dist.get_world_size())[dist.get_rank()]
+
     return {
-        name: [one[own] for one in values] if isinstance(values, list) else values[own]
+        name: [own(one) for one in values] if isinstance(values, list) else own(values)
         for name, values in batch.items()
     }
+
+
+def of_all_processes(values):
+    everyone = [values]
+    if dist.is_initialized():
+        everyone = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, values)
+    return everyone
 
 
 def main(batches_file, output):
@@ -91,6 +135,7 @@ def main(batches_file, output):
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     CrossMatchSettings.drop_rates = property(lambda _: (0.0, 0.0))
+    positive_supervision._draw = Everything(negatives=4)
     batches = torch.load(batches_file, weights_only=True) if dist.is_initialized() else {}
     results = {}
     for name, case in CASES.items():
@@ -100,9 +145,9 @@ def main(batches_file, output):
         step = trainer.train_step(half(batches[name]))
         gradients = {n: p.grad.clone() for n, p in trainer.group.named_parameters() if p.requires_grad}
         means = mean_over_processes({"loss": step["loss"], **step["terms"]})
-        curves = trainer.pseudo_label_curves.finish_epoch()
-        state = {key: value for key, value in trainer.method_state().items() if key != "teacher"}
-        own = {"gradients": gradients, "curves": curves, "state": state}
+        learns_from_unlabeled = isinstance(trainer, SemiSupervisedTrainer)
+        curves = trainer.pseudo_label_curves.finish_epoch() if learns_from_unlabeled else {}
+        own = {"gradients": gradients, "curves": curves, "states": of_all_processes(trainer.method_state())}
         results[name] = {"loss": means.pop("loss"), "terms": means, **own}
     if not dist.is_initialized():
         torch.save(batches, batches_file)

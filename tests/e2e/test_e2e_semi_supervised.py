@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 import torch
 from ddp_semi_supervised import CASES as SHARED
-from e2e_nnunet import CONFIGURATIONS, DATASETS, TEST_CASE, Workspace, differing_tensors, read_json, read_mask, remove
+from e2e_nnunet import (
+    CONFIGURATIONS,
+    DATASETS,
+    TEST_CASE,
+    Training,
+    Workspace,
+    differing_tensors,
+    read_json,
+    read_mask,
+    remove,
+)
 from e2e_semi_supervised import (
     SPLIT,
     STUDENTS,
@@ -26,16 +36,30 @@ from e2e_semi_supervised import (
     settings_of,
     train,
 )
+from test_e2e_distributed import TORCHRUN
 from test_e2e_resume import assert_same, set_chance_apart
+
+from nnunet_collab.data.two_streams import TwoStreams
 
 pytestmark = pytest.mark.slow
 
 RUNS = [(trainer, configuration) for trainer in STUDENTS for configuration in CONFIGURATIONS]
 WITH_TEACHER = {  # what their checkpoints hold beside the students
     "MeanTeacherTrainer": {"teacher"},
+    "UAMTTrainer": {"teacher"},
     "CRLNTrainer": {"teacher", "rectifier", "rectifier_optimizer"},
     "LDCTrainer": {"teacher", "constraints"},
 }
+IN_3D = ("MeanTeacherTrainer", "CRLNTrainer", "LDCTrainer", "CMAformerTrainer")
+PREDICTED = [
+    *((t, "2d", s) for t in STUDENTS if t not in ("SupervisedTrainer", "MeanTeacherTrainer") for s in STUDENTS[t]),
+    *((t, "3d_fullres", s) for t in IN_3D for s in STUDENTS[t]),
+]
+KILLED = [
+    *((t, "2d", "student") for t in STUDENTS if t not in ("SupervisedTrainer", "CrossMatchTrainer", "LDCTrainer")),
+    *((t, "3d_fullres", "student") for t in ("CrossMatchTrainer", "LDCTrainer")),
+    ("MeanTeacherTrainer", "3d_fullres", "teacher"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +102,32 @@ def test_trains_validates_and_publishes_each_student(trainer, configuration, run
         assert "2 labelled samples of 2 cases and 2 unlabelled ones of 4" in log
 
 
-@pytest.mark.parametrize(
-    ("trainer", "configuration"),
-    [("CrossMatchTrainer", "2d"), ("MeanTeacherTrainer", "3d_fullres"),
-     *((trainer, c) for trainer in ("CRLNTrainer", "LDCTrainer", "CMAformerTrainer") for c in CONFIGURATIONS)],
-)  # fmt: skip
-def test_a_published_model_predicts_what_was_validated(trainer, configuration, runs, workspace):
-    training, (student,), (case,) = runs[trainer, configuration].result(), STUDENTS[trainer], SPLIT["val"]
-    folder = workspace.predict("plain", configuration, f"{trainer}_{student}", f"predicted/{trainer}_{configuration}")
+@pytest.fixture(scope="module")
+def predictions(runs, workspace):
+    """Of every published model in `PREDICTED`, two at a time: the folder, when `nnUNetv2_predict` has filled it."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {model: pool.submit(predict_published, workspace, runs, *model) for model in PREDICTED}
+
+
+def predict_published(workspace, runs, trainer, configuration, student):
+    return predict(workspace, runs[trainer, configuration].result(), student)
+
+
+def predict(workspace, training, student):
+    model = f"{training.trainer}_{student}"
+    output = f"predicted/{training.group}_{model}_{training.configuration}"
+    return workspace.predict(training.kind, training.configuration, model, output, group=training.group)
+
+
+@pytest.mark.parametrize(("trainer", "configuration", "student"), PREDICTED)
+def test_a_published_model_predicts_what_was_validated(trainer, configuration, student, runs, predictions):
+    training = runs[trainer, configuration].result()
+    assert_predicted_as_validated(training, student, predictions[trainer, configuration, student].result())
+
+
+def assert_predicted_as_validated(training, student, folder):
     assert set(np.unique(read_mask(folder / f"{TEST_CASE}.nii.gz"))) <= {0, 1, 2, 3}
+    (case,) = SPLIT["val"]
     validated = training.student(student) / "validation" / f"{case}.nii.gz"
     assert np.array_equal(read_mask(folder / validated.name), read_mask(validated))
 
@@ -109,32 +150,39 @@ def network_of(weights):
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-@pytest.mark.parametrize(
-    ("trainer", "configuration", "changes"),
-    [("MeanTeacherTrainer", "2d", {}), ("CrossMatchTrainer", "3d_fullres", {}),
-     ("MeanTeacherTrainer", "3d_fullres", {"deploy": "teacher"}),
-     ("CRLNTrainer", "2d", {}), ("LDCTrainer", "3d_fullres", {}), ("CMAformerTrainer", "2d", {})],
-)  # fmt: skip
-def test_killed_and_continued_equals_uninterrupted(trainer, configuration, changes, runs, workspace):
-    group = f"killed_{configuration}"
-    # In the second epoch; CRLN has two optimisers, and is killed between the student's step and the rectifier's.
-    moment = "step:8" if trainer == "CRLNTrainer" else "step:4"
+@pytest.fixture(scope="module")
+def continued(runs, workspace):
+    """The trainings in `KILLED`, two at a time: killed in the second epoch and continued, and uninterrupted."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {key: pool.submit(kill_and_continue, workspace, runs, *key) for key in KILLED}
+
+
+def kill_and_continue(workspace, runs, trainer, configuration, deploy):
+    changes = {"deploy": deploy} if deploy == "teacher" else {}
+    reference = runs[trainer, configuration].result()
     if changes:
         reference = train(workspace, trainer, "plain", configuration, group="uninterrupted", **changes)
-    else:
-        reference = runs[trainer, configuration].result()
+    # In the second epoch; where there are two optimisers, between the step of the first and that of the second.
+    moments = {"CRLNTrainer": "step:8", "CrossTeachingTrainer": "step:6", "CPSTrainer": "step:6"}
+    moment, group = moments.get(trainer, "step:4"), f"killed_{configuration}_{deploy}"
     training = train(workspace, trainer, "plain", configuration, group=group, killed_at=moment, **changes)
     assert training.done.code == -signal.SIGKILL, training.done.err
     assert not (training.fold / "checkpoint_final.pth").exists()
     interrupted = training.checkpoint(name="checkpoint_latest.pth")
     assert interrupted["current_epoch"] == 1
     train(workspace, trainer, "plain", configuration, "--c", group=group, **changes)
-    ours, theirs = (set_chance_apart(one.checkpoint())[0] for one in (training, reference))
+    return training, reference
+
+
+@pytest.mark.parametrize(("trainer", "configuration", "deploy"), KILLED)
+def test_killed_and_continued_equals_uninterrupted(trainer, configuration, deploy, continued):
+    ends = continued[trainer, configuration, deploy].result()
+    ours, theirs = (set_chance_apart(training.checkpoint())[0] for training in ends)
     assert differing_tensors(ours["network_weights"], theirs["network_weights"]) == []
     assert_same(ours, theirs)
     assert ours["nnunet_collab"]["method"].keys() == WITH_TEACHER.get(trainer, set())
     has_heads = trainer in ("CRLNTrainer", "LDCTrainer")
-    assert (ours["nnunet_collab"]["trained_weights"] is not None) == (has_heads or bool(changes))
+    assert (ours["nnunet_collab"]["trained_weights"] is not None) == (has_heads or deploy == "teacher")
 
 
 # ---------------------------------------------------------------- no label of an unlabelled case is read
@@ -163,17 +211,43 @@ def variants(workspace, tmp_path_factory):
         ("LDCTrainer", "regions", "3d_fullres"),
     ],
 )
-def test_labels_of_unlabelled_cases_change_no_bit_of_a_training(trainer, kind, configuration, variants, in_process):
-    ends = {}
+def test_labels_of_unlabelled_cases_change_no_bit_of_a_training(
+    trainer, kind, configuration, variants, in_process, monkeypatch
+):
+    ends, forced = {}, watch_crops(monkeypatch)
     for name, where in variants.items():
         one = in_process(trainer, kind, configuration, settings_of(trainer), "leak", where=where)
-        assert one.oversample_foreground_percent > 0
         one.run_training()
         curves = {key: v for key, v in one.curves.values.items() if not key.endswith("_timestamps")}
         ends[name] = one.group.state_dict(), curves
+    batches = 5 * len(ends)  # of a training four, and the one that is dropped at its start
+    assert forced["labeled"] == [False, True] * batches
+    assert len(forced["unlabeled"]) >= 2 * batches
+    assert not any(forced["unlabeled"])
     for name in ("garbage", "deleted"):
         assert differing_tensors(ends[name][0], ends["intact"][0]) == []
         assert_same(ends[name][1], ends["intact"][1], name)
+
+
+def watch_crops(monkeypatch):
+    """By stream of the training batches: whether each crop drawn from now on was forced to hold foreground."""
+    forced, make = {"labeled": [], "unlabeled": []}, TwoStreams.__init__
+
+    def make_watched(streams, labeled, unlabeled):
+        labeled.get_bbox = noting(labeled.get_bbox, forced["labeled"])
+        unlabeled.get_bbox = noting(unlabeled.get_bbox, forced["unlabeled"])
+        make(streams, labeled, unlabeled)
+
+    monkeypatch.setattr(TwoStreams, "__init__", make_watched)
+    return forced
+
+
+def noting(get_bbox, forced):
+    def note(shape, force_fg, *rest):
+        forced.append(force_fg)
+        return get_bbox(shape, force_fg, *rest)
+
+    return note
 
 
 def test_a_label_of_a_labelled_case_does_change_it(workspace, in_process, tmp_path):
@@ -212,8 +286,7 @@ def test_plans_are_those_of_the_labelled_images_alone(workspace, tmp_path):
 def shared(workspace):
     """The step of every case, of one process and of two."""
     script, results = Path(__file__).with_name("ddp_semi_supervised.py"), []
-    torchrun = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    for number, start in {1: (script,), 2: (*torchrun, script)}.items():
+    for number, start in {1: (script,), 2: (*TORCHRUN, script)}.items():
         output = workspace.root / f"shared_{number}.pt"
         workspace.run(*start, workspace.root / "shared_batches.pt", output, group="shared")
         results.append(torch.load(output, weights_only=True))
@@ -235,6 +308,37 @@ def test_two_processes_have_the_gradients_of_one(case, shared):
         assert (a - both["gradients"][name]).norm() <= 1e-3 * a.norm() + 1e-6 * whole, name
     for student, values in alone["curves"].items():
         assert both["curves"][student] == pytest.approx(values, rel=1e-4, abs=1e-6, nan_ok=True)
-    # The rectifier, whose first momentum is a tenth of its gradient; multipliers, residuals and sizes.
-    assert bool(alone["state"]) == case.startswith(("crln", "ldc"))
-    torch.testing.assert_close(both["state"], alone["state"], rtol=1e-4, atol=1e-7)
+    # The teacher; the rectifier, whose first momentum is a tenth of its gradient; multipliers, residuals and sizes.
+    (state,) = alone["states"]
+    assert state.keys() == WITH_TEACHER.get(SHARED[case][0], set())
+    assert len(both["states"]) == 2
+    for of_one_process in both["states"]:
+        torch.testing.assert_close(of_one_process, state, rtol=1e-4, atol=1e-7)
+
+
+def test_uamt_did_leave_voxels_out(shared):
+    """Otherwise its case above would be that of Mean Teacher."""
+    every, certain = (shared[0][case]["terms"]["CNN/consistency"] for case in ("mean teacher", "uamt"))
+    assert certain != pytest.approx(every, rel=0.05)
+
+
+@pytest.mark.parametrize("trainer", ["MeanTeacherTrainer", "CRLNTrainer"])
+def test_torchrun_keeps_the_share_of_labelled_samples_in_every_process_and_publishes(trainer, workspace, tmp_path):
+    changes = {"epochs": 1, "batch_size": 8, "labeled_share": 0.25}
+    changes |= {"start": 1} if trainer == "CRLNTrainer" else {}  # labels are rectified in the second iteration
+    arguments = (tmp_path, DATASETS["plain"], "2d", 0, "-tr", trainer, "-device", "cpu")
+    script = Path(__file__).with_name("launch_watched.py")
+    settings = settings_of(trainer, **changes)
+    done = workspace.run(*TORCHRUN, script, *arguments, settings=settings, group="torchrun")
+    training = Training(workspace, "plain", "2d", done, "torchrun", trainer)
+    first, second = (read_json(tmp_path / f"rank_{rank}.json") for rank in range(2))
+    assert len(first) == len(second) == 2
+    for step in (*first, *second):
+        assert (len(step["keys"]), len(step["keys_unlabeled"])) == (1, 3)
+        assert set(step["keys"]) <= set(SPLIT["train"])
+        assert set(step["keys_unlabeled"]) <= {*SPLIT["unlabeled"], "phantomUn000", "phantomUn001"}
+    assert len({step["sum"] for step in (*first, *second)}) == 4  # no process draws what the other one drew
+    run = training.checkpoint()["nnunet_collab"]
+    assert run["iteration"] == 2
+    assert run["method"].keys() == WITH_TEACHER[trainer]
+    assert_predicted_as_validated(training, "CNN", predict(workspace, training, "CNN"))

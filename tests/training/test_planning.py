@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 from tiny import STRIDES_2D, make_plans, unet
@@ -11,7 +12,7 @@ from tiny import STRIDES_2D, make_plans, unet
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.settings import change, to_json
 from nnunet_collab.methods.ctrcl import CTRCLSettings
-from nnunet_collab.training.planning import KEY, adapt_plans, check_environment
+from nnunet_collab.training.planning import KEY, adapt_plans, check_environment, check_processes
 
 PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 TRANSFORMERS = {"students": [{"name": "A", "network": "segformer_b0"}, {"name": "B", "network": "segformer_b1"}]}
@@ -22,6 +23,19 @@ def adapt(configuration="2d", plans=None, **changes):
     settings = change(CTRCLSettings(), changes, "V")
     adapt_plans(plans, configuration, settings, "CTRCLTrainer")
     return plans, settings
+
+
+@pytest.mark.parametrize(
+    ("size", "processes", "nearest"), [(5, 2, "4 or 6"), (49, 4, "48 or 52"), (1, 2, "2"), (4, 2, ""), (3, 1, "")]
+)
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_processes_share_the_batch_evenly_where_nnunets_dice_gathers_it(size, processes, nearest, batch_dice):
+    configuration = SimpleNamespace(batch_size=size, batch_dice=batch_dice)
+    if nearest and batch_dice:
+        with pytest.raises(CollabError, match=rf"got {size}\. Set batch_size to {nearest}, or change the number"):
+            check_processes(configuration, processes)
+    else:
+        check_processes(configuration, processes)
 
 
 @pytest.mark.parametrize("missing", PATHS)
