@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 from nnunet_collab.core.settings import require
@@ -48,10 +49,13 @@ class MixingTrainer(SemiSupervisedTrainer):
         alone = self.unlabeled_per_batch == 1
         self.mixes = self.settings.cutmix_probability > 0
         self.mixes_further_images = self.mixes and (self.settings.mixing == "further" or alone)
-        # Their pseudo labels come from a pass of their own then, without it.
-        self.has_dropout = any(student.has_dropout for student in self.group)
         if self.mixes_further_images and self.settings.mixing == "batch":
             self.print_to_log_file("one unlabelled sample per batch: CutMix takes a further image for each")
+
+    @cached_property
+    def has_dropout(self) -> bool:
+        """Whether pseudo labels need a pass of their own, because a student drops something at random by itself."""
+        return any(student.has_dropout for student in self.group)
 
     def ramp(self) -> float:
         """Factor of the weights of all terms on unlabelled images at this iteration."""

@@ -1,0 +1,35 @@
+"""Every benchmark of a step runs to its ratios; what they are worth is for a quiet machine to say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SMOKE = ("--scale", "smoke", "--rounds", "1", "--threads", "1", "--device", "cpu")
+RATIOS = {  # benchmark -> its arguments, and what it must end with
+    "step_time": (SMOKE, ["CTRCL step / (CNN step + Transformer step)"]),
+    "loss_memory": (SMOKE, ["extra peak / one student's logits"]),
+    "semi_supervised_step": (
+        SMOKE,
+        ["CrossMatch / as published", "Cross Teaching / as published", "update of the teacher / Mean Teacher step"],
+    ),
+    "teacher_methods_step": (SMOKE, ["CRLN / Mean Teacher", "LDC / Mean Teacher", "CPS / peak of CRLN's step"]),
+    "metrics_time": (("--shape", "8", "32", "32"), []),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RATIOS)
+def test_a_benchmark_runs(name):
+    arguments, ratios = RATIOS[name]
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / f"{name}.py", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for ratio in ratios:
+        assert re.search(rf"^{re.escape(ratio)}.* = \d+\.\d+", done.stdout, flags=re.MULTILINE), done.stdout
