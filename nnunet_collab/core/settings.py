@@ -17,7 +17,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar
 
@@ -34,6 +34,19 @@ def require(condition: bool, setting: str, rule: str, found: object) -> None:
     """Raise a `CollabError` that names the setting, the rule and what was found, unless `condition` holds."""
     if not condition:
         raise CollabError(f"setting {setting!r}: {rule}; got {found!r}. Change it in {VARIABLE} or in your subclass.")
+
+
+def refuse_idle(settings: Any, names: Iterable[str], circumstance: str) -> None:
+    """Raise a `CollabError` if a setting that has no effect was changed: whoever changed it believes that it has.
+
+    Args:
+        settings: A settings dataclass.
+        names: Of the settings without effect.
+        circumstance: Under which they have none, such as "in the formulation 'official'".
+    """
+    for name in names:
+        default, value = getattr(type(settings), name), getattr(settings, name)
+        require(value == default, name, f"has no effect {circumstance}, so it must stay {default!r}", value)
 
 
 def preset_names() -> list[str]:

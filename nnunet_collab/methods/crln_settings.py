@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import refuse_idle, require
 from nnunet_collab.networks.interaction import Aggregation
 from nnunet_collab.networks.rectifier import Space
 from nnunet_collab.training.mixing import MixingSettings
@@ -63,6 +63,9 @@ class CRLNSettings(MixingSettings, TeacherSettings):
         require(0 < self.context_crop <= 1, "context_crop", "must be a share, in (0, 1]", self.context_crop)
         for name in ("temperature", "mu_lr"):
             require(getattr(self, name) > 0, name, "must be > 0", getattr(self, name))
+
+        idle = {"none": ("space", "mu_lr"), "fixed": ("space", "mu_lr"), "concatenation": ("space",)}
+        refuse_idle(self, idle.get(self.rectification, ()), f"with rectification {self.rectification!r}")
 
     @property
     def contrasts(self) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import refuse_idle, require
 from nnunet_collab.losses.duality import Activation
 from nnunet_collab.training.settings import CNN, StudentSettings
 from nnunet_collab.training.with_teacher import TeacherSettings
@@ -130,10 +130,7 @@ class LDCSettings(TeacherSettings):
             self.contrast,
         )
 
-        for name in IDLE.get(self.formulation, ()):
-            default = getattr(type(self), name)
-            rule = f"has no effect in the formulation {self.formulation!r}, so it must stay {default!r}"
-            require(getattr(self, name) == default, name, rule, getattr(self, name))
+        refuse_idle(self, IDLE.get(self.formulation, ()), f"in the formulation {self.formulation!r}")
 
     def recipe(self, *, regions: bool) -> Recipe:
         """The parts of the formulation, changed as the settings say.

@@ -217,6 +217,11 @@ def test_a_start_beyond_the_run_is_warned_of(make, changes, warned, monkeypatch)
         ({"mu_lr": 0}, "setting 'mu_lr': must be > 0"),
         ({"ema_decay": 1.0}, "setting 'ema_decay': must be in [0, 1)"),
         ({"rectification": "v3"}, "one of 'none', 'fixed', 'concatenation', 'learnable'"),
+        (
+            {"rectification": "fixed", "space": "probability"},
+            "setting 'space': has no effect with rectification 'fixed', so it must stay 'logit'; got 'probability'",
+        ),
+        ({"rectification": "none", "mu_lr": 1.0}, "setting 'mu_lr': has no effect with rectification 'none'"),
     ],
     ids=str,
 )
