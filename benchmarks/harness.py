@@ -39,7 +39,7 @@ SCALES = {
     "2d_tiny": {"patch": (128, 128), "batch": 8, "features": [16, 32, 64, 64, 64, 64]},
     "3d_tiny": {"patch": (32, 64, 64), "batch": 4, "features": [16, 32, 64, 64, 64, 64]},
     "3d_small": {"patch": (8, 96, 96), "batch": 2, "features": [16, 32, 64, 96, 96, 96]},
-    "smoke": {"patch": (64, 64), "batch": 4, "features": [4, 8, 8, 8, 8, 8]},  # whether it runs; its numbers mean nothing
+    "smoke": {"patch": (64, 64), "batch": 4, "features": [4, 8, 8, 8, 8, 8]},  # only whether it runs
 }
 CLASSES = 4
 
