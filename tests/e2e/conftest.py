@@ -47,9 +47,8 @@ def trainings(request, workspace):
     trainings = Trainings(workspace)
     trainings.start("plain", "2d")  # most tests need it
     for item in request.session.items:
-        wanted = item.callspec.params.get("training") if hasattr(item, "callspec") else None
-        if wanted is not None:
-            trainings.start(*wanted)
+        if "trainings" in item.fixturenames and hasattr(item, "callspec") and "training" in item.callspec.params:
+            trainings.start(*item.callspec.params["training"])
     yield trainings
     trainings.pool.shutdown(cancel_futures=True)
 

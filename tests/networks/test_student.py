@@ -235,14 +235,14 @@ def test_a_pooled_tap_gives_the_mean_of_the_cells_and_passes_the_gradient_throug
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_a_probe_changes_nothing(training):
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_probe_changes_nothing(mode):
     network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Dropout(0.5))
-    student = Student("CNN", network, {"decoder": "1"}).train(training)
+    student = Student("CNN", network, {"decoder": "1"}).train(mode)
     before = copy.deepcopy(student.state_dict())
     assert student.probe(image_of()).decoder.shape == (2, 3, 30, 30)
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
-    assert {module.training for module in student.modules()} == {training}
+    assert {module.training for module in student.modules()} == {mode}
 
 
 def test_dropout_is_seen_wherever_it_is(monkeypatch):
