@@ -130,6 +130,7 @@ class Student(nn.Module):
                 getattr(module, "p", 0.0) if isinstance(module, _DropoutNd) else 0.0,
                 getattr(module, "drop_path", 0.0),  # of our Mix Transformer
                 getattr(module, "drop_prob", 0.0),  # of timm's
+                getattr(module, "dropout", 0.0),  # of torch's attention
             )
         )
 

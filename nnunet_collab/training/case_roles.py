@@ -1,4 +1,4 @@
-"""Who is labelled, unlabelled and validated on in a training: checked at its start, and the same when it continues."""
+"""Who is labelled, unlabelled and validated on in a training: dealt, checked, and the same when it continues."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_collab.core.errors import CollabError, listed
+from nnunet_collab.core.files import write_json
 from nnunet_collab.core.patients import patient_lookup
 from nnunet_collab.data.few_labels import check_roles
+from nnunet_collab.data.patient_folds import patient_folds
 
 
 class CaseRoles:
@@ -41,7 +43,31 @@ class CaseRoles:
             )
 
 
-def check_known(where: str, missing: Sequence[str], folder: Path) -> None:
+def deal_by_patient(splits: Path, folder: Path, dataset_json: dict[str, Any]) -> bool:
+    """Write folds by patient where there is no split and dataset.json has a `patient_pattern`.
+
+    nnU-Net itself deals by case, and the second image of a patient who is validated on would be trained with.
+
+    Args:
+        splits: Where nnU-Net looks for the split.
+        folder: Preprocessed cases of the configuration.
+        dataset_json: Of the dataset.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        CollabError: If the pattern does not match a case, or there is one patient only.
+    """
+    pattern = dataset_json.get("patient_pattern")
+    if pattern is None or splits.is_file():
+        return False
+    cases = sorted(path.stem for path in folder.glob("*.pkl"))
+    write_json(splits, patient_folds(cases, patient_lookup(pattern, cases)))
+    return True
+
+
+def refuse_missing(where: str, missing: Sequence[str], folder: Path) -> None:
     """Raise if cases that a split names are not preprocessed, before a worker stumbles over one.
 
     Args:

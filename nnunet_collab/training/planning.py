@@ -10,10 +10,7 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.files import write_json
-from nnunet_collab.core.patients import patient_lookup
 from nnunet_collab.core.settings import to_json
-from nnunet_collab.data.patient_folds import patient_folds
 from nnunet_collab.networks.blueprint import PLANS, make_blueprint
 from nnunet_collab.training.settings import TrainingSettings
 
@@ -81,30 +78,6 @@ def check_processes(configuration: Any, processes: int) -> None:
             f"(batch_dice) needs as many samples in each; got {size}. Set batch_size to {nearest}, or change the "
             f"number of processes."
         )
-
-
-def deal_by_patient(splits: Path, folder: Path, dataset_json: dict[str, Any]) -> bool:
-    """Write folds by patient where there is no split and dataset.json has a `patient_pattern`.
-
-    nnU-Net itself deals by case, and the second image of a patient who is validated on would be trained with.
-
-    Args:
-        splits: Where nnU-Net looks for the split.
-        folder: Preprocessed cases of the configuration.
-        dataset_json: Of the dataset.
-
-    Returns:
-        Whether it was written.
-
-    Raises:
-        CollabError: If the pattern does not match a case, or there is one patient only.
-    """
-    pattern = dataset_json.get("patient_pattern")
-    if pattern is None or splits.is_file():
-        return False
-    cases = sorted(path.stem for path in folder.glob("*.pkl"))
-    write_json(splits, patient_folds(cases, patient_lookup(pattern, cases)))
-    return True
 
 
 def unlabeled_in_split(splits: Path, fold: int | str) -> list[str]:

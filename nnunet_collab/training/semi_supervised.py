@@ -32,7 +32,7 @@ from nnunet_collab.data.unlabeled_preprocessing import IMAGES, unlabeled_cases, 
 from nnunet_collab.data.views import WeakAndStrongViews
 from nnunet_collab.losses.pseudo_labels import pseudo_labels
 from nnunet_collab.training import planning
-from nnunet_collab.training.case_roles import check_known
+from nnunet_collab.training.case_roles import refuse_missing
 from nnunet_collab.training.metrics import dice, overlap_counts, predicted_masks, true_masks
 from nnunet_collab.training.pseudo_label_curves import PseudoLabelCurves, collapsed
 from nnunet_collab.training.settings import TrainingSettings
@@ -142,8 +142,8 @@ class SemiSupervisedTrainer(CollabTrainer):
         splits = base / SPLIT_FILE
         raw = Path(os.environ[RAW], self.plans_manager.dataset_name)
         in_split = planning.unlabeled_in_split(splits, self.fold)
-        check_known(f"{splits}, fold {self.fold}", [case for case in in_split if not has_image(own, case)], own)
-        extra = self._allowed(
+        refuse_missing(f"{splits}, fold {self.fold}", [case for case in in_split if not has_image(own, case)], own)
+        extra = self._without_validated(
             unlabeled_cases(base, self.plans_manager.plans, self.configuration_name, self.dataset_json, raw), in_split
         )
         folder = unlabeled_folder(base, self.configuration_manager.data_identifier)
@@ -163,7 +163,7 @@ class SemiSupervisedTrainer(CollabTrainer):
             ignore_label=self.label_manager.ignore_label,
         )
 
-    def _allowed(self, extra: list[str], in_split: list[str]) -> list[str]:
+    def _without_validated(self, extra: list[str], in_split: list[str]) -> list[str]:
         """The cases of imagesUn that are of no patient who is validated on."""
         train = self.case_roles.cases["train"]
         val = [] if self.fold == "all" else self.case_roles.cases["val"]  # with all, nnU-Net validates on train

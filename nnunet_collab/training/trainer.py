@@ -31,7 +31,7 @@ from nnunet_collab.data.loaders import BatchSource, in_background
 from nnunet_collab.data.raw_target import SPLIT_FILE
 from nnunet_collab.networks.group import StudentGroup
 from nnunet_collab.training import distributed, planning
-from nnunet_collab.training.case_roles import CaseRoles, check_known, check_patients
+from nnunet_collab.training.case_roles import CaseRoles, check_patients, deal_by_patient, refuse_missing
 from nnunet_collab.training.compilation import compile_students
 from nnunet_collab.training.curves import Curves
 from nnunet_collab.training.guard import NonFiniteGuard
@@ -222,7 +222,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         folder = Path(self.preprocessed_dataset_folder)
         if self.is_ddp and self.local_rank != 0:
             dist.barrier()
-        elif self.fold != "all" and planning.deal_by_patient(splits, folder, self.dataset_json):
+        elif self.fold != "all" and deal_by_patient(splits, folder, self.dataset_json):
             self.print_to_log_file(f"There was no {splits}: its folds are dealt by patient.")
         split: tuple[list[str], list[str]] = super().do_split()
         if self.is_ddp and self.local_rank == 0:
@@ -231,7 +231,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         if self.fold != "all":  # there nnU-Net validates on the training cases
             labeled = [*roles["train"], *roles["val"]]
             missing = [case for case in labeled if not (folder / f"{case}.pkl").is_file()]
-            check_known(f"{splits}, fold {self.fold}", missing, folder)
+            refuse_missing(f"{splits}, fold {self.fold}", missing, folder)
             unlabeled = planning.unlabeled_in_split(splits, self.fold)
             check_patients(f"{splits}, fold {self.fold}", {**roles, "unlabeled": unlabeled}, self.dataset_json)
         for role, cases in roles.items():

@@ -247,7 +247,12 @@ def test_a_probe_changes_nothing(mode):
 
 def test_dropout_is_seen_wherever_it_is(monkeypatch):
     assert not make_student().has_dropout
-    for layer, want in ((nn.Dropout2d(0.1), True), (nn.Dropout(0.0), False), (DropPath(0.2), True)):
+    for layer, want in (
+        (nn.Dropout2d(0.1), True),
+        (nn.Dropout(0.0), False),
+        (DropPath(0.2), True),
+        (nn.MultiheadAttention(4, 2, dropout=0.1), True),
+    ):
         assert Student("X", nn.Sequential(nn.Conv2d(1, 3, 3), layer), {}).has_dropout is want
     shrink_segformer(monkeypatch)
     for rates, want in (({}, True), ({"drop_path": 0.0, "head_dropout": 0.0}, False)):

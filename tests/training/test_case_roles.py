@@ -9,8 +9,7 @@ from teaching import make_method
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.methods.supervised import SupervisedTrainer
-from nnunet_collab.training.case_roles import CaseRoles, check_patients
-from nnunet_collab.training.planning import deal_by_patient
+from nnunet_collab.training.case_roles import CaseRoles, check_patients, deal_by_patient
 
 PATTERN = {"patient_pattern": r"(p\d)_.*"}
 
