@@ -91,8 +91,7 @@ def run(args: argparse.Namespace) -> int:
         preprocessed = preprocessed.with_name(raw.name)
         dataset_json = read_object(raw / "dataset.json", problems, "")
         cases = list(training_cases(raw, dataset_json))
-        images = _images(raw, dataset_json) if args.audit else {}
-        copies = equal_images(images) if images else []
+        copies = [[_in_new_dataset(entry, cases) for entry in group] for group in copies]
     elif labeled is not None:
         _split(args, labeled, (preprocessed, raw), cases, patient_of)
         _print_warnings(raw, preprocessed, dataset_json, cases, pattern)
@@ -244,6 +243,14 @@ def _new_dataset(
     patients = len({patient_of(case) for case in chosen})
     target = subset_target(raw, args.to, args.name, patients, overwrite=args.overwrite)
     return write_labeled_subset(raw, dataset_json, chosen, target, patient_of, args.folds or _FOLDS)
+
+
+def _in_new_dataset(entry: Entry, labeled: Collection[str]) -> Entry:
+    """Where the image of an entry lies in the dataset in which only these cases are labelled."""
+    from nnunet_collab.data.unlabeled_preprocessing import IMAGES
+
+    hidden = entry.folder == "imagesTr" and entry.case not in labeled
+    return entry._replace(folder=IMAGES) if hidden else entry
 
 
 def _images(raw: Path, dataset_json: dict[str, Any]) -> dict[Entry, list[Path]]:
