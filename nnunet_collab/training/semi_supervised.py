@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_collab.core.distributed import of_all_ranks, world_size
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.schedules import sigmoid_ramp
 from nnunet_collab.core.settings import require
@@ -94,10 +95,9 @@ class SemiSupervisedTrainer(CollabTrainer):
         """
         super().initialize()
         if self.batch_size < 2:
-            ranks = torch.distributed.get_world_size() if self.is_ddp else 1
             raise CollabError(
                 f"setting 'batch_size': each batch holds labelled and unlabelled samples, so {self.trainer_name} needs "
-                f"two per process or more; there is {self.batch_size}. Set batch_size to {2 * ranks} or more."
+                f"two per process or more; there is {self.batch_size}. Set batch_size to {2 * world_size()} or more."
             )
         wanted = round(self.batch_size * self.settings.labeled_share)
         self.labeled_per_batch = min(max(1, wanted), self.batch_size - 1)
@@ -277,7 +277,7 @@ class SemiSupervisedTrainer(CollabTrainer):
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Log the Dice of the pseudo labels that pass the threshold."""
         super().on_validation_epoch_end(val_outputs)
-        outputs = [output for rank in self._gather(val_outputs) for output in rank]
+        outputs = [output for rank in of_all_ranks(val_outputs) for output in rank]
         for name in outputs[0]["pseudo_labels"]:
             per_class = dice(sum(o["pseudo_labels"][name] for o in outputs))
             value = float(np.nanmean(per_class)) if np.isfinite(per_class).any() else float("nan")

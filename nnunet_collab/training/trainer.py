@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from nnunet_collab.core import checkpoint as checkpoints
+from nnunet_collab.core.distributed import of_all_ranks, world_size
 from nnunet_collab.core.settings import settings_from_environment, to_json
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.data.augmentation import flips_and_rotations_only, without_timing
@@ -162,8 +163,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         """Build students, loss and optimisers, the same on every rank and in every run with this seed."""
         if self.was_initialized:
             raise RuntimeError("CollabTrainer.initialize: must be called once; it was called again.")
-        if self.is_ddp:
-            planning.check_processes(self.configuration_manager, dist.get_world_size())
+        planning.check_processes(self.configuration_manager, world_size())
         self._set_batch_size_and_oversample()
         torch.manual_seed(self.settings.seed)
         self.num_input_channels = determine_num_input_channels(
@@ -395,7 +395,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Mean of the total and of every weighted term over the epoch and the ranks, skipped iterations left out."""
-        outputs = [output for rank in self._gather(train_outputs) for output in rank]
+        outputs = [output for rank in of_all_ranks(train_outputs) for output in rank]
         used = [output for output in outputs if np.isfinite(output["loss"])]
         self.curves.log("train_losses", np.mean([o["loss"] for o in used]) if used else np.nan, self.current_epoch)
         for key in outputs[0]["terms"]:
@@ -421,7 +421,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Pseudo Dice per student and their mean, which chooses checkpoint_best."""
-        outputs = [output for rank in self._gather(val_outputs) for output in rank]
+        outputs = [output for rank in of_all_ranks(val_outputs) for output in rank]
         per_class = {name: dice(sum(o["counts"][name] for o in outputs)) for name in outputs[0]["counts"]}
         epoch = self.current_epoch
         for name, values in per_class.items():
@@ -434,13 +434,6 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.curves.log("val_losses", float(np.mean([o["loss"] for o in outputs])), epoch)
         if outputs[0]["agreement"] is not None:
             self.curves.log("agreement", float(np.nanmean(dice(sum(o["agreement"] for o in outputs)))), epoch)
-
-    def _gather(self, outputs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        if not self.is_ddp:
-            return [outputs]
-        everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, outputs)
-        return everyone
 
     def on_epoch_end(self) -> None:
         """Print, save and draw what the epoch brought."""
@@ -469,7 +462,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def save_checkpoint(self, filename: str) -> None:
         """Write everything a resumed run needs, atomically; on every rank's behalf the first process writes."""
-        states = self._gather_states()
+        states = of_all_ranks(checkpoints.random_states())
         if self.local_rank != 0:
             return
         if self.disable_checkpointing:
@@ -509,14 +502,6 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         more = self.deployed is not self.group or any(len(student.heads) for student in self.group)
         return self.group.state_dict() if more else None
 
-    def _gather_states(self) -> list[dict[str, Any]]:
-        states = checkpoints.random_states()
-        if not self.is_ddp:
-            return [states]
-        everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, states)
-        return everyone
-
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue exactly where a checkpoint was written.
 
@@ -542,9 +527,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.iteration = ours["iteration"]
         states = ours["random_states"]
         # With another number of processes no rank can go on where it was; the batches still follow from the seed.
-        self._resume_states = (
-            states[self.local_rank] if len(states) == (dist.get_world_size() if self.is_ddp else 1) else None
-        )
+        self._resume_states = states[self.local_rank] if len(states) == world_size() else None
 
     # ---------------------------------------------------------------- after training
 
