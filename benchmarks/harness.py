@@ -39,6 +39,8 @@ SCALES = {
     "2d_tiny": {"patch": (128, 128), "batch": 8, "features": [16, 32, 64, 64, 64, 64]},
     "3d_tiny": {"patch": (32, 64, 64), "batch": 4, "features": [16, 32, 64, 64, 64, 64]},
     "3d_small": {"patch": (8, 96, 96), "batch": 2, "features": [16, 32, 64, 96, 96, 96]},
+    # The network and the batch of SSL4MIS and of the published program of CrossMatch, half of it labelled.
+    "2d_published_acdc": {"patch": (256, 256), "batch": 24, "features": [16, 32, 64, 128, 256]},
     "smoke": {"patch": (64, 64), "batch": 4, "features": [4, 8, 8, 8, 8, 8]},  # only whether it runs
 }
 CLASSES = 4
@@ -58,7 +60,8 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--scale", choices=SCALES, default="2d_small", help="small ones are for the CPU")
     parser.add_argument("--transformer", default="segformer_b0", help="network of the Transformer student")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=10, help="measured steps of each variant, after 3 to warm up")
+    parser.add_argument("--rounds", type=int, default=10, help="measured steps of each variant")
+    parser.add_argument("--warm-up", type=int, default=3, help="steps before them, not measured")
     parser.add_argument("--compile", action="store_true", help="torch.compile, as nnU-Net does on CUDA")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     args = parser.parse_args()
@@ -73,12 +76,12 @@ def hardware(device: str, threads: int) -> str:
 
 
 def planned_architecture(scale: str) -> dict[str, Any]:
-    """The `architecture` entry of nnU-Net's plans, six stages deep."""
+    """The `architecture` entry of nnU-Net's plans."""
     features = SCALES[scale]["features"]
     three = len(SCALES[scale]["patch"]) == 3
     dims = "3d" if three else "2d"
     flat, full = ([1, 2, 2], [2, 2, 2]) if three else ([2, 2], [2, 2])
-    strides = [[1] * len(flat), flat, flat, full, flat, flat]
+    strides = [[1] * len(flat), flat, flat, full, flat, flat][: len(features)]
     kernels = [[1, 3, 3] if three and i < 2 else [3] * len(flat) for i in range(len(features))]
     return {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
@@ -197,21 +200,22 @@ def make_batch(args: argparse.Namespace) -> dict[str, Any]:
     return {"data": image.to(args.device), "target": [t.to(args.device) for t in target]}
 
 
-def alternate(steps: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
+def alternate(steps: Mapping[str, Callable[[], Any]], args: argparse.Namespace) -> dict[str, float]:
     """Median seconds of each step; variants take turns, so that a slow moment of the machine hits all of them.
 
     With one CPU thread the seconds are those that the processor spent on it: other work on the machine adds none.
     """
+    device: str = args.device
     one_thread = device == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if one_thread else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 3):
+    for turn in range(args.warm_up + args.rounds):
         for name, step in steps.items():
             _synchronize(device)
             start = clock()
             step()
             _synchronize(device)
-            if turn >= 3:
+            if turn >= args.warm_up:
                 seconds[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 

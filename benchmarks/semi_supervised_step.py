@@ -64,7 +64,7 @@ def main() -> None:
         "update of the teacher": lambda: mean_teacher.teacher.update(mean_teacher.group),
         **decoder_passes(cross_match, batches[cross_match]),
     }
-    seconds = harness.alternate(steps, args.rounds, args.device)
+    seconds = harness.alternate(steps, args)
     print(f"{harness.hardware(args.device, args.threads)}; {args.scale} {harness.SCALES[args.scale]}")
     for name, value in seconds.items():
         print(f"{name:46}{value * 1e3:10.1f} ms")

@@ -30,7 +30,7 @@ def main() -> None:
     batch = harness.make_batch(args)
     trainers = {name: harness.make_trainer(args, settings) for name, settings in variants.items()}
     steps = {name: lambda trainer=trainer: trainer.train_step(batch) for name, trainer in trainers.items()}
-    seconds = harness.alternate(steps, args.rounds, args.device)
+    seconds = harness.alternate(steps, args)
     alone = seconds["CNN alone"] + seconds["Transformer alone"]
     print(
         f"{harness.hardware(args.device, args.threads)}; {args.scale} {harness.SCALES[args.scale]}, {args.transformer}"

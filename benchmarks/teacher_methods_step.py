@@ -47,7 +47,7 @@ def main() -> None:
         }
         batches = {name: make_batch(args, trainer) for name, trainer in trainers.items()}
         steps = {name: lambda name=name: trainers[name].train_step(batches[name]) for name in trainers}
-        seconds = harness.alternate(steps, args.rounds, args.device)
+        seconds = harness.alternate(steps, args)
         peaks = {name: peak_of_step(trainers[name], batches[name]) for name in trainers}
     print(f"{harness.hardware(args.device, args.threads)}; {args.scale} {harness.SCALES[args.scale]}")
     for name, value in seconds.items():

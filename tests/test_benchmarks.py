@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-SMOKE = ("--scale", "smoke", "--rounds", "1", "--threads", "1", "--device", "cpu")
+SMOKE = ("--scale", "smoke", "--rounds", "1", "--warm-up", "0", "--threads", "1", "--device", "cpu")
 RATIOS = {  # benchmark -> its arguments, and what it must end with
     "step_time": (SMOKE, ["CTRCL step / (CNN step + Transformer step)"]),
     "loss_memory": (SMOKE, ["extra peak / one student's logits"]),
