@@ -59,7 +59,7 @@ def _training(trainer: str, students: Mapping[str, Any], **settings: Any) -> Tra
 def _with_few_labels(trainer: str, students: Mapping[str, Any], **settings: Any) -> Method:
     return Method(
         _training(trainer, students, **settings),
-        labeled=4,
+        labeled=2,  # with three for training, the labels alone are enough on this phantom
         unlabeled=20,
         baseline=_training("SupervisedTrainer", {"CNN": _CNN}),
     )
@@ -67,21 +67,22 @@ def _with_few_labels(trainer: str, students: Mapping[str, Any], **settings: Any)
 
 _ONE = {"CNN": _CNN}
 _PAIR = {"CNN": _CNN, "Transformer": _TRANSFORMER}
-# A run of 450 iterations is short: the weights that rise over a published run of 30 000 are larger and rise faster.
+# A run of 450 iterations is short: weights that rise over a published run of 30 000 are larger and rise faster, and an
+# average with the usual decay of 0.99 would lag far behind its student. Chosen on other phantoms than the demo's own.
 _SHORT_RAMP = {"ramp_up": 0.3}
+_SHORT_TEACHER = {"ema_decay": 0.95, **_SHORT_RAMP}
 
 METHODS: dict[str, Method] = {
     "ctrcl": Method(_training("CTRCLTrainer", _PAIR)),
-    "cross_teaching": _with_few_labels("CrossTeachingTrainer", _PAIR, pseudo_weight=0.5, **_SHORT_RAMP),
+    "cross_teaching": _with_few_labels("CrossTeachingTrainer", _PAIR),
     "cps": _with_few_labels("CPSTrainer", {"CNN1": _CNN, "CNN2": _CNN}, pseudo_weight=0.5, **_SHORT_RAMP),
-    "mean_teacher": _with_few_labels("MeanTeacherTrainer", _ONE, consistency_weight=5.0, **_SHORT_RAMP),
-    "uamt": _with_few_labels("UAMTTrainer", _ONE, consistency_weight=5.0, **_SHORT_RAMP),
+    "mean_teacher": _with_few_labels("MeanTeacherTrainer", _ONE, consistency_weight=1.0, **_SHORT_TEACHER),
+    "uamt": _with_few_labels("UAMTTrainer", _ONE, consistency_weight=1.0, **_SHORT_TEACHER),
     "fixmatch": _with_few_labels("FixMatchTrainer", _ONE, tau=0.8, **_SHORT_RAMP),
     "unimatch": _with_few_labels("UniMatchTrainer", _ONE, tau=0.8, **_SHORT_RAMP),
     "crossmatch": _with_few_labels("CrossMatchTrainer", _ONE, tau=0.8, **_SHORT_RAMP),
     "crln": _with_few_labels("CRLNTrainer", _ONE, tau=0.8, start=100, contrast_weight=0.1, **_SHORT_RAMP),
-    # In 450 iterations an average of 0.99 lags far behind, and the student must not follow it too closely.
-    "ldc": _with_few_labels("LDCTrainer", _ONE, ema_decay=0.95, **_SHORT_RAMP),
+    "ldc": _with_few_labels("LDCTrainer", _ONE, **_SHORT_TEACHER),
     "cmaformer": Method(
         _training("CMAformerTrainer", {"CMAformer": {"arch": {"features": [8, 16, 32, 64, 64, 64]}, **_OPTIMIZER}})
     ),

@@ -57,7 +57,7 @@ def run_demo(folder: Path, *, method: str, device: str, overwrite: bool) -> None
 
     predictions = {}
     if chosen.baseline is not None:
-        run.step(f"training on the {chosen.labeled - 1} labelled training cases alone, on {device}")
+        run.step(f"training with labels alone on {device}")
         _train(run, chosen.baseline, device)
         predictions["labels"] = _predict(run, folder, "labels", _published(chosen.baseline)[0], device)
     training = chosen.training
@@ -91,7 +91,7 @@ def run_demo(folder: Path, *, method: str, device: str, overwrite: bool) -> None
 
 def _make_data(run: Commands, raw: Path, preprocessed: Path, method: Method) -> None:
     """Phantoms, planned and preprocessed."""
-    unlabeled = f", {method.unlabeled} unlabelled" if method.unlabeled else ""
+    unlabeled = f" (one of them for validation), {method.unlabeled} unlabelled" if method.unlabeled else ""
     run.step(f"making {method.labeled} labelled{unlabeled} and {TEST_CASES} test cases of a cardiac phantom")
     write_dataset(raw, n_train=method.labeled, n_test=TEST_CASES, n_unlabeled=method.unlabeled, seed=0)
     run.step("planning and preprocessing")
