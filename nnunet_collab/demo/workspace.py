@@ -56,6 +56,9 @@ def environment(paths: Mapping[str, Path]) -> dict[str, str]:
         "nnUNet_n_proc_DA": "1",
         "nnUNet_def_n_proc": "1",
         "nnUNet_compile": "f",
+        # The C library of Linux maps and unmaps large tensors at every use; a CPU's steps then take a fifth longer.
+        "MALLOC_MMAP_THRESHOLD_": str(2**33),
+        "MALLOC_TRIM_THRESHOLD_": str(2**33),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
 

@@ -48,13 +48,6 @@ def make_dataset(folder: Path) -> RawDataset:
     return RawDataset(INFO, RULES, [pair(folder, n) for n in ("a_1", "a_2", "b_1")], [pair(folder, "c_1")])
 
 
-def set_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let nnU-Net's variables name folders that do not exist yet; returns that of the raw datasets."""
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        monkeypatch.setenv(variable, str(tmp_path / variable))
-    return tmp_path / "nnUNet_raw"
-
-
 def refusal(dataset: RawDataset, target: Target = LA) -> str:
     with pytest.raises(CollabError) as caught:
         write_raw_dataset(dataset, target)

@@ -20,7 +20,6 @@ from converting import (
 )
 from mini_brats import AFFINE, ALL, PATIENTS, SEQUENCES, voxels, write_brats
 from mini_la import write_volume
-from raw_source import set_folders
 
 from nnunet_collab.data.convert_command import conversion_folder
 
@@ -28,11 +27,6 @@ from nnunet_collab.data.convert_command import conversion_folder
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory) -> Path:
     return write_brats(tmp_path_factory.mktemp("brats"))
-
-
-@pytest.fixture
-def raw(tmp_path, monkeypatch) -> Path:
-    return set_folders(tmp_path, monkeypatch)
 
 
 def test_flair_and_whole_tumour(pristine, raw, monkeypatch, capsys):

@@ -9,17 +9,11 @@ import pytest
 from converting import assert_citable, assert_nnunet_finds_no_fault, convert, facts, names, refusal, splits
 from mini_kvasir import PICTURES, truth, write_kvasir
 from PIL import Image
-from raw_source import set_folders
 
 
 @pytest.fixture
 def source(tmp_path) -> Path:
     return write_kvasir(tmp_path / "Kvasir-SEG")
-
-
-@pytest.fixture
-def raw(tmp_path, monkeypatch) -> Path:
-    return set_folders(tmp_path, monkeypatch)
 
 
 def test_pixels_and_seeded_split(source, raw, monkeypatch, capsys):

@@ -18,17 +18,12 @@ from converting import (
     splits,
 )
 from mini_la import SCANS, affine, voxels, write_la
-from raw_source import save, set_folders
+from raw_source import save
 
 
 @pytest.fixture
 def source(tmp_path) -> Path:
     return write_la(tmp_path / "LA")
-
-
-@pytest.fixture
-def raw(tmp_path, monkeypatch) -> Path:
-    return set_folders(tmp_path, monkeypatch)
 
 
 def test_values_geometry_and_a_fifth_for_the_test(source, raw, monkeypatch, capsys):

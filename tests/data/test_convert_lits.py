@@ -17,17 +17,11 @@ from converting import (
 )
 from mini_la import write_volume
 from mini_lits import NUMBERS, affine, inexact, voxels, write_lits
-from raw_source import set_folders
 
 
 @pytest.fixture
 def source(tmp_path) -> Path:
     return write_lits(tmp_path / "LiTS")
-
-
-@pytest.fixture
-def raw(tmp_path, monkeypatch) -> Path:
-    return set_folders(tmp_path, monkeypatch)
 
 
 def test_labels_take_the_volumes_grid(source, raw, monkeypatch, capsys):

@@ -30,7 +30,6 @@ from mini_pancreas import (
     write_pancreas,
     write_series,
 )
-from raw_source import set_folders
 
 CASES = [f"pancreas_{number:04d}" for number in NUMBERS if number != 25]
 
@@ -38,11 +37,6 @@ CASES = [f"pancreas_{number:04d}" for number in NUMBERS if number != 25]
 @pytest.fixture
 def source(tmp_path) -> Path:
     return write_pancreas(tmp_path / "NIH")
-
-
-@pytest.fixture
-def raw(tmp_path, monkeypatch) -> Path:
-    return set_folders(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("flip", ["none", "y", "z", "yz"])

@@ -22,7 +22,7 @@ from converting import (
 from mini_acdc import affine as acdc_affine
 from mini_la import affine as la_affine
 from mini_ssl4mis import CROP, LA_SCANS, LISTS, PATIENTS, la_h5, write_acdc_pair, write_h5, write_la_pair, write_list
-from raw_source import save, set_folders
+from raw_source import save
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.data.h5_volumes import H5Volume, restored
@@ -38,11 +38,6 @@ def acdc(tmp_path) -> tuple[Path, Path]:
 @pytest.fixture
 def la(tmp_path) -> tuple[Path, Path]:
     return write_la_pair(tmp_path)
-
-
-@pytest.fixture
-def raw(tmp_path, monkeypatch) -> Path:
-    return set_folders(tmp_path, monkeypatch)
 
 
 def frames(patients: list[str]) -> list[str]:

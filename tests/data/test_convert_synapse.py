@@ -18,7 +18,6 @@ from converting import (
 )
 from mini_la import write_volume
 from mini_synapse import NUMBERS, affine, voxels, write_synapse
-from raw_source import set_folders
 
 TEST = {1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38}
 # Value in BTCV -> value in TransUNet's protocol, written out from the two tables of organs.
@@ -28,11 +27,6 @@ EIGHT = {8: 1, 4: 2, 3: 3, 2: 4, 6: 5, 11: 6, 1: 7, 7: 8}
 @pytest.fixture
 def source(tmp_path) -> Path:
     return write_synapse(tmp_path / "Abdomen")
-
-
-@pytest.fixture
-def raw(tmp_path, monkeypatch) -> Path:
-    return set_folders(tmp_path, monkeypatch)
 
 
 def test_values_geometry_and_published_split(source, raw, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from converting import facts, names
-from raw_source import INFO, RULES, pair, refusal, set_folders
+from raw_source import INFO, RULES, pair, refusal
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.data.labeled_protocol import Protocol, PublishedOrder, choose, parse_protocol
@@ -35,11 +35,6 @@ def labeled(count: int, seed: int = 0, **more) -> set[str]:
 def dataset(tmp_path) -> RawDataset:
     train = [pair(tmp_path / "source", f"{patient}_{i}") for patient in PATIENTS for i in (1, 2)]
     return RawDataset(INFO, RULES, train, [pair(tmp_path / "source", "z_1")])
-
-
-@pytest.fixture
-def raw(tmp_path, monkeypatch) -> Path:
-    return set_folders(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(

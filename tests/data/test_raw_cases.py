@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from raw_source import INFO, RULES, make_dataset, pair, save, set_folders
+from raw_source import INFO, RULES, make_dataset, pair, save
 
 from nnunet_collab.data import raw_cases
 from nnunet_collab.data.raw_dataset import RawDataset, write_raw_dataset
@@ -22,11 +22,6 @@ TARGET = Target(5, "LA")
 @pytest.fixture
 def dataset(tmp_path) -> RawDataset:
     return make_dataset(tmp_path / "source")
-
-
-@pytest.fixture
-def raw(tmp_path, monkeypatch) -> Path:
-    return set_folders(tmp_path, monkeypatch)
 
 
 @pytest.fixture

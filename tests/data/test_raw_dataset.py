@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from raw_source import INFO, RULES, make_dataset, refusal, save, set_folders
+from raw_source import INFO, RULES, make_dataset, refusal, save
 
 from nnunet_collab.data.raw_dataset import RawDataset, write_raw_dataset
 from nnunet_collab.data.raw_target import Target
@@ -19,11 +19,6 @@ from nnunet_collab.data.source_check import Case, SourceRules, read_image
 @pytest.fixture
 def dataset(tmp_path) -> RawDataset:
     return make_dataset(tmp_path / "source")
-
-
-@pytest.fixture
-def raw(tmp_path, monkeypatch) -> Path:
-    return set_folders(tmp_path, monkeypatch)
 
 
 def test_other_format_and_label_values(dataset, raw):

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from raw_source import make_dataset, refusal, set_folders
+from raw_source import make_dataset, refusal
 
 from nnunet_collab.data import raw_target
 from nnunet_collab.data.raw_dataset import RawDataset, write_raw_dataset
@@ -18,11 +18,6 @@ from nnunet_collab.data.raw_target import Target
 @pytest.fixture
 def dataset(tmp_path) -> RawDataset:
     return make_dataset(tmp_path / "source")
-
-
-@pytest.fixture
-def raw(tmp_path, monkeypatch) -> Path:
-    return set_folders(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("dataset_id", [0, 1000, -1])
