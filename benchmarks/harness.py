@@ -30,7 +30,7 @@ from nnunet_collab.training.students import build_students
 from nnunet_collab.training.supervision import supervised_loss
 from nnunet_collab.training.trainer import CollabTrainer
 
-# nnU-Net's plans for ACDC: batch 14 at 256 x 224 in 2d, batch 2 at 10 x 256 x 224 in 3d_fullres.
+# `2d` and `3d`: like nnU-Net's plans for ACDC, the latter with 16 slices.
 SCALES = {
     "2d": {"patch": (256, 224), "batch": 14, "features": [32, 64, 128, 256, 512, 512]},
     "3d": {"patch": (16, 256, 224), "batch": 2, "features": [32, 64, 128, 256, 320, 320]},
@@ -129,6 +129,7 @@ def make_trainer(
         deep_supervision=settings.deep_supervision,
         device=trainer.device,
         log=lambda line: None,
+        levels=trainer_class.feature_levels,
     )
     if args.compile:
         compile_students(trainer.group, lambda line: None)

@@ -27,7 +27,9 @@ ALL_FACTORS = ("alignment", "similarity", "certainty")
 
 
 def rectify(probs: Tensor, labels: Tensor, *, factors: Collection[str] = ALL_FACTORS) -> Tensor:
-    """Rectified soft label P_r; it sums to 1, and its largest class is the truth once a decay factor is used.
+    """Rectified soft label P_r; it sums to 1.
+
+    With `similarity`, or with `alignment` and `certainty`, its largest class is the truth.
 
     Args:
         probs: `(B, K, *S)` a peer's probabilities. The result carries no gradient of theirs by itself: callers detach.

@@ -33,7 +33,7 @@ class CRLNSettings(MixingSettings, TeacherSettings):
     # Table 5: no CPS, MR, LP, CPS. Its row without DIM is `none` here and in `rectification`: DIM, which nothing needs
     # then, is neither built nor trained.
     positive: Literal["none", "mean", "learned", "both"] = "both"
-    contrast_weight: float = 1.0
+    contrast_weight: float = 1.0  # equation 15; in full from the first iteration on, `ramp_up` does not touch it
     # Weight of the learned prototypes (figure 13). "uniform": in [0, 1), drawn for each step, as equation 13 has it.
     xi: float | Literal["uniform"] = 0.6
     temperature: float = 0.5

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.schedules import sigmoid_ramp
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import refuse_idle, require
 from nnunet_collab.core.types import Term
 from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
 from nnunet_collab.networks.perturbation import Flow, Where
@@ -76,6 +76,10 @@ class CrossMatchSettings(MixingSettings):
         require(0 <= self.performance_gap < 1, "performance_gap", "must be in [0, 1)", self.performance_gap)
         require(self.temperature > 0, "temperature", "must be > 0", self.temperature)
         require(self.smooth > 0, "smooth", "must be > 0", self.smooth)
+        if self.criterion != "kl":
+            refuse_idle(self, ("temperature",), f"with criterion {self.criterion!r}")
+        if self.tau_schedule == "constant":
+            refuse_idle(self, ("tau_ramp_iterations",), "with a constant tau")
 
     @property
     def drop_rates(self) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import refuse_idle, require
 from nnunet_collab.core.types import StudentOutput, Target, Term, region_target
 from nnunet_collab.losses.class_aware import class_aware_kl, region_class_aware_kl
 from nnunet_collab.losses.collaborative_kl import (
@@ -61,6 +61,8 @@ class CTRCLSettings(TrainingSettings):
         require(self.alpha > 0, "alpha", "must be > 0", self.alpha)
         known = set(self.lambda_factors) <= set(ALL_FACTORS)
         require(known, "lambda_factors", f"must be among {', '.join(ALL_FACTORS)}", self.lambda_factors)
+        if self.logit_mode != "rlcl":
+            refuse_idle(self, ("lambda_factors",), f"with logit_mode {self.logit_mode!r}")
 
 
 class CTRCLTrainer(CollabTrainer):

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import refuse_idle, require
 from nnunet_collab.core.types import Term
 from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
 from nnunet_collab.networks.perturbation import Flow
@@ -50,6 +50,8 @@ class FixMatchSettings(MixingSettings):
         for name in ("strong_weight", "feature_weight"):
             require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
         require(0 <= self.feature_drop < 1, "feature_drop", "must be in [0, 1)", self.feature_drop)
+        if not self.feature_weight:
+            refuse_idle(self, ("feature_drop",), "with feature_weight 0")
 
 
 class FixMatchTrainer(MixingTrainer):

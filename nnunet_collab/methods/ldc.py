@@ -64,8 +64,8 @@ class LDCTrainer(TeacherTrainer):
         super().initialize()
         self.constraints = Constraints(s, self.recipe, classes, self.first, self.device)
         self._check_pairs()
-        if self._measures_sizes():
-            self._check_random_crops()
+        if self.recipe.constraint == "size_bands" and s.size_source == "labeled":
+            self._check_sizes_of_labels()
         if self.recipe.constraint == "global_mean" and self.recipe.activation == "softmax":
             self.print_to_log_file(
                 "WARNING: with softmax the mean over all classes is 1 / C whatever is predicted: the constraint "
@@ -101,7 +101,15 @@ class LDCTrainer(TeacherTrainer):
                 f"{self.unlabeled_per_batch}. Set an even batch_size and labeled_share to 0.5."
             )
 
-    def _check_random_crops(self) -> None:
+    def _check_sizes_of_labels(self) -> None:
+        if self.label_manager.has_ignore_label:
+            raise CollabError(
+                "setting 'size_source': 'labeled' takes the sizes of the classes from labelled crops, and this dataset "
+                "has an ignore label: its crops are centred on annotated voxels, the others' sizes are unknown. Set "
+                "size_source to 'teacher', or, where the formulation has none, constraint to 'none'."
+            )
+        if self.official:  # the truth of the same crops is compared
+            return
         share = 1 - float(self.oversample_foreground_percent)
         at_random = share if self.probabilistic_oversampling else round(self.labeled_per_batch * share)
         if sum_over_ranks(torch.tensor(float(at_random), device=self.device)) == 0:
@@ -109,11 +117,6 @@ class LDCTrainer(TeacherTrainer):
                 f"setting 'size_source': 'labeled' takes the sizes from labelled crops at random places, and a batch "
                 f"of {self.labeled_per_batch} labelled samples has none: all are centred on foreground. Lower "
                 f"oversample_foreground_percent in a trainer of your own, or use 'teacher'."
-            )
-        if self.label_manager.has_ignore_label:
-            self.print_to_log_file(
-                "WARNING: sizes are taken from fully annotated crops alone. If there is none, the size constraints "
-                "stay off; set size_source to 'teacher' then."
             )
 
     def _measures_sizes(self) -> bool:
@@ -175,9 +178,7 @@ class LDCTrainer(TeacherTrainer):
             Term(name, "consistency", s.consistency_weight * ramp, agreement),
         ]
         if self._measures_sizes():
-            keep = batch.truth.target.keep
-            at_random = ~centred.view(-1, *[1] * (keep.ndim - 1))
-            self.constraints.measure_sizes(true_masks(batch.truth, output.logits.shape[1]), keep & at_random)
+            self.constraints.measure_sizes(true_masks(batch.truth, output.logits.shape[1]), ~centred)
         sizes = self.constraints.sizes.value
         if s.size_source == "teacher":
             with torch.no_grad():

@@ -51,16 +51,15 @@ class Constraints:
         self.sizes = RunningMean(classes, settings.size_decay, device)
         self._residuals: Tensor | None = None  # of the step that is being taken
 
-    def measure_sizes(self, masks: Tensor, keep: Tensor) -> None:
-        """Take the sizes in labelled crops into their running mean; one with a voxel that is not kept says nothing.
+    def measure_sizes(self, masks: Tensor, at_random: Tensor) -> None:
+        """Take the sizes in labelled crops at random places into their running mean; the others say nothing.
 
         Args:
-            masks: `(B_l, K, *S)` bool.
-            keep: `(B_l, *S)` bool, False in ignored voxels, and all over crops that are centred on foreground.
+            masks: `(B_l, K, *S)` bool, of fully annotated crops.
+            at_random: `(B_l,)` bool, False for crops that are centred on foreground.
         """
-        annotated = keep.flatten(1).all(dim=1)
-        fractions = masks.flatten(2).float().mean(dim=2) * annotated.unsqueeze(1)
-        count = sum_over_ranks(annotated.sum().float())
+        fractions = masks.flatten(2).float().mean(dim=2) * at_random.unsqueeze(1)
+        count = sum_over_ranks(at_random.sum().float())
         self.sizes.update(sum_over_ranks(fractions.sum(dim=0)) / count.clamp_min(1), count > 0)
 
     def fractions(self, logits: Tensor) -> Tensor:

@@ -72,7 +72,8 @@ class LDCSettings(TeacherSettings):
     dice: float = 0.5
     squared_error: float = 0.2
     mse_on: MSEOn | None = None
-    class_weights: tuple[float, ...] = ()  # beta of the foreground classes; none: equal, or the paper's for two
+    # beta of the foreground classes; none: equal; for two classes the paper's in `paper_eq2`, the code's in `official`
+    class_weights: tuple[float, ...] = ()
     consistency_weight: float = 0.1  # [I] as in Mean Teacher
     hard_target: bool = False  # the teacher's likeliest class instead of its distribution
     threshold: float = 0.0  # confidence from which on a voxel is used
@@ -131,6 +132,8 @@ class LDCSettings(TeacherSettings):
         )
 
         refuse_idle(self, IDLE.get(self.formulation, ()), f"in the formulation {self.formulation!r}")
+        if (self.constraint or RECIPES[self.formulation].constraint) == "global_mean":
+            refuse_idle(self, ("size_source", "size_decay", "tolerance"), "with constraint 'global_mean'")
 
     def recipe(self, *, regions: bool) -> Recipe:
         """The parts of the formulation, changed as the settings say.

@@ -29,16 +29,13 @@ from nnunet_collab.training.with_teacher import TeacherSettings, TeacherTrainer
 
 @dataclass(frozen=True)
 class MeanTeacherSettings(TeacherSettings):
-    """Settings of both methods."""
+    """Settings of Mean Teacher."""
 
     students: tuple[StudentSettings, ...] = (CNN,)
     consistency_weight: float = 0.1  # w at the end of its ramp
     ramp_up: float = 1.0  # share of the run over which w rises; 0: no ramp
     # Standard deviation of the teacher's input noise, cut off at twice that; intensities have about 1.
     noise: float = 0.1
-    # UA-MT alone:
-    passes: int = 8  # noisy passes of the teacher
-    certainty: float = 0.75  # threshold of the entropy at the start, as a share of the largest possible; it rises to 1
 
     def __post_init__(self) -> None:
         """Check what a type cannot say.
@@ -50,6 +47,23 @@ class MeanTeacherSettings(TeacherSettings):
         require(self.consistency_weight >= 0, "consistency_weight", "must be >= 0", self.consistency_weight)
         require(0 <= self.ramp_up <= 1, "ramp_up", "must be a share of the run, in [0, 1]", self.ramp_up)
         require(self.noise >= 0, "noise", "must be >= 0", self.noise)
+
+
+@dataclass(frozen=True)
+class UAMTSettings(MeanTeacherSettings):
+    """Settings of UA-MT."""
+
+    passes: int = 8  # noisy passes of the teacher
+    # Threshold of the entropy at the start, as a share of the largest possible; it rises to 1 over the whole run.
+    certainty: float = 0.75
+
+    def __post_init__(self) -> None:
+        """Check what a type cannot say.
+
+        Raises:
+            CollabError: Naming the setting, the rule and the value.
+        """
+        super().__post_init__()
         require(self.passes >= 1, "passes", "must be >= 1", self.passes)
         require(0 < self.certainty <= 1, "certainty", "must be in (0, 1]", self.certainty)
 
@@ -65,7 +79,7 @@ class MeanTeacherTrainer(TeacherTrainer):
         ramp = self.ramp_over(s.ramp_up, steps=200)
         regions = self.label_manager.has_regions
         teacher = {name: output.logits for name, output in self.teacher(self._with_noise(batch.weak)).items()}
-        certain = self._certain_voxels(batch.weak, ramp)
+        certain = self._certain_voxels(batch.weak)
         terms = []
         for name in logits:
             loss = squared_difference(logits[name], teacher[name], batch.keep, regions=regions, used=certain.get(name))
@@ -77,7 +91,7 @@ class MeanTeacherTrainer(TeacherTrainer):
         noise = self.settings.noise
         return image + torch.clamp(torch.randn_like(image) * noise, -2 * noise, 2 * noise)
 
-    def _certain_voxels(self, image: Tensor, ramp: float) -> dict[str, Tensor]:
+    def _certain_voxels(self, image: Tensor) -> dict[str, Tensor]:
         """`(B_u, P, *S)` bool by student; without an entry all voxels count."""
         return {}
 
@@ -85,7 +99,9 @@ class MeanTeacherTrainer(TeacherTrainer):
 class UAMTTrainer(MeanTeacherTrainer):
     """Uncertainty-aware Mean Teacher."""
 
-    def _certain_voxels(self, image: Tensor, ramp: float) -> dict[str, Tensor]:
+    settings: ClassVar[UAMTSettings] = UAMTSettings()
+
+    def _certain_voxels(self, image: Tensor) -> dict[str, Tensor]:
         s, regions = self.settings, self.label_manager.has_regions
         # The logits alone: the maps that the taps hand over would all be kept until the last pass.
         passes = [
@@ -93,6 +109,7 @@ class UAMTTrainer(MeanTeacherTrainer):
             for _ in range(s.passes)
         ]
         classes = 2 if regions else self.label_manager.num_segmentation_heads
-        # The paper's (3/4 + 1/4 ramp) log 2 is this share of the largest entropy of its two classes.
-        threshold = (s.certainty + (1 - s.certainty) * ramp) * math.log(classes)
+        # The paper's (3/4 + 1/4 ramp) log 2 is this share of the largest entropy of its two classes; its ramp lasts as
+        # long as the run, however fast the weight rises.
+        threshold = (s.certainty + (1 - s.certainty) * self.ramp_over(1.0)) * math.log(classes)
         return {name: predictive_entropy([p[name] for p in passes], regions=regions) < threshold for name in passes[0]}

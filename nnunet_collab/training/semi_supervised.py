@@ -93,7 +93,12 @@ class SemiSupervisedTrainer(CollabTrainer):
         Raises:
             CollabError: If the batch cannot hold a labelled and an unlabelled sample.
         """
+        share = self.oversample_foreground_percent
         super().initialize()
+        if self.is_ddp:
+            # nnU-Net centres the last third of the whole batch on foreground and deals the places to the processes; of
+            # the labelled samples alone those places would be another share, so chance decides on every process.
+            self.oversample_foreground_percent, self.probabilistic_oversampling = share, True
         if self.batch_size < 2:
             raise CollabError(
                 f"setting 'batch_size': each batch holds labelled and unlabelled samples, so {self.trainer_name} needs "

@@ -405,11 +405,12 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             self.curves.log(f"weight/{key}", weight, self.current_epoch)
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Supervised loss, overlap with the truth and with each other of all students on one validation batch."""
+        """Supervised loss of those who learn, and overlap of all with the truth and with each other, on one batch."""
         image, target, truth = self._to_device(batch)
         with self._autocast():
             outputs: dict[str, StudentOutput] = self.deployed(image)
-            losses = [float(self.supervised(output, target)) for output in outputs.values()]
+            learners = [outputs[s.name] for s in self.settings.students if not s.frozen]
+            losses = [float(self.supervised(output, target)) for output in learners]
         return {"loss": float(np.mean(losses)), **self.validation_counts(image, outputs, truth)}
 
     def validation_counts(self, image: Tensor, outputs: dict[str, StudentOutput], truth: Truth) -> dict[str, Any]:

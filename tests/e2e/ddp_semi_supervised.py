@@ -69,6 +69,9 @@ def make_trainer(name, kind, configuration, changes):
     os.environ[VARIABLE] = json.dumps({"batch_size": BATCH_SIZE, "epochs": 1, "iterations_per_epoch": 1, **changes})
     trainer = get_trainer_from_args(str(DATASETS[kind]), configuration, 0, name, device=torch.device("cpu"))
     trainer.initialize()
+    if dist.is_initialized() and isinstance(trainer, SemiSupervisedTrainer):
+        # Every process centres as many labelled samples on foreground, on average, and as many as one process would.
+        assert (trainer.oversample_foreground_percent, trainer.probabilistic_oversampling) == (0.33, True)
     trainer.set_deep_supervision_enabled(True)
     trainer.network.train()
     if name == "CRLNTrainer":

@@ -248,6 +248,7 @@ def test_what_teaches_is_not_dropped_by_the_network_itself(make, method, monkeyp
         ({"strong_weight": -1}, "setting 'strong_weight': must be >= 0"),
         ({"feature_weight": -1}, "setting 'feature_weight': must be >= 0"),
         ({"feature_drop": 1.0}, "setting 'feature_drop': must be in [0, 1)"),
+        ({"feature_drop": 0.2}, "setting 'feature_drop': has no effect with feature_weight 0"),
         ({"cutmix_probability": 1.1}, "setting 'cutmix_probability': must be in [0, 1]"),
         ({"mixing": "other"}, "one of 'batch', 'further'"),
     ],

@@ -76,7 +76,10 @@ EXPECTED = {
     ],
 )
 def test_each_term_is_finite_and_after_a_step_every_parameter_has_a_gradient(make, formulation, kind, configuration):
-    trainer = make(kind=kind, configuration=configuration, changes={"formulation": formulation, "ramp_up": 0})
+    changes = {"formulation": formulation, "ramp_up": 0}
+    if "ignore" in kind and formulation != "official":
+        changes["size_source"] = "teacher"
+    trainer = make(kind=kind, configuration=configuration, changes=changes)
     (result,) = train(trainer, 1, kind)
     assert without_gradient(trainer) == []
     assert result["loss"] == pytest.approx(sum(result["terms"].values()), rel=1e-12)
@@ -233,23 +236,27 @@ def test_norm_and_logits_can_be_limited(make):
     assert list(values(trainer)) == ["norm", "logits"]
 
 
-def test_crops_with_ignored_voxels_say_nothing_of_sizes_and_boundaries(make):
-    trainer = make(kind="ignore")
-    terms = terms_of(trainer, "ignore")
-    assert trainer.constraints.sizes.updates == 0
-    assert terms["CNN/constraints"].value == 0  # no size, no band
-    assert terms["CNN/distance"].value == 0
+def test_crops_with_ignored_voxels_say_nothing_of_boundaries(make):
+    trainer = make(kind="ignore", changes={"size_source": "teacher"})
+    assert terms_of(trainer, "ignore")["CNN/distance"].value == 0
 
 
-def test_sizes_are_the_mean_of_crops_without_ignored_voxels():
+@pytest.mark.parametrize("kind", ["ignore", "regions_ignore"])
+@pytest.mark.parametrize("changes", [{}, {"formulation": "official", "constraint": "size_bands"}])
+def test_with_an_ignore_label_sizes_are_not_taken_from_labels(make, kind, changes):
+    with pytest.raises(CollabError, match="its crops are centred on annotated voxels, the others' sizes are unknown"):
+        make(kind=kind, changes=changes)
+    make(kind=kind, changes={**changes, "constraint": "none"})
+
+
+def test_sizes_are_the_mean_of_crops_at_random_places():
     settings = LDCSettings()
     constraints = Constraints(settings, settings.recipe(regions=False), 2, 1, torch.device("cpu"))
-    masks, keep = torch.zeros(3, 2, 4, 5, dtype=torch.bool), torch.ones(3, 4, 5, dtype=torch.bool)
+    masks, at_random = torch.zeros(3, 2, 4, 5, dtype=torch.bool), torch.tensor([True, False, True])
     masks[0, 0, :2], masks[1, 1], masks[2, 0, 0] = True, True, True
-    keep[1, 3, 3] = False
-    constraints.measure_sizes(masks, keep)
+    constraints.measure_sizes(masks, at_random)
     assert constraints.sizes.value.tolist() == pytest.approx([(0.5 + 0.25) / 2, 0])
-    constraints.measure_sizes(masks[:0], keep[:0])  # this process has no crop at a random place
+    constraints.measure_sizes(masks, torch.zeros(3, dtype=torch.bool))  # this process has no crop at a random place
     assert constraints.sizes.updates == 1
 
 
@@ -420,6 +427,7 @@ def test_sizes_need_labelled_foreground():
             "setting 'hard_target': has no effect in the formulation 'official', so it must stay False; got True",
         ),
         ({"formulation": "paper_eq2", "dice": 0.4}, "setting 'dice': has no effect in the formulation 'paper_eq2'"),
+        ({"constraint": "global_mean", "tolerance": 0.2}, "'tolerance': has no effect with constraint 'global_mean'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, changes, message):

@@ -28,6 +28,7 @@ from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer, UAMTTrainer
 from nnunet_collab.training.semi_supervised import part
 
 METHODS = (MeanTeacherTrainer, UAMTTrainer)
+FEW_PASSES = {MeanTeacherTrainer: {}, UAMTTrainer: {"passes": 2, "certainty": 1.0}}
 PAIR = [{"name": "CNN"}, {"name": "Transformer", **SEGFORMER}]
 
 
@@ -69,9 +70,8 @@ def by_hand(trainer, kind, passes=0, certainty=1.0):
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_each_term_teaches_the_student_it_names_and_no_other(make, method, kind, configuration):
-    trainer = make(
-        method, kind=kind, configuration=configuration, changes={"students": PAIR, "passes": 2, "ramp_up": 0}
-    )
+    changes = {"students": PAIR, "ramp_up": 0, **FEW_PASSES[method]}
+    trainer = make(method, kind=kind, configuration=configuration, changes=changes)
     train(trainer, 1, kind)
     terms = terms_of(trainer, kind)
     assert set(terms) == {f"{s['name']}/{name}" for s in PAIR for name in ("supervised", "consistency")}
@@ -93,22 +93,23 @@ def test_terms_are_the_losses_called_by_hand_with_the_weights_of_the_settings(ma
 
 
 @pytest.mark.parametrize("kind", LABELS)
-@pytest.mark.parametrize(("passes", "certainty"), [(8, 0.9), (3, 0.95)])
-def test_ua_mt_counts_voxels_of_low_entropy_over_its_passes(make, kind, passes, certainty):
-    trainer = make(UAMTTrainer, kind=kind, changes={"passes": passes, "certainty": certainty, "ramp_up": 1.0})
+@pytest.mark.parametrize(("passes", "certainty", "ramp_up"), [(8, 0.9, 1.0), (3, 0.95, 0.3), (3, 0.95, 0.0)])
+def test_ua_mt_counts_voxels_of_low_entropy_over_its_passes(make, kind, passes, certainty, ramp_up):
+    trainer = make(UAMTTrainer, kind=kind, changes={"passes": passes, "certainty": certainty, "ramp_up": ramp_up})
     train(trainer, 1, kind)
     trainer.iteration = 0
-    ramp = math.exp(-5)
+    ramp = math.exp(-5)  # the threshold rises over the whole run, whatever the weight does
     want = by_hand(trainer, kind, passes, certainty + (1 - certainty) * ramp)[1]
     terms = terms_of(trainer, kind)
-    assert terms["CNN/consistency"].weight == pytest.approx(0.1 * ramp)
+    assert terms["CNN/consistency"].weight == pytest.approx(0.1 * (ramp if ramp_up else 1))
     assert torch.equal(terms["CNN/consistency"].value, want)
     assert not torch.equal(want, by_hand(trainer, kind)[1])  # some voxels are left out
 
 
-def test_at_the_end_of_the_ramp_ua_mt_counts_every_voxel_that_is_not_a_tie(make):
+def test_at_the_end_of_the_run_ua_mt_counts_every_voxel_that_is_not_a_tie(make):
     trainer = make(UAMTTrainer, changes={"ramp_up": 0, "passes": 2})
     train(trainer, 1)
+    trainer.iteration = trainer.settings.epochs * trainer.settings.iterations_per_epoch
     assert torch.equal(terms_of(trainer)["CNN/consistency"].value, by_hand(trainer, "plain")[1])
 
 
@@ -136,7 +137,7 @@ def test_a_weight_of_zero_leaves_the_supervised_gradients_alone(make):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_voxels_that_are_left_out_teach_nothing(make, method):
-    trainer = make(method, changes={"passes": 1})
+    trainer = make(method, changes=FEW_PASSES[method])
     train(trainer, 1)
     batch = make_semi_supervised_batch(trainer)
     batch["where"][:] = -1
@@ -258,7 +259,7 @@ def test_the_quality_of_pseudo_labels_is_that_of_the_teacher(make, deploy):
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 @pytest.mark.parametrize("method", METHODS)
 def test_after_a_step_no_parameter_that_learns_is_without_gradient(make, method, configuration):
-    trainer = make(method, configuration=configuration, changes={"passes": 1})
+    trainer = make(method, configuration=configuration, changes=FEW_PASSES[method])
     (result,) = train(trainer, 1)
     assert without_gradient(trainer) == []
     assert result["loss"] == pytest.approx(sum(result["terms"].values()), rel=1e-12)
@@ -283,8 +284,6 @@ def test_a_frozen_student_is_refused(make):
         ({"consistency_weight": -1}, "setting 'consistency_weight': must be >= 0"),
         ({"ramp_up": -0.1}, "setting 'ramp_up': must be a share of the run, in [0, 1]"),
         ({"noise": -1}, "setting 'noise': must be >= 0"),
-        ({"passes": 0}, "setting 'passes': must be >= 1"),
-        ({"certainty": 0}, "setting 'certainty': must be in (0, 1]"),
         ({"deploy": "both"}, "one of 'student', 'teacher'"),
     ],
 )
@@ -292,3 +291,21 @@ def test_settings_that_make_no_sense_are_refused(make, changes, message):
     with pytest.raises(CollabError) as caught:
         make(changes=changes)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"passes": 0}, "setting 'passes': must be >= 1"),
+        ({"certainty": 0}, "setting 'certainty': must be in (0, 1]"),
+    ],
+)
+def test_settings_of_ua_mt_that_make_no_sense_are_refused(make, changes, message):
+    with pytest.raises(CollabError) as caught:
+        make(UAMTTrainer, changes=changes)
+    assert message in str(caught.value)
+
+
+def test_mean_teacher_has_no_settings_of_ua_mt(make):
+    with pytest.raises(CollabError, match="passes"):
+        make(changes={"passes": 2})
