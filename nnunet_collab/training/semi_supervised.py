@@ -93,7 +93,7 @@ class SemiSupervisedTrainer(CollabTrainer):
         Raises:
             CollabError: If the batch cannot hold a labelled and an unlabelled sample.
         """
-        share = self.oversample_foreground_percent
+        share: float = self.oversample_foreground_percent  # type: ignore[has-type]
         super().initialize()
         if self.is_ddp:
             # nnU-Net centres the last third of the whole batch on foreground and deals the places to the processes; of
