@@ -124,7 +124,7 @@ def _measure(source: Source, processes: int) -> pd.DataFrame:
                 f"report: every prediction must have a label in {source.labels}; without one: "
                 f"{listed(plan.without_label)} of {folder}. Add them, or name another folder with --labels."
             )
-        print(f"measures {source.name} {folder.parent.name if source.folds else ''}".rstrip(), flush=True)
+        print(f"measures {folder}", flush=True)
         # The labels of other folds have no prediction here.
         frames.append(
             evaluate_folders(
