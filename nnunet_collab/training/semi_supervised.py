@@ -93,12 +93,7 @@ class SemiSupervisedTrainer(CollabTrainer):
         Raises:
             CollabError: If the batch cannot hold a labelled and an unlabelled sample.
         """
-        share: float = self.oversample_foreground_percent  # type: ignore[has-type]
         super().initialize()
-        if self.is_ddp:
-            # nnU-Net centres the last third of the whole batch on foreground and deals the places to the processes; of
-            # the labelled samples alone those places would be another share, so chance decides on every process.
-            self.oversample_foreground_percent, self.probabilistic_oversampling = share, True
         if self.batch_size < 2:
             raise CollabError(
                 f"setting 'batch_size': each batch holds labelled and unlabelled samples, so {self.trainer_name} needs "
@@ -110,6 +105,17 @@ class SemiSupervisedTrainer(CollabTrainer):
         self.pseudo_label_curves = PseudoLabelCurves(regions=self.label_manager.has_regions)
 
     # ---------------------------------------------------------------- data
+
+    def _set_batch_size_and_oversample(self) -> None:
+        """nnU-Net's, but that several processes all centre the same share of their samples on foreground, by chance.
+
+        nnU-Net centres the last third of the whole batch and deals its places to the processes. Where a part of every
+        process's batch is unlabelled, that would be another share of the labelled samples.
+        """
+        share: float = self.oversample_foreground_percent  # type: ignore[has-type]
+        super()._set_batch_size_and_oversample()
+        if self.is_ddp:
+            self.oversample_foreground_percent, self.probabilistic_oversampling = share, True
 
     def training_source(self, data: Any, patch_size: Any, transforms: Any) -> BatchSource:
         """Labelled samples by nnU-Net's loader, unlabelled ones at random places, from one pool of workers."""

@@ -186,6 +186,10 @@ def test_a_file_that_is_no_text_is_refused_by_name(tmp_path):
             {"lambda_factors": ["alignment", "a"]},
             "setting 'lambda_factors': must be among alignment, similarity, certainty",
         ),
+        (
+            {"logit_mode": "mutual", "lambda_factors": []},
+            "setting 'lambda_factors': has no effect with logit_mode 'mutual', so it must stay ('alignment',",
+        ),
         ({"students": []}, "setting 'students': must name at least one student"),
         ({"students": [{"name": "A"}, {"name": "A"}]}, "setting 'students': must have distinct names; got ['A', 'A']"),
         ({"students": [{"name": "A", "frozen": "x"}]}, "setting 'students': must leave one student to learn"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -201,6 +202,21 @@ def test_validation_counts_each_student_and_their_agreement(make):
         result = trainer.validation_step(make_batch(trainer))
     assert set(result["counts"]) == set(STUDENTS)
     assert result["agreement"].shape == result["counts"]["CNN"].shape == (2, 2)
+
+
+def test_the_validation_loss_is_that_of_those_who_learn(make):
+    trainer = make()
+    trainer.group.eval()
+    batch = make_batch(trainer)
+    with torch.no_grad():
+        alone = {
+            name: float(trainer.supervised(out, batch["target"])) for name, out in trainer.group(batch["data"]).items()
+        }
+        assert trainer.validation_step(batch)["loss"] == pytest.approx(sum(alone.values()) / 2)
+        cnn, transformer = trainer.settings.students
+        trainer.settings = replace(trainer.settings, students=(replace(cnn, frozen="a model"), transformer))
+        assert trainer.validation_step(batch)["loss"] == pytest.approx(alone["Transformer"])
+    assert alone["CNN"] != pytest.approx(alone["Transformer"])
 
 
 @pytest.mark.parametrize("count", [1, 3])
