@@ -22,10 +22,10 @@ import torch
 from loss_memory import peak_of_step
 
 import nnunet_collab.training.trainer as trainer_module
-from nnunet_collab.data.signed_distance import KEY
 from nnunet_collab.data.two_streams import CENTRED
-from nnunet_collab.methods.crln import CRLNTrainer
-from nnunet_collab.methods.ldc import LDCTrainer
+from nnunet_collab.methods.crln.trainer import CRLNTrainer
+from nnunet_collab.methods.ldc.signed_distance import KEY
+from nnunet_collab.methods.ldc.trainer import LDCTrainer
 from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer
 from nnunet_collab.training.semi_supervised import SemiSupervisedTrainer
 

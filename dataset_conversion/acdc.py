@@ -22,12 +22,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from nnunet_collab.conversion.labeled_protocol import PublishedOrder
+from nnunet_collab.conversion.raw_dataset import DatasetInfo, RawDataset, write_raw_dataset
+from nnunet_collab.conversion.raw_target import Target
+from nnunet_collab.conversion.scripts import run_alone
+from nnunet_collab.conversion.source_check import Case, SourceRules
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.data.convert_command import run_alone
-from nnunet_collab.data.labeled_protocol import PublishedOrder
-from nnunet_collab.data.raw_dataset import DatasetInfo, RawDataset, write_raw_dataset
-from nnunet_collab.data.raw_target import Target
-from nnunet_collab.data.source_check import Case, SourceRules
 
 DATASET_NAME = "ACDC"
 OPTIONS = {

@@ -16,13 +16,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nnunet_collab.data.convert_command import run_alone
-from nnunet_collab.data.labeled_protocol import PublishedOrder
-from nnunet_collab.data.patient_folds import held_out
-from nnunet_collab.data.raw_dataset import DatasetInfo, RawDataset, write_raw_dataset
-from nnunet_collab.data.raw_target import Target
-from nnunet_collab.data.source_check import SourceRules
-from nnunet_collab.data.source_files import paired, refuse_nothing_found, root_folder
+from nnunet_collab.conversion.labeled_protocol import PublishedOrder
+from nnunet_collab.conversion.raw_dataset import DatasetInfo, RawDataset, write_raw_dataset
+from nnunet_collab.conversion.raw_target import Target
+from nnunet_collab.conversion.scripts import run_alone
+from nnunet_collab.conversion.source_check import SourceRules
+from nnunet_collab.conversion.source_files import paired, refuse_nothing_found, root_folder
+from nnunet_collab.splits.patient_folds import held_out
 
 DATASET_NAME = "LeftAtrium"
 

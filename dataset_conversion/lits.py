@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nnunet_collab.data.convert_command import run_alone
-from nnunet_collab.data.patient_folds import held_out
-from nnunet_collab.data.raw_dataset import DatasetInfo, RawDataset, write_raw_dataset
-from nnunet_collab.data.raw_target import Target
-from nnunet_collab.data.source_check import GridTolerance, SourceRules
-from nnunet_collab.data.source_files import by_name, paired, refuse_nothing_found
+from nnunet_collab.conversion.raw_dataset import DatasetInfo, RawDataset, write_raw_dataset
+from nnunet_collab.conversion.raw_target import Target
+from nnunet_collab.conversion.scripts import run_alone
+from nnunet_collab.conversion.source_check import GridTolerance, SourceRules
+from nnunet_collab.conversion.source_files import by_name, paired, refuse_nothing_found
+from nnunet_collab.splits.patient_folds import held_out
 
 DATASET_NAME = "LiTS"
 

@@ -21,15 +21,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from nnunet_collab.conversion.h5_volumes import H5Volume, require_h5py
+from nnunet_collab.conversion.labeled_protocol import PublishedOrder
+from nnunet_collab.conversion.raw_dataset import DatasetInfo, RawDataset, write_raw_dataset
+from nnunet_collab.conversion.raw_target import Target
+from nnunet_collab.conversion.scripts import run_alone
+from nnunet_collab.conversion.source_check import Case, SourceRules
+from nnunet_collab.conversion.source_files import by_name, refuse_nothing_found
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.data.convert_command import run_alone
-from nnunet_collab.data.few_labels import listed
-from nnunet_collab.data.h5_volumes import H5Volume, require_h5py
-from nnunet_collab.data.labeled_protocol import PublishedOrder
-from nnunet_collab.data.raw_dataset import DatasetInfo, RawDataset, write_raw_dataset
-from nnunet_collab.data.raw_target import Target
-from nnunet_collab.data.source_check import Case, SourceRules
-from nnunet_collab.data.source_files import by_name, refuse_nothing_found
+from nnunet_collab.splits.few_labels import listed
 
 DATASET_NAME = "SSL4MIS"
 OPTIONS = {

@@ -31,24 +31,24 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "env": Command("nnunet_collab.env_command", "print the line for your shell that lets nnU-Net find the trainers"),
-    "demo": Command("nnunet_collab.demo.command", "train, predict and evaluate on a small made-up dataset, in minutes"),
+    "env": Command("nnunet_collab.commands.env", "print the line for your shell that lets nnU-Net find the trainers"),
+    "demo": Command(
+        "nnunet_collab.commands.demo", "train, predict and evaluate on a small made-up dataset, in minutes"
+    ),
     "convert": Command(
-        "nnunet_collab.data.convert_command", "convert a public dataset into nnU-Net's format", names="converter_names"
+        "nnunet_collab.commands.convert", "convert a public dataset into nnU-Net's format", names="converter_names"
     ),
     "preprocess_unlabeled": Command(
-        "nnunet_collab.data.preprocess_unlabeled_command", "preprocess the images of imagesUn, which have no labels"
+        "nnunet_collab.commands.preprocess_unlabeled", "preprocess the images of imagesUn, which have no labels"
     ),
     "split": Command(
-        "nnunet_collab.data.split_command", "let few patients keep their labels; find the same image in two roles"
+        "nnunet_collab.commands.split", "let few patients keep their labels; find the same image in two roles"
     ),
-    "doctor": Command("nnunet_collab.doctor.command", "check installation, paths, trainers and hardware"),
-    "publish": Command("nnunet_collab.inference.publish_command", "publish the students of a finished training"),
-    "evaluate": Command(
-        "nnunet_collab.evaluation.command", "compare predictions with labels: Dice, HD95, ASD and more"
-    ),
+    "doctor": Command("nnunet_collab.commands.doctor", "check installation, paths, trainers and hardware"),
+    "publish": Command("nnunet_collab.commands.publish", "publish the students of a finished training"),
+    "evaluate": Command("nnunet_collab.commands.evaluate", "compare predictions with labels: Dice, HD95, ASD and more"),
     "report": Command(
-        "nnunet_collab.report.command", "compare methods on one page: scores, tests, curves, costs, pictures"
+        "nnunet_collab.commands.report", "compare methods on one page: scores, tests, curves, costs, pictures"
     ),
 }
 

@@ -158,7 +158,7 @@ def prepare_device(kind: str, place: Place) -> torch.device:
     """
     import torch
 
-    from nnunet_collab.doctor.hardware import available_cores
+    from nnunet_collab.core.shipped import available_cores
 
     if kind == "cpu":
         torch.set_num_threads(max(1, available_cores() // place.local_world_size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,14 @@ from nnunet_collab.core import distributed
 def _no_settings_from_outside(monkeypatch):
     for name in ("nnUNet_collab_settings", "nnUNet_collab_require_pretrained"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch) -> Path:
+    """nnU-Net's variables name folders that do not exist yet; this is that of the raw datasets."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    return tmp_path / "nnUNet_raw"
 
 
 @pytest.fixture

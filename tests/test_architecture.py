@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,26 +14,31 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((ROOT / "dataset_conversion").glob("*.py"))
 DOORWAYS = sorted((ROOT / "trainers").glob("*.py"))
 
-# A layer may import itself and what stands here; a module beside the layers counts as a layer of its own.
+# The floors, from the ground up. A floor may import itself and what stands here; a module beside the floors counts as one.
 MAY_IMPORT = {
     "core": set(),
     "figures": {"core"},
     "data": {"core"},
     "networks": {"core"},
     "losses": {"core"},
+    "splits": {"core"},
     "inference": {"core"},
-    "training": {"core", "data", "networks", "losses", "inference", "figures"},
-    "methods": {"core", "data", "networks", "losses", "training"},
     "evaluation": {"core"},
+    "doctor": {"core"},
+    "launch": {"core"},
+    "conversion": {"core", "splits"},
+    "dataset_conversion": {"core", "splits", "conversion"},
+    "training": {"core", "data", "networks", "losses", "splits", "inference", "figures"},
+    "methods": {"core", "data", "networks", "losses", "training"},
     "report": {"core", "evaluation", "figures"},
-    "env_command": {"core"},
-    "doctor": {"core", "env_command"},
-    "launch": {"core", "doctor"},
-    "cli": {"core"},
+    "demo": {"core", "evaluation", "figures"},
+    "commands": {
+        "core", "data", "networks", "splits", "inference", "evaluation", "doctor", "conversion", "training", "methods",
+        "report", "demo",
+    },
+    "cli": {"core", "commands"},
     "__main__": {"cli"},
-    "demo": {"core", "data", "networks", "losses", "inference", "training", "methods", "evaluation", "figures"},
-    "dataset_conversion": {"core", "data"},
-}
+}  # fmt: skip
 MOST_LINES = 300
 LONG = {"training/trainer.py"}  # nnU-Net's life cycle is one class; its parts live in the modules beside it
 RUN_WITH_DASH_M = {PACKAGE / "launch.py"}
@@ -58,6 +64,32 @@ def forbidden_imports(source, layer):
     allowed = {layer, *MAY_IMPORT[layer]}
     layers = (name.split(".")[1] for name in imported_modules(source) if name.startswith("nnunet_collab."))
     return sorted({name for name in layers if name in MAY_IMPORT and name not in allowed})
+
+
+def import_graph(sources):
+    """Module -> the modules of `sources` that it imports, wherever in it and for whatever reason.
+
+    Args:
+        sources: Dotted name -> source text.
+    """
+    graph = {}
+    for name, source in sources.items():
+        found = {target for target in imported_modules(source) if target in sources}
+        graph[name] = found - {name}
+    return graph
+
+
+def circle(graph):
+    """One circle of imports as a list of modules, or None."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return None
+
+
+def dotted(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def doorway_fault(source, name):
@@ -88,6 +120,14 @@ def test_imports_point_down(path):
         return
     assert layer_of(path) in MAY_IMPORT, "a new layer: say here what it may import"
     assert forbidden_imports(path.read_text(), layer_of(path)) == []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circle(import_graph({dotted(path): path.read_text() for path in MODULES})) is None
+
+
+def test_the_floors_have_no_circle():
+    assert circle(MAY_IMPORT) is None
 
 
 @pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -126,11 +166,17 @@ def test_folders_of_scripts_hold_nothing_else():
         ("data", "if TYPE_CHECKING:\n    from nnunet_collab.training.trainer import CollabTrainer", ["training"]),
         ("evaluation", "from nnunet_collab import __version__\nimport nnunet_collab", []),
         ("methods", "from nnunet_collab.demo.phantom import x", ["demo"]),
-        ("cli", "import nnunet_collab.demo.command", ["demo"]),
+        ("cli", "import nnunet_collab.commands.demo", ["demo"]),
     ],
 )
 def test_the_rule_of_imports_sees(layer, source, found):
     assert forbidden_imports(source, layer) == found
+
+
+def test_circles_are_seen():
+    sources = {"p.a": "from p import b", "p.b": "def f():\n    from p.a import x", "p": ""}
+    assert set(circle(import_graph(sources))) == {"p.a", "p.b"}
+    assert circle(import_graph({**sources, "p.b": "import q.a"})) is None
 
 
 def test_relative_imports_are_seen():

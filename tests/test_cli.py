@@ -15,7 +15,7 @@ import nnunet_collab
 from nnunet_collab.cli import COMMANDS, main
 from nnunet_collab.core import shipped
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.env_command import extended
+from nnunet_collab.core.shipped import extended
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "numpy", "nnunetv2", "pandas", "scipy", "matplotlib", "SimpleITK", "timm")
@@ -94,7 +94,7 @@ def test_a_missing_package_leads_to_the_doctor(monkeypatch, capsys):
     def run(args):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr("nnunet_collab.env_command.run", run)
+    monkeypatch.setattr("nnunet_collab.commands.env.run", run)
     assert main(["env"]) == 2
     assert capsys.readouterr().err == (
         "nnunet_collab: a package that is needed cannot be imported (No module named 'torch'). "
@@ -106,7 +106,7 @@ def test_a_missing_module_of_ours_keeps_its_traceback(monkeypatch):
     def run(args):
         raise ModuleNotFoundError("No module named 'nnunet_collab.gone'", name="nnunet_collab.gone")
 
-    monkeypatch.setattr("nnunet_collab.env_command.run", run)
+    monkeypatch.setattr("nnunet_collab.commands.env.run", run)
     with pytest.raises(ModuleNotFoundError, match="gone"):
         main(["env"])
 

@@ -147,7 +147,7 @@ def test_refuses_more_processes_than_gpus(count, monkeypatch):
 
 @pytest.mark.parametrize(("processes", "threads"), [(1, 6), (2, 3), (4, 1), (8, 1)])
 def test_processes_on_the_cpu_share_its_cores(processes, threads, monkeypatch, torch_threads):
-    monkeypatch.setattr("nnunet_collab.doctor.hardware.available_cores", lambda: 6)
+    monkeypatch.setattr("nnunet_collab.core.shipped.available_cores", lambda: 6)
     assert launch.prepare_device("cpu", launch.Place(0, 0, 16, processes)) == torch.device("cpu")
     assert torch.get_num_threads() == threads
 

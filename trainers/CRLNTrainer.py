@@ -1,5 +1,5 @@
 """Doorway: lets `nnUNetv2_train ... -tr CRLNTrainer` find the class."""
 
-from nnunet_collab.methods.crln import CRLNTrainer
+from nnunet_collab.methods.crln.trainer import CRLNTrainer
 
 __all__ = ["CRLNTrainer"]

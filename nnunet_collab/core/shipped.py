@@ -6,6 +6,7 @@ In a checkout, and so in an editable install, they are folders beside the packag
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 
 from nnunet_collab.core.errors import CollabError
@@ -41,3 +42,45 @@ def doorways() -> dict[str, str]:
             if isinstance(node, ast.ImportFrom) and path.stem in [alias.name for alias in node.names]:
                 found[path.stem] = node.module or ""
     return found
+
+
+VARIABLE = "nnUNet_extTrainer"
+
+
+def extended(value: str, folder: Path) -> str:
+    """The value of `nnUNet_extTrainer` with `folder` in it.
+
+    Args:
+        value: What the variable says now; may be empty. The order of its folders stays, since the first one that
+            has a trainer of a given name wins.
+        folder: The doorways; appended unless the value names that folder already, in whatever spelling.
+
+    Raises:
+        CollabError: If the folder's path cannot be written into a list of paths.
+    """
+    if os.pathsep in str(folder):
+        raise CollabError(
+            f"{VARIABLE}: separates its folders by {os.pathsep!r}, so none may have it in its path; got {folder}. "
+            "Move the project to another folder, or install the package in another environment."
+        )
+    # A dictionary keeps the first spelling of each folder, and the order.
+    entries: dict[str, str] = {}
+    for entry in (*folders_of(value), str(folder)):
+        entries.setdefault(canonical(entry), entry)
+    return os.pathsep.join(entries.values())
+
+
+def folders_of(value: str) -> list[str]:
+    """The folders that a value of `nnUNet_extTrainer` names, in order, empty entries left out as nnU-Net does."""
+    return [entry for entry in value.split(os.pathsep) if entry.strip()]
+
+
+def canonical(path: str | Path) -> str:
+    """One spelling for every way to write a path: absolute, without links, in one case where cases do not count."""
+    return os.path.normcase(os.path.realpath(path))
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which can be fewer than there are."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1

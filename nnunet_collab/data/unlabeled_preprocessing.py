@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,8 +24,9 @@ from typing import Any
 
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_json
+from nnunet_collab.core.nnunet_folders import UNLABELED, case_images, channel_names
 
-IMAGES, RECORD = "imagesUn", "unlabeled.json"
+RECORD = "unlabeled.json"
 _ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")  # in the order in which they are renamed
 _PARTIAL = ".partial"
 # Entries of a configuration that do not determine its preprocessing; those from UNet_class_name on are of old plans.
@@ -63,7 +63,7 @@ def preprocessing_fingerprint(plans: dict[str, Any], configuration: str, dataset
 
 def unlabeled_folder(preprocessed_dataset: Path, data_identifier: str) -> Path:
     """Where preprocessed unlabelled cases are: beside the labelled ones, `<preprocessed_dataset>/<data_identifier>`."""
-    return preprocessed_dataset / f"{data_identifier}_{IMAGES}"
+    return preprocessed_dataset / f"{data_identifier}_{UNLABELED}"
 
 
 def unlabeled_cases(
@@ -98,9 +98,9 @@ def unlabeled_cases(
         command += f" -p {plans['plans_name']}"
     refuse_other_plans(folder, preprocessing_fingerprint(plans, configuration, dataset_json), command)
     done = complete_cases(folder)
-    if raw_dataset is None or not (raw_dataset / IMAGES).is_dir():
+    if raw_dataset is None or not (raw_dataset / UNLABELED).is_dir():
         return done
-    images = case_images(raw_dataset / IMAGES, dataset_json["file_ending"])
+    images = case_images(raw_dataset / UNLABELED, dataset_json["file_ending"])
     if missing := sorted(images.keys() - set(done)):
         raise CollabError(
             f"{configuration}: every case of imagesUn must be preprocessed; {len(missing)} of {len(images)} are not in "
@@ -203,26 +203,6 @@ def preprocess_case(
         with open(f"{aside}{ending}", "rb+") as file:
             os.fsync(file.fileno())
         os.replace(f"{aside}{ending}", folder / f"{case}{ending}")
-
-
-def channel_names(dataset_json: dict[str, Any]) -> dict[str, str]:
-    """Channel number -> name; old files call them modalities."""
-    names: dict[str, str] = dataset_json["channel_names" if "channel_names" in dataset_json else "modality"]
-    return names
-
-
-def case_images(folder: Path, ending: str) -> dict[str, list[Path]]:
-    """Case -> its images in the order of their channels: files named `CASE_0000<ending>`, others are left out.
-
-    Returns:
-        Cases in alphabetical order; empty if there is no such folder.
-    """
-    images: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        match = re.fullmatch(rf"([^.].*)_\d{{4}}{re.escape(ending)}", path.name)
-        if match:
-            images.setdefault(match.group(1), []).append(path)
-    return dict(sorted(images.items()))
 
 
 def _results(work: partial[None], cases: Mapping[str, Sequence[Path]], processes: int) -> Iterator[None]:

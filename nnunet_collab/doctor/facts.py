@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_collab.env_command import VARIABLE, folders_of
+from nnunet_collab.core.shipped import VARIABLE, folders_of
 
 
 def report(output: str, steps: str) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from nnunet_collab.core.shipped import available_cores
 from nnunet_collab.doctor.finding import Finding
 
 _SWITCH_OFF = "export nnUNet_compile=f   # trains the same, somewhat slower"
@@ -54,12 +55,6 @@ def check_compilation(facts: Mapping[str, Any], environment: Mapping[str, str] =
     if not any(shutil.which(name) for name in (environment.get("CC", ""), "cc", "gcc", "clang") if name):
         return Finding("warn", "torch.compile: will be tried and fail, because there is no C compiler", _SWITCH_OFF)
     return Finding("ok", "torch.compile: used; the first iterations take minutes")
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which can be fewer than there are."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def memory_gb() -> float:

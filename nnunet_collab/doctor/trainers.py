@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nnunet_collab.core.shipped import doorway_folder
+from nnunet_collab.core.shipped import VARIABLE, canonical, doorway_folder, folders_of
 from nnunet_collab.doctor.finding import Finding
 from nnunet_collab.doctor.probe import Outcome
-from nnunet_collab.env_command import VARIABLE, canonical, folders_of
 
 _SET = 'eval "$(nnunet_collab env)"   # put it into your shell\'s start-up file or your job script'
 

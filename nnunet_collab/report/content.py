@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nnunet_collab.report.costs import settings_of, settings_table, training_frame, training_table
+from nnunet_collab.report.costs import training_frame, training_table
 from nnunet_collab.report.figures import Picture, box_plots, learning_curves, pseudo_label_curves
 from nnunet_collab.report.frames import cases_frame, comparisons_frame, published_frame, scores_frame
 from nnunet_collab.report.overlays import overlays
 from nnunet_collab.report.sentences import facts, summary, warnings, without_voxels
+from nnunet_collab.report.settings import settings_of, settings_table
 from nnunet_collab.report.tables import (
     Table,
     caveats,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +13,6 @@ from nnunet_collab.report.tables import EMPTY, Cell, Table, known, number
 if TYPE_CHECKING:
     from nnunet_collab.report.grouping import Method, Result
     from nnunet_collab.report.runs import Fold
-
-_NOT_COMPARED = ("seed", "run_name")
 
 
 def training_frame(section: Section) -> pd.DataFrame:
@@ -80,66 +77,6 @@ def training_table(section: Section, frame: pd.DataFrame) -> Table:
     ]
     head = ["method", *(title for title, _ in columns.values())]
     return Table("training", "Trainings", head, rows, {"dataset": section.dataset})
-
-
-def settings_table(section: Section) -> Table | None:
-    """The settings in which methods that have them differ, and students; None if fewer than two methods have any."""
-    flat = {m.label: _flat(settings) for m in section.methods if (settings := settings_of(m))}
-    if len(flat) < 2:
-        return None
-    names = [{student["name"] for student in settings_of(m).get("students", [])} for m in section.methods]
-    for values in flat.values():
-        _shorten(values, set.union(*names) - set.intersection(*names))
-    keys = sorted({key for values in flat.values() for key in values})
-    differing = [key for key in keys if _differs(key, list(flat.values()))]
-    rows = [[Cell(key), *(Cell(_text(values.get(key, EMPTY))) for values in flat.values())] for key in differing]
-    title = "Settings that are not the same for all that have them"
-    return Table("", title, ["setting", *flat], rows, {"dataset": section.dataset})
-
-
-def _differs(key: str, settings: list[dict[str, Any]]) -> bool:
-    values = {str(one[key]) for one in settings if key in one}
-    # That a method has no such setting is worth a line only where it says which networks were trained.
-    return len(values) > 1 or (key.startswith("students.") and any(key not in one for one in settings))
-
-
-def _shorten(values: dict[str, Any], students: set[str]) -> None:
-    """Leave one line of each student that some methods do not have: its network."""
-    for name in students:
-        own = [key for key in values if key.startswith(f"students.{name}.")]
-        network = values.get(f"students.{name}.network", "yes")
-        for key in own:
-            del values[key]
-        if own:
-            values[f"students.{name}"] = network
-
-
-def settings_of(method: Method) -> Mapping[str, Any]:
-    """The settings of a method's first seed, with the trainer's name; empty if they are not known."""
-    record = method.results[0].source.record
-    return {"trainer": record["trainer"], **record["settings"]} if record else {}
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level; the members of a list of named things by their names."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if key in _NOT_COMPARED and not prefix:
-            continue
-        if isinstance(value, list) and value and all(isinstance(item, Mapping) and "name" in item for item in value):
-            for item in value:
-                flat |= _flat({k: v for k, v in item.items() if k != "name"}, f"{prefix}{key}.{item['name']}.")
-        elif isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return {"": "none", "None": "default"}.get(str(value), str(value))
 
 
 def _or_nan(value: float | None) -> float:

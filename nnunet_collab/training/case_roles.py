@@ -9,8 +9,8 @@ from typing import Any
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_json
 from nnunet_collab.core.patients import patient_lookup
-from nnunet_collab.data.few_labels import check_roles
-from nnunet_collab.data.patient_folds import patient_folds
+from nnunet_collab.splits.few_labels import check_roles
+from nnunet_collab.splits.patient_folds import patient_folds
 
 
 class CaseRoles:

@@ -21,17 +21,17 @@ from torch import Tensor
 
 from nnunet_collab.core.distributed import of_all_ranks, world_size
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.nnunet_folders import RAW, SPLIT_FILE, UNLABELED
 from nnunet_collab.core.schedules import sigmoid_ramp
 from nnunet_collab.core.settings import require
 from nnunet_collab.core.types import StudentOutput, Term
-from nnunet_collab.data.few_labels import check_roles, of_patients
 from nnunet_collab.data.loaders import BatchSource
-from nnunet_collab.data.raw_target import RAW, SPLIT_FILE
 from nnunet_collab.data.two_streams import LabeledCrops, RandomCrops, TwoStreams
 from nnunet_collab.data.unlabeled_dataset import UnlabeledDataset, has_image
-from nnunet_collab.data.unlabeled_preprocessing import IMAGES, unlabeled_cases, unlabeled_folder
+from nnunet_collab.data.unlabeled_preprocessing import unlabeled_cases, unlabeled_folder
 from nnunet_collab.data.views import WeakAndStrongViews
 from nnunet_collab.losses.pseudo_labels import pseudo_labels
+from nnunet_collab.splits.few_labels import check_roles, of_patients
 from nnunet_collab.training import planning
 from nnunet_collab.training.case_roles import refuse_missing
 from nnunet_collab.training.metrics import dice, overlap_counts, predicted_masks, true_masks
@@ -162,9 +162,9 @@ class SemiSupervisedTrainer(CollabTrainer):
         scribbles = self.label_manager.has_ignore_label and self.settings.unlabeled_voxels
         if not folders and not scribbles:
             raise CollabError(
-                f"{self.trainer_name}: learns from unlabelled images, too, and found none: {raw / IMAGES} has no "
+                f"{self.trainer_name}: learns from unlabelled images, too, and found none: {raw / UNLABELED} has no "
                 f"image CASE_0000{self.dataset_json['file_ending']} of a patient who is not validated on, {splits} "
-                f"declares no case unlabelled in fold {self.fold}. Put images into {IMAGES} and run "
+                f"declares no case unlabelled in fold {self.fold}. Put images into {UNLABELED} and run "
                 f"nnunet_collab preprocess_unlabeled, or declare cases unlabelled with nnunet_collab split."
             )
         self.case_roles.note("unlabeled", folders)
@@ -178,13 +178,13 @@ class SemiSupervisedTrainer(CollabTrainer):
         """The cases of imagesUn that are of no patient who is validated on."""
         train = self.case_roles.cases["train"]
         val = [] if self.fold == "all" else self.case_roles.cases["val"]  # with all, nnU-Net validates on train
-        roles = {"train": train, "val": val, "unlabeled": in_split, IMAGES: extra}
-        mend = f"Rename the case in {IMAGES} or remove it."
-        check_roles(f"{IMAGES} and the split of fold {self.fold}", roles, str, mend)
+        roles = {"train": train, "val": val, "unlabeled": in_split, UNLABELED: extra}
+        mend = f"Rename the case in {UNLABELED} or remove it."
+        check_roles(f"{UNLABELED} and the split of fold {self.fold}", roles, str, mend)
         left_out = of_patients(extra, val, self.dataset_json.get("patient_pattern"))
         if left_out:
             self.print_to_log_file(
-                f"left out of {IMAGES}, because their patient is validated on in this fold: {', '.join(left_out)}"
+                f"left out of {UNLABELED}, because their patient is validated on in this fold: {', '.join(left_out)}"
             )
         return sorted({*extra} - {*left_out})
 

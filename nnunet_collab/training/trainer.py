@@ -25,11 +25,11 @@ from torch.amp import GradScaler
 
 from nnunet_collab.core import checkpoint as checkpoints
 from nnunet_collab.core.distributed import of_all_ranks, world_size
+from nnunet_collab.core.nnunet_folders import SPLIT_FILE
 from nnunet_collab.core.settings import settings_from_environment, to_json
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.data.augmentation import flips_and_rotations_only, without_timing
 from nnunet_collab.data.loaders import BatchSource, in_background
-from nnunet_collab.data.raw_target import SPLIT_FILE
 from nnunet_collab.networks.group import StudentGroup
 from nnunet_collab.training import distributed, planning
 from nnunet_collab.training.case_roles import CaseRoles, check_patients, deal_by_patient, refuse_missing

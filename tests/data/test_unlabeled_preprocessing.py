@@ -22,9 +22,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_collab.cli import main
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.files import write_json
+from nnunet_collab.core.nnunet_folders import case_images
 from nnunet_collab.data import unlabeled_preprocessing
 from nnunet_collab.data.unlabeled_preprocessing import (
-    case_images,
     complete_cases,
     preprocess_cases,
     preprocessing_fingerprint,

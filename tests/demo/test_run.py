@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 import nnunet_collab.demo.run as run_module
+from nnunet_collab.commands.demo import add_arguments
 from nnunet_collab.core.settings import change
 from nnunet_collab.core.shipped import doorways
-from nnunet_collab.demo.command import add_arguments
 from nnunet_collab.demo.methods import METHODS, Training
 from nnunet_collab.demo.run import run_demo
 

@@ -9,10 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnunet_collab.core.shipped import doorway_folder, doorways
+from nnunet_collab.core.shipped import doorway_folder, doorways, extended
 from nnunet_collab.doctor import facts, trainers
 from nnunet_collab.doctor.probe import Outcome
-from nnunet_collab.env_command import extended
 
 
 def test_the_variable_must_contain_the_doorways(tmp_path):

@@ -13,8 +13,8 @@ import pytest
 import SimpleITK as sitk
 from skimage import io
 
+from nnunet_collab.commands import evaluate as command
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.evaluation import command
 from nnunet_collab.evaluation.folders import evaluate_folders, listed, plan_evaluation, workers
 from nnunet_collab.evaluation.metrics import ALL_CLASSES, case_metrics, summarise
 

@@ -20,7 +20,7 @@ from nnunet_collab.losses.duality import (
     size_band,
     teacher_target,
 )
-from nnunet_collab.training.multipliers import Multipliers
+from nnunet_collab.methods.ldc.multipliers import Multipliers
 
 SHAPES = [(2, 3, 4, 5), (2, 3, 3, 4, 2)]
 ACTIVATIONS = ["softmax", "sigmoid"]

@@ -10,7 +10,7 @@ import torch
 
 import nnunet_collab.losses.positive_supervision as module
 from nnunet_collab.losses.positive_supervision import Supervision, positive_supervision
-from nnunet_collab.networks.projection import VoxelProjection
+from nnunet_collab.methods.crln.projection import VoxelProjection
 
 CLASSES, CHANNELS, WIDTH = 3, 4, 5
 SHAPES = [(2, 5, 6), (2, 3, 4, 3)]

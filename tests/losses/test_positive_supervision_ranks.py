@@ -8,7 +8,7 @@ from drawing import Everything
 
 import nnunet_collab.losses.positive_supervision as module
 from nnunet_collab.losses.positive_supervision import Supervision, positive_supervision
-from nnunet_collab.networks.projection import VoxelProjection
+from nnunet_collab.methods.crln.projection import VoxelProjection
 
 CHANNELS, WIDTH, CLASSES, SIZE = 4, 5, 3, (5, 6)
 CHOICE = {"tau": 0.5, "xi": 0.6, "temperature": 0.5, "anchors": 4, "negatives": 3}

@@ -9,7 +9,7 @@ import torch
 from tiny import make_batch, make_trainer
 
 from nnunet_collab.methods.cmaformer import CMAformerSettings, CMAformerTrainer
-from nnunet_collab.networks.cmaformer import CMAformer
+from nnunet_collab.networks.cmaformer.network import CMAformer
 from nnunet_collab.training.settings import TRANSFORMER
 
 SMALL = {"features": [4, 4, 6, 8, 8, 8], "num_heads": 2, "num_layers": 1}

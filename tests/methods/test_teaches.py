@@ -33,11 +33,11 @@ from teaching import make_method
 from nnunet_collab.data.loaders import seeded
 from nnunet_collab.data.views import strong_intensities
 from nnunet_collab.methods import crossmatch
-from nnunet_collab.methods.crln import CRLNTrainer
+from nnunet_collab.methods.crln.trainer import CRLNTrainer
 from nnunet_collab.methods.cross_teaching import CPSTrainer, CrossTeachingTrainer
 from nnunet_collab.methods.crossmatch import CrossMatchTrainer
 from nnunet_collab.methods.fixmatch import FixMatchTrainer, UniMatchTrainer
-from nnunet_collab.methods.ldc import LDCTrainer
+from nnunet_collab.methods.ldc.trainer import LDCTrainer
 from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer, UAMTTrainer
 from nnunet_collab.methods.supervised import SupervisedTrainer
 

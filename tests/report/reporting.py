@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 
-from nnunet_collab.report import command
+from nnunet_collab.commands import report as command
 
 LABELS = {"background": 0, "liver": 1, "cyst": 2}
 CASES = [f"p{patient}_t{time}" for patient in range(4) for time in range(2)]

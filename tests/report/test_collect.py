@@ -16,10 +16,10 @@ from nnunet_collab.evaluation.folders import evaluate_folders
 from nnunet_collab.evaluation.metrics import ALL_CLASSES
 from nnunet_collab.evaluation.statistics import holm
 from nnunet_collab.report.collect import collect
-from nnunet_collab.report.costs import settings_table
 from nnunet_collab.report.frames import comparisons_frame, published_frame
 from nnunet_collab.report.overlays import ranked_cases
 from nnunet_collab.report.runs import read_folds
+from nnunet_collab.report.settings import settings_table
 from nnunet_collab.report.sources import find_sources
 
 

@@ -12,7 +12,8 @@ from tiny import STRIDES_2D, make_plans, unet
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.settings import change, to_json
 from nnunet_collab.methods.ctrcl import CTRCLSettings
-from nnunet_collab.training.planning import KEY, adapt_plans, check_environment, check_processes
+from nnunet_collab.training.planning import KEY, adapt_plans
+from nnunet_collab.training.preflight import check_environment, check_processes
 
 PATHS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 TRANSFORMERS = {"students": [{"name": "A", "network": "segformer_b0"}, {"name": "B", "network": "segformer_b1"}]}

@@ -16,7 +16,7 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.methods.cross_teaching import CrossTeachingTrainer
 from nnunet_collab.methods.crossmatch import CrossMatchTrainer
 from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer
-from nnunet_collab.training.planning import check_fold, unlabeled_in_split
+from nnunet_collab.training.preflight import check_fold, unlabeled_in_split
 
 
 @pytest.fixture

@@ -1,0 +1,69 @@
+"""`nnunet_collab doctor`: one line per check, and under each that fails, how to mend it.
+
+Nothing is changed, and nothing heavy is imported here: it works without torch, and with a torch that crashes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+
+from nnunet_collab.core.shipped import VARIABLE, doorway_folder, doorways, extended
+from nnunet_collab.doctor import dataset, folders, hardware, installation, trainers
+from nnunet_collab.doctor.finding import Finding
+from nnunet_collab.doctor.probe import probe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `nnunet_collab doctor [-d DATASET]`."""
+    parser.add_argument("-d", dest="dataset", metavar="DATASET", help="also look at this dataset: its id or full name")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every finding as soon as it is there.
+
+    Returns:
+        1 if any check failed, else 0; warnings do not count.
+    """
+    counts = {"ok": 0, "warn": 0, "FAIL": 0}
+    for finding in findings(args.dataset):
+        counts[finding.status] += 1
+        print(finding, flush=True)
+    print(f"\n{counts['FAIL']} failed, {counts['warn']} warned, {counts['ok']} ok")
+    return 1 if counts["FAIL"] else 0
+
+
+def findings(dataset_name: str | None = None) -> Iterator[Finding]:
+    """All checks, the quick ones first.
+
+    Args:
+        dataset_name: A dataset to look at, if any.
+    """
+    value = os.environ.get(VARIABLE, "")
+    yield installation.check_python()
+    yield from installation.check_packages()
+    yield from folders.check_folders()
+    yield from trainers.check_variable(value)
+    yield hardware.check_computer()
+    if dataset_name:
+        yield from dataset.check_dataset(dataset_name)
+    yield from _slow_findings(value)
+
+
+def _slow_findings(value: str) -> Iterator[Finding]:
+    """What only imports can tell."""
+    expected = doorways()
+    # With our folder added: if it is missing, that was said above, and this says whether adding it is enough.
+    search = {"expected": expected, "folders": extended(value, doorway_folder())}
+    outcomes = probe({"torch": {}, "timm": {}, "trainers": search})
+    torch, timm = outcomes["torch"], outcomes["timm"]
+    yield installation.check_imports(torch, timm)
+    if not torch.error:
+        yield hardware.check_gpus(torch.facts)
+        yield hardware.check_compilation(torch.facts)
+    if torch.error or timm.error or not installation.installed("nnunetv2"):
+        text = "trainers: not looked up, because nnU-Net cannot be imported"
+        yield Finding("warn", text, "Mend the above, then run `nnunet_collab doctor` again.")
+    else:
+        yield from trainers.check_trainers(outcomes["trainers"], expected)

@@ -1,0 +1,265 @@
+"""`nnunet_collab split`: let few training patients keep their labels, by patient; and look for leaks between roles."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunet_collab.core.errors import CollabError, listed
+from nnunet_collab.core.files import write_atomically, write_json
+from nnunet_collab.core.nnunet_folders import SPLIT_FILE, Split, find_dataset, holds_split, read_object
+from nnunet_collab.core.patients import PatientOf, patient_lookup
+from nnunet_collab.splits.few_labels import (
+    Labeled,
+    drawn_cases,
+    named_cases,
+    of_patients,
+    parse_labeled,
+    validate_split,
+    with_few_labels,
+    with_named_labels,
+)
+from nnunet_collab.splits.patient_folds import patient_folds
+
+if TYPE_CHECKING:
+    from nnunet_collab.splits.audit import Entry
+
+_FOLDS = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `nnunet_collab split`."""
+    parser.add_argument(
+        "-d", dest="dataset", metavar="ID", required=True, help="nnU-Net's dataset id, or its full name"
+    )
+    parser.add_argument(
+        "--labeled", nargs="+", metavar="N|P%|NAME", help="7 patients, 10%% of them, or these patients or cases"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="which patients are drawn (default: 0)")
+    parser.add_argument(
+        "--patient-pattern", metavar="REGEX", help="matches whole case names, its first group is the patient"
+    )
+    parser.add_argument("--folds", type=int, help=f"folds to deal if there is no split yet (default: {_FOLDS})")
+    parser.add_argument("--audit", action="store_true", help="look for the same image in two roles; exit status 1")
+    parser.add_argument("--to", metavar="NEW_ID", type=int, help="write a new raw dataset without the other labels")
+    parser.add_argument("--name", help="name of that dataset (default: OLDNAME + Labeled + number of patients)")
+    parser.add_argument("--overwrite", action="store_true", help="replace another split; the old one is kept beside")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the split or the new dataset, and print it; then look for duplicates if asked to.
+
+    Returns:
+        1 if the audit finds duplicates, else 0.
+
+    Raises:
+        CollabError: If the arguments, the dataset or its split must be refused. Nothing has been written then.
+    """
+    _refuse_arguments(args)
+    labeled = parse_labeled(args.labeled) if args.labeled else None
+    raw, preprocessed = find_dataset(args.dataset)
+    problems: list[str] = []
+    dataset_json = read_object(raw / "dataset.json", problems, "Correct -d or nnUNet_raw.")
+    if problems:
+        raise CollabError(problems[0])
+
+    from nnunet_collab.conversion.labeled_subset import training_cases
+    from nnunet_collab.splits.audit import duplicates, equal_images
+
+    cases = list(training_cases(raw, dataset_json))
+    if not cases:
+        ending = dataset_json["file_ending"]
+        raise CollabError(f"{raw / 'imagesTr'}: it must hold cases named CASE_0000{ending}; it holds none. Correct -d.")
+    pattern = args.patient_pattern or dataset_json.get("patient_pattern")
+    patient_of = patient_lookup(pattern, cases)
+    if pattern is None:
+        print(
+            "Every case counts as a patient of its own: dataset.json has no patient_pattern. If there are several of "
+            "one patient, give --patient-pattern."
+        )
+    # Before anything is written: an image that cannot be read is a reason to refuse.
+    images = _images(raw, dataset_json) if args.audit else {}
+    copies = equal_images(images) if images else []
+    if labeled is not None and args.to is not None:
+        raw = _new_dataset(args, labeled, raw, dataset_json, patient_of)
+        preprocessed = preprocessed.with_name(raw.name)
+        dataset_json = read_object(raw / "dataset.json", problems, "")
+        cases = list(training_cases(raw, dataset_json))
+        copies = [[_in_new_dataset(entry, cases) for entry in group] for group in copies]
+    elif labeled is not None:
+        _split(args, labeled, (preprocessed, raw), cases, patient_of)
+        _print_warnings(raw, preprocessed, dataset_json, cases, pattern)
+    if not args.audit:
+        return 0
+    lines = duplicates(copies, _existing_split((preprocessed, raw), cases, patient_of))
+    roles = "labelled, unlabelled, validation and test images"
+    print(*lines, sep="\n") if lines else print(f"No duplicates among {roles} ({len(images)} cases).")
+    return 1 if lines else 0
+
+
+def _refuse_arguments(args: argparse.Namespace) -> None:
+    if not args.labeled and not args.audit:
+        raise CollabError("split: say what to do: --labeled 7 (or 10%, or names), --audit, or both; got neither.")
+    if not args.labeled and args.to is not None:
+        raise CollabError("--to: it needs --labeled, which says whose labels go into the new dataset. Add --labeled.")
+    if args.name is not None and args.to is None:
+        raise CollabError("--name: it names the new dataset that --to writes, so it needs --to. Add --to NEW_ID.")
+    if args.folds is not None and args.folds < 2:
+        raise CollabError(f"--folds: cross-validation needs at least 2; got {args.folds}. Leave it away for {_FOLDS}.")
+
+
+def _split(
+    args: argparse.Namespace,
+    labeled: Labeled,
+    folders: tuple[Path, Path],
+    cases: Collection[str],
+    patient_of: PatientOf,
+) -> None:
+    """Make the split and write it where nnU-Net reads it; `folders` are the preprocessed and the raw dataset's."""
+    if isinstance(labeled, tuple):
+        names = named_cases(labeled, cases, patient_of)
+        split = with_named_labels(cases, names, patient_of, args.folds or _FOLDS)
+        print("The named patients are labelled in every fold; validation folds are dealt from the others.")
+    else:
+        try:
+            folds = _existing_split(folders, cases, patient_of)
+        except CollabError as error:
+            if not args.overwrite:
+                mend = "Or deal new folds with --overwrite, which keeps the file beside."
+                raise CollabError(f"{error} {mend}") from error
+            print(f"{error}\nIt is not used.")
+            folds = None
+        if folds is None:
+            folds = patient_folds(cases, patient_of, folds=args.folds or _FOLDS)
+            print(f"{len(folds)} folds are dealt by patient, for there is no split to start from.")
+        elif args.folds not in (None, len(folds)):
+            raise CollabError(
+                f"--folds: the split that is there has {len(folds)} folds; got {args.folds}. Leave --folds away, or "
+                f"move {SPLIT_FILE} away to deal new folds."
+            )
+        split = with_few_labels(folds, patient_of, labeled, args.seed)
+    validate_split(split, cases, patient_of)
+    _write(split, folders, overwrite=args.overwrite)
+    print(_table(split, patient_of))
+    if not any(fold["unlabeled"] for fold in split):
+        print("No case is unlabelled: all patients that are trained with keep their labels.")
+    if unused := sorted(set(cases) - {case for role in split[0].values() for case in role}):
+        print(f"In no role of fold 0, because the split that was there left them out: {listed(unused)}.")
+
+
+def _existing_split(folders: tuple[Path, Path], cases: Collection[str], patient_of: PatientOf) -> Split | None:
+    """The split that training reads, or else the raw dataset's, after checking it."""
+    path = next((folder / SPLIT_FILE for folder in folders if (folder / SPLIT_FILE).is_file()), None)
+    if path is None:
+        return None
+    try:
+        split: Split = json.loads(path.read_text(encoding="utf-8"))
+        validate_split(split, cases, patient_of)
+    except ValueError as error:
+        raise CollabError(f"{path}: it must be JSON; it is not ({error}). Move the file away.") from error
+    except CollabError as error:
+        raise CollabError(f"{path.parent}: {error}") from error
+    return split
+
+
+def _write(split: Split, folders: tuple[Path, Path], *, overwrite: bool) -> None:
+    """Write the split where training reads it, and to the raw copy, with which nnU-Net's planner compares it.
+
+    Raises:
+        CollabError: If there is another split and `overwrite` is not set, or if writing fails.
+    """
+    preprocessed, raw = (folder / SPLIT_FILE for folder in folders)
+    places = [preprocessed] if preprocessed.parent.is_dir() else []
+    if raw.is_file() or not places:  # the planner copies it to the preprocessed dataset
+        places.append(raw)
+    others = [place for place in places if place.is_file() and not holds_split(place, split)]
+    if others and not overwrite:
+        raise CollabError(
+            f"{others[0]}: there is another split. --overwrite replaces it and keeps it beside as "
+            f"{_backup(others[0]).name}; trainings that used it cannot go on then."
+        )
+    for place in others:
+        backup = _backup(place)
+        write_atomically(backup, partial(shutil.copyfile, place))
+        print(f"kept    {backup}, the split that was there")
+    for place in places:
+        write_json(place, split)
+        print(f"wrote   {place}")
+
+
+def _backup(path: Path) -> Path:
+    """A free name beside a split: splits_final.before_split.json, or with a number."""
+    place, number = path.with_name(f"{path.stem}.before_split.json"), 2
+    while place.exists():
+        place, number = path.with_name(f"{path.stem}.before_split.{number}.json"), number + 1
+    return place
+
+
+def _table(split: Split, patient_of: PatientOf) -> str:
+    """One line per fold: patients/cases of each role."""
+    rows = [["fold", "labelled", "unlabelled", "validation"]]
+    for number, fold in enumerate(split):
+        roles = (fold["train"], fold["unlabeled"], fold["val"])
+        rows.append([str(number), *(f"{len({patient_of(case) for case in role})}/{len(role)}" for role in roles)])
+    return "\n".join(["patients/cases", *("".join(cell.rjust(12) for cell in row) for row in rows)])
+
+
+def _print_warnings(
+    raw: Path, preprocessed: Path, dataset_json: dict[str, Any], known: Collection[str], pattern: str | None
+) -> None:
+    """What this split cannot keep apart."""
+    from nnunet_collab.core.nnunet_folders import UNLABELED, case_images, channel_names
+
+    planned = [path.read_text(encoding="utf-8") for path in preprocessed.glob("*.json") if path.name != SPLIT_FILE]
+    ct = any(str(name).lower() == "ct" for name in channel_names(dataset_json).values())
+    if ct or any('"CTNormalization"' in text for text in planned):
+        print(
+            "Warning: the images are normalised as CT, by intensities under all labels of labelsTr, also those that "
+            "this split hides. To plan without them, write a dataset of its own: add --to NEW_ID."
+        )
+    if shared := of_patients(case_images(raw / UNLABELED, dataset_json["file_ending"]), known, pattern):
+        print(
+            f"{UNLABELED} also holds images of patients of imagesTr: {listed(shared)}. A training leaves out those of "
+            f"the patients it validates on."
+        )
+
+
+def _new_dataset(
+    args: argparse.Namespace, labeled: Labeled, raw: Path, dataset_json: dict[str, Any], patient_of: PatientOf
+) -> Path:
+    from nnunet_collab.conversion.labeled_subset import subset_target, training_cases, write_labeled_subset
+
+    cases = training_cases(raw, dataset_json)
+    if isinstance(labeled, tuple):
+        chosen = named_cases(labeled, cases, patient_of)
+    else:
+        chosen = drawn_cases(cases, patient_of, labeled, args.seed)
+    patients = len({patient_of(case) for case in chosen})
+    target = subset_target(raw, args.to, args.name, patients, overwrite=args.overwrite)
+    return write_labeled_subset(raw, dataset_json, chosen, target, patient_of, args.folds or _FOLDS)
+
+
+def _in_new_dataset(entry: Entry, labeled: Collection[str]) -> Entry:
+    """Where the image of an entry lies in the dataset in which only these cases are labelled."""
+    from nnunet_collab.core.nnunet_folders import UNLABELED
+
+    hidden = entry.folder == "imagesTr" and entry.case not in labeled
+    return entry._replace(folder=UNLABELED) if hidden else entry
+
+
+def _images(raw: Path, dataset_json: dict[str, Any]) -> dict[Entry, list[Path]]:
+    """Files of all cases of imagesTr, imagesUn and imagesTs."""
+    from nnunet_collab.conversion.labeled_subset import training_cases
+    from nnunet_collab.core.nnunet_folders import UNLABELED, case_images
+    from nnunet_collab.splits.audit import Entry
+
+    images = {Entry("imagesTr", case): files.images for case, files in training_cases(raw, dataset_json).items()}
+    for folder in (UNLABELED, "imagesTs"):
+        found = case_images(raw / folder, dataset_json["file_ending"])
+        images |= {Entry(folder, case): paths for case, paths in found.items()}
+    return images

@@ -1,0 +1,145 @@
+"""Volumes in the .h5 files of semi-supervised code bases: arrays `image` and `label`, and no geometry at all.
+
+A volume is one file, or one file per slice. The geometry is lost in these files; with the original image it is restored
+(`restored`): the volume is that image, or a box cut out of it, with other intensities. Which box is found from the
+labels' bounding boxes, and it is accepted only if the intensities are a linear function of the original's.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.image_io import read_image
+
+LEAST_CORRELATION = 0.999  # of the volume with the original: rounding costs less than that
+MOST_VOXELS = 200_000  # the correlation is computed on about as many, evenly spaced
+
+
+@dataclass(frozen=True)
+class H5Volume:
+    """Where a volume and its geometry are.
+
+    Attributes:
+        files: The file of the volume, or those of its slices in order.
+        axes_xyz: Whether the arrays are ordered x, y, z; otherwise z, y, x (slices: y, x).
+        original: The image it was made from, or None: then the spacing is unknown and written as 1.
+        original_label: Its label; needed if the volume is a box of the original.
+    """
+
+    files: tuple[Path, ...]
+    axes_xyz: bool = False
+    original: Path | None = None
+    original_label: Path | None = None
+
+    def read(self, key: str) -> sitk.Image:
+        """Read "image" or "label", on the original's grid if there is one.
+
+        Raises:
+            CollabError: If a file cannot be read, slices differ in size, or the original is another image.
+        """
+        volume = self._array(key)
+        grid = None if self.original is None else restored(self, volume.shape)
+        image = sitk.GetImageFromArray(volume)
+        if grid is not None:
+            image.CopyInformation(grid)
+            if key == "image":
+                _refuse_other_image(volume, grid, self)
+        return image
+
+    def _array(self, key: str) -> npt.NDArray[Any]:
+        parts = [_read(path, key) for path in self.files]
+        shapes = sorted({part.shape for part in parts})
+        if len(shapes) > 1:
+            raise CollabError(
+                f"{self.files[0]}: all slices of a volume must have one size; found {', '.join(map(str, shapes))}. "
+                "Copy the slices again, or leave this case out."
+            )
+        volume = parts[0] if len(parts) == 1 and parts[0].ndim == 3 else np.stack(parts)
+        if volume.dtype == bool:
+            volume = volume.astype(np.uint8)
+        return np.ascontiguousarray(volume.T if self.axes_xyz else volume)
+
+
+def require_h5py() -> Any:
+    """The module h5py.
+
+    Raises:
+        CollabError: If it is not installed.
+    """
+    try:
+        return importlib.import_module("h5py")
+    except ImportError as error:
+        raise CollabError(
+            f"ssl4mis: the package h5py is needed to read .h5 files; it cannot be imported ({error}). Install it: "
+            "pip install 'nnunet-collab[h5]'"
+        ) from error
+
+
+def restored(volume: H5Volume, shape: tuple[int, ...]) -> sitk.Image:
+    """The part of the original that a volume was made of; its size, spacing, origin and direction are the volume's.
+
+    Args:
+        volume: Has an original.
+        shape: Of the volume, z, y, x.
+
+    Raises:
+        CollabError: If the volume cannot be a part of the original.
+    """
+    if volume.original is None:
+        raise ValueError("restored: the volume has no original")
+    original, size = read_image(volume.original), tuple(reversed(shape))
+    if original.GetSize() == size:
+        return original
+    mend = "Give the originals this data was made from, or leave --originals out."
+    if volume.original_label is None or original.GetDimension() != len(size):
+        raise CollabError(
+            f"{volume.files[0]}: the size must be that of its original {volume.original}, {original.GetSize()}; it is "
+            f"{size}. {mend}"
+        )
+    corners = []
+    for label in (sitk.GetArrayFromImage(read_image(volume.original_label)), volume._array("label")):
+        voxels = np.argwhere(label)
+        if len(voxels) == 0:
+            raise CollabError(
+                f"{volume.files[0]}: it is a part of {volume.original}, and is found in it by its label, which is "
+                f"empty. Leave this case out, or leave --originals out."
+            )
+        corners.append((voxels.min(axis=0), voxels.max(axis=0)))
+    start = corners[0][0] - corners[1][0]
+    extent = [tuple(last - first) for first, last in corners]
+    if extent[0] != extent[1] or (start < 0).any() or (start + shape > original.GetSize()[::-1]).any():
+        raise CollabError(f"{volume.files[0]}: the label must be that of {volume.original}; it is another. {mend}")
+    return sitk.RegionOfInterest(original, size, [int(i) for i in start[::-1]])
+
+
+def _refuse_other_image(image: npt.NDArray[Any], part: sitk.Image, volume: H5Volume) -> None:
+    step = max(1, image.size // MOST_VOXELS)
+    ours, theirs = (array.ravel()[::step].astype(np.float64) for array in (image, sitk.GetArrayViewFromImage(part)))
+    if ours.std() == 0 or theirs.std() == 0:
+        same = ours.std() == theirs.std()
+    else:
+        same = np.corrcoef(ours, theirs)[0, 1] >= LEAST_CORRELATION
+    if not same:
+        raise CollabError(
+            f"{volume.files[0]}: the intensities must be those of {volume.original}, up to a factor and an offset; "
+            "they are not. Give the originals this data was made from, or leave --originals out."
+        )
+
+
+def _read(path: Path, key: str) -> npt.NDArray[Any]:
+    h5py = require_h5py()
+    try:
+        with h5py.File(path, "r") as file:
+            return np.asarray(file[key][()])
+    except (OSError, KeyError, RuntimeError) as error:
+        raise CollabError(
+            f"{path}: cannot be read whole ({key}: {error}). Copy or download this file again."
+        ) from error

@@ -1,0 +1,175 @@
+"""A raw dataset in which few cases have labels and the labels of all others are not there at all.
+
+NnU-Net plans on all labels it finds: its intensity statistics for CT, and so clipping and scaling, would know labels
+that few-label training must not see. In the dataset made here it cannot.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nnunet_collab.conversion.raw_target import Target, contents, raw_folder, split_path
+from nnunet_collab.core.errors import CollabError, listed
+from nnunet_collab.core.files import write_json
+from nnunet_collab.core.nnunet_folders import PREPROCESSED, SPLIT_FILE, UNLABELED, case_images
+from nnunet_collab.core.patients import PatientOf
+from nnunet_collab.splits.patient_folds import patient_folds
+
+
+class TrainingCase(NamedTuple):
+    """Files of a labelled case; the label's may be missing."""
+
+    images: list[Path]
+    label: Path
+
+
+def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, TrainingCase]:
+    """Cases with labels, in alphabetical order: those of imagesTr, or those that dataset.json lists.
+
+    Args:
+        raw: The raw dataset's folder.
+        dataset_json: Its dataset.json.
+    """
+    ending = dataset_json["file_ending"]
+    if "dataset" not in dataset_json:
+        images = case_images(raw / "imagesTr", ending)
+        return {case: TrainingCase(paths, raw / "labelsTr" / f"{case}{ending}") for case, paths in images.items()}
+    listed_cases = sorted(dataset_json["dataset"].items())
+    return {
+        case: TrainingCase(
+            [raw / os.path.expandvars(path) for path in entry["images"]], raw / os.path.expandvars(entry["label"])
+        )
+        for case, entry in listed_cases
+    }
+
+
+def subset_target(raw: Path, dataset_id: int, name: str | None, patients: int, *, overwrite: bool) -> Target:
+    """The dataset to write: by default, it is named after the old one and the number of its labelled patients."""
+    return Target(dataset_id, name or f"{raw.name[11:]}Labeled{patients}", overwrite)
+
+
+def write_labeled_subset(
+    raw: Path, dataset_json: dict[str, Any], labeled: Sequence[str], target: Target, patient_of: PatientOf, folds: int
+) -> Path:
+    """Write the dataset, with hard links instead of copies where the disk can.
+
+    Labelled cases go to imagesTr and labelsTr, the images of all others to imagesUn beside those that are there
+    already; imagesTs and labelsTs stay as they are. With two labelled patients or more there is a split by patient.
+
+    Args:
+        raw: The old dataset, which is only read.
+        dataset_json: Its dataset.json.
+        labeled: Cases that keep their labels, at least one.
+        target: Where to.
+        patient_of: Case -> patient.
+        folds: At least 2.
+
+    Returns:
+        The new dataset's folder.
+
+    Raises:
+        CollabError: If the target must be refused, a label is missing, a name is in imagesTr and imagesUn, or writing
+            fails. There is no new dataset then.
+    """
+    cases = training_cases(raw, dataset_json)
+    _refuse_faults(raw, cases, labeled, dataset_json["file_ending"])
+    split = None
+    if len({patient_of(case) for case in labeled}) > 1:
+        split = patient_folds(labeled, patient_of, folds=folds)
+    folder, split_file = _places(target, split)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _link_cases(raw, partial, cases, set(labeled), dataset_json["file_ending"])
+        kept = {key: value for key, value in dataset_json.items() if key != "dataset"}
+        changes = {"name": target.name, "numTraining": len(labeled), "labeled_subset_of": raw.name}
+        write_json(partial / "dataset.json", {**kept, **changes})
+        if split is not None:
+            write_json(partial / SPLIT_FILE, split)
+        if folder.exists():
+            print(f"Replacing {folder}, which held {contents(folder)}.")
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        if split_file is not None:
+            split_file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(split_file, split)
+    except OSError as error:
+        raise CollabError(
+            f"{folder}: the dataset could not be written ({error}). Free some disk space or mend the permissions, then "
+            "run the command again."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _print_summary(folder, target.dataset_id, len(cases), labeled, sorted({patient_of(case) for case in labeled}))
+    return folder
+
+
+def _places(target: Target, split: list[dict[str, list[str]]] | None) -> tuple[Path, Path | None]:
+    """Folder of the dataset, and where training reads its split (None: there is no split, or no such place)."""
+    try:
+        folder = raw_folder(target)
+        if split is not None:
+            return folder, split_path(target, split)
+    except CollabError as error:  # written for `convert`, which takes the id with -d
+        raise CollabError(str(error).replace("-d:", "--to:").replace("with -d", "with --to")) from error
+    stale = Path(os.environ.get(PREPROCESSED, ""), target.folder, SPLIT_FILE)
+    if os.environ.get(PREPROCESSED) and stale.exists():
+        raise CollabError(
+            f"{stale}: with one labelled patient there must be no split, and fold `all` is trained; there is one. "
+            "Move the file away."
+        )
+    return folder, None
+
+
+def _refuse_faults(raw: Path, cases: Mapping[str, TrainingCase], labeled: Iterable[str], ending: str) -> None:
+    if missing := [case for case in sorted(labeled) if not cases[case].label.is_file()]:
+        raise CollabError(
+            f"{raw}: every labelled case must have its label; there is none of {listed(missing)}. Add the labels, or "
+            "remove the cases from imagesTr."
+        )
+    if doubled := sorted(cases.keys() & case_images(raw / UNLABELED, ending).keys()):
+        raise CollabError(
+            f"{raw}: a name must be in imagesTr or in {UNLABELED}; {listed(doubled)} in both. Rename or remove one."
+        )
+
+
+def _print_summary(folder: Path, new_id: int, total: int, labeled: Sequence[str], patients: Sequence[str]) -> None:
+    print(
+        f"wrote   {folder}: {len(labeled)} labelled cases of {len(patients)} patients ({listed(patients)}); the images"
+    )
+    print(f"        of the other {total - len(labeled)} training cases are in {UNLABELED}, without labels")
+    if len(patients) < 2:
+        print("With one labelled patient there is nothing to validate on, so there is no split: train fold `all`.")
+    print(f"Next: nnUNetv2_plan_and_preprocess -d {new_id} --verify_dataset_integrity")
+    print(f"then: nnunet_collab preprocess_unlabeled -d {new_id} -c CONFIGURATION")
+
+
+def _link_cases(raw: Path, folder: Path, cases: Mapping[str, TrainingCase], labeled: set[str], ending: str) -> None:
+    for case, files in cases.items():
+        images = folder / ("imagesTr" if case in labeled else UNLABELED)
+        for channel, path in enumerate(files.images):
+            _link(path, images / f"{case}_{channel:04d}{ending}")
+        # 3D TIFF keeps the spacing in a file beside the image
+        _link(files.images[0].with_name(f"{case}.json"), images / f"{case}.json")
+        if case in labeled:
+            _link(files.label, folder / "labelsTr" / f"{case}{ending}")
+            _link(files.label.with_name(f"{case}.json"), folder / "labelsTr" / f"{case}.json")
+    for part in (UNLABELED, "imagesTs", "labelsTs"):
+        for path in sorted((raw / part).glob("*")):
+            _link(path, folder / part / path.name)
+
+
+def _link(source: Path, place: Path) -> None:
+    """A hard link or, where the disk has none, a copy; nothing if the source is no file."""
+    if not source.is_file():
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    source = source.resolve()  # a link to a symbolic link would break when its relative target is out of reach
+    try:
+        os.link(source, place)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, place)

@@ -1,0 +1,247 @@
+"""Write a public dataset as an nnU-Net raw dataset: what every converter shares.
+
+A converter lists the cases of its source and describes the dataset (`RawDataset`); `write_raw_dataset` does the rest:
+
+1. It refuses a wrong target and a faulty source before anything is written, with all faults in one message.
+2. It writes images, labels, `dataset.json` and a split by patient into a hidden folder beside the target and renames
+   it at the end, so that an interruption leaves no half dataset. The next run continues it (`raw_cases`).
+
+Geometry is never changed: images are copied bit for bit where nnU-Net reads their format; labels become uint8 on the
+grid of their image. Labels of test cases go to `labelsTs`, which nnU-Net's training never opens. With a few-label
+protocol (`labeled_protocol`) the images of the other patients go to `imagesUn`, and their labels nowhere.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnunet_collab import __version__
+from nnunet_collab.conversion.labeled_protocol import PublishedOrder, choose, parse_protocol
+from nnunet_collab.conversion.raw_cases import Roles, complete_cases, finish, write_cases
+from nnunet_collab.conversion.raw_target import Target, contents, raw_folder, refuse_full_disk, split_path
+from nnunet_collab.conversion.source_check import Case, SourceRules, verify_pairs
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.files import write_json
+from nnunet_collab.core.nnunet_folders import SPLIT_FILE, Split
+from nnunet_collab.splits.patient_folds import few_patients, patient_folds
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What goes into dataset.json.
+
+    Attributes:
+        channel_names: Channel number -> name. nnU-Net chooses the normalisation by it ("CT" is special).
+        labels: Name -> value, or list of values for regions; "background" is 0.
+        file_ending: Of all files, with its dot.
+        patient_pattern: Regular expression that matches a whole case name; its first group is the patient.
+        extra: Further entries, such as regions_class_order.
+    """
+
+    channel_names: Mapping[str, str]
+    labels: Mapping[str, int | list[int]]
+    file_ending: str
+    patient_pattern: str
+    description: str
+    licence: str
+    citation: str
+    reference: str
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+    def patient_of(self, case_name: str) -> str:
+        """The patient of a case.
+
+        Raises:
+            ValueError: If the pattern does not match the name.
+        """
+        match = re.fullmatch(self.patient_pattern, case_name)
+        if match is None:
+            raise ValueError(f"patient_of: case {case_name!r} does not match the pattern {self.patient_pattern!r}")
+        return match.group(1)
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A source as a converter found it.
+
+    Attributes:
+        train: Cases with labels.
+        test: Cases with or without labels.
+        groups: Patient -> group (a diagnosis, a centre) that the folds are balanced over; may be empty.
+        problems: Faults found while listing the files, one line each.
+        validation: Training patients that a published split validates on: there is one fold then. Without any, five
+            folds are dealt by patient.
+        split: Where the division into training, validation and test is from, in a sentence for dataset.json.
+        order: A published order of the training patients, for the few-label protocols.
+    """
+
+    info: DatasetInfo
+    rules: SourceRules
+    train: Sequence[Case]
+    test: Sequence[Case] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
+    problems: Sequence[str] = ()
+    validation: Sequence[str] = ()
+    split: str = ""
+    order: PublishedOrder | None = None
+
+
+def write_raw_dataset(dataset: RawDataset, target: Target) -> Path:
+    """Check target and source, write the dataset and its split, and print where they are.
+
+    Args:
+        dataset: What to write.
+        target: Where to, and how many patients keep their labels.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        CollabError: If the target must be refused (`raw_folder`, `split_path`, `refuse_full_disk`) or the protocol
+            (`parse_protocol`, `choose`), or with every fault of the source. Nothing has been written then.
+    """
+    folder = raw_folder(target)
+    protocol = None if target.labeled is None else parse_protocol(target.labeled, target.seed)
+    cases = [*dataset.train, *dataset.test]
+    print(f"Converting {len(dataset.train)} training and {len(dataset.test)} test cases into {folder}.")
+    problems = [*dataset.problems, *_role_problems(dataset), *verify_pairs(cases, dataset.rules)]
+    if problems:
+        found = "one fault" if len(problems) == 1 else f"{len(problems)} faults"
+        raise CollabError("\n- ".join([f"convert: the source has {found}, so nothing was written:", *problems]))
+    roles: Roles = {"Tr": dataset.train, "Ts": dataset.test}
+    facts = _dataset_json(dataset, target)
+    if protocol is not None:
+        choice = choose(
+            dataset.train, dataset.info.patient_of, protocol, validation=dataset.validation, order=dataset.order
+        )
+        roles = {"Tr": choice.labeled, "Un": choice.unlabeled, "Ts": dataset.test}
+        facts |= {"numTraining": len(choice.labeled), "labeled_protocol": choice.record}
+    split = _split(roles["Tr"], dataset)
+    split_file = split_path(target, split)
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    header = {"dataset.json": facts, "label_values": sorted(dataset.rules.label_values.items())}
+    kept = complete_cases(partial, header, roles)
+    remaining = [case for role, members in roles.items() for case in members if f"{role}/{case.name}" not in kept]
+    refuse_full_disk([path for case in remaining for path in case.sources], folder)
+    if partial.exists():
+        _announce_partial(partial, len(kept), len(remaining))
+    if folder.exists():
+        print(f"Replacing {folder}, which held {contents(folder)}.")
+    write_cases(partial, header, roles, dataset.rules, dataset.info.file_ending, kept)
+    write_json(partial / "dataset.json", facts)
+    if split:
+        write_json(partial / SPLIT_FILE, split)
+    _write_split(split_file, split)
+    finish(partial, folder)
+    _print_summary(dataset, target, roles, folder, split_file, split)
+    return folder
+
+
+def _role_problems(dataset: RawDataset) -> list[str]:
+    problems = []
+    for cases in (dataset.train, dataset.test):
+        places: dict[str, list[str]] = {}
+        for case in cases:
+            places.setdefault(case.name, []).append(str(case.images[0]))
+        problems += [
+            f"case {name}: every name must be there once; found {' and '.join(paths)}. Remove all but one."
+            for name, paths in places.items()
+            if len(paths) > 1
+        ]
+    train, test = (
+        {dataset.info.patient_of(case.name): case.images[0].parent for case in cases}
+        for cases in (dataset.train, dataset.test)
+    )
+    problems += [
+        f"patient {patient}: a patient must be either in training or in testing; found in {train[patient]} and in "
+        f"{test[patient]}. Remove one of the two."
+        for patient in sorted(train.keys() & test.keys())
+    ]
+    return problems if len(train) >= 2 else [*problems, few_patients(sorted(train))]
+
+
+def _split(cases: Sequence[Case], dataset: RawDataset) -> Split:
+    """NnU-Net's folds of the labelled cases; none if there are too few patients to train and validate."""
+    patient_of = dataset.info.patient_of
+    names = sorted(case.name for case in cases)
+    held_out = [name for name in names if patient_of(name) in dataset.validation]
+    if held_out and len(held_out) < len(names):
+        return [{"train": [name for name in names if name not in held_out], "val": held_out}]
+    if len({patient_of(name) for name in names}) < 2:
+        return []
+    return patient_folds(names, patient_of, group_of=lambda patient: dataset.groups.get(patient, ""))
+
+
+def _write_split(path: Path | None, split: Split) -> None:
+    """Put the split where training reads it; without any, take away the one that --overwrite allows to replace."""
+    if path is None:
+        return
+    if not split:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, split)
+
+
+def _announce_partial(partial: Path, kept: int, remaining: int) -> None:
+    if kept:
+        print(f"Continuing {partial}, left by an interrupted conversion: {kept} cases are there, {remaining} remain.")
+    else:
+        print(f"Removing {partial}, left by an interrupted conversion: no complete case in it fits this source.")
+        shutil.rmtree(partial)
+
+
+def _dataset_json(dataset: RawDataset, target: Target) -> dict[str, object]:
+    info = dataset.info
+    return {
+        "name": target.name,
+        "description": info.description,
+        "channel_names": info.channel_names,
+        "labels": info.labels,
+        "numTraining": len(dataset.train),
+        "file_ending": info.file_ending,
+        "licence": info.licence,
+        "citation": info.citation,
+        "reference": info.reference,
+        "converted_by": f"nnunet_collab {__version__}",
+        "patient_pattern": info.patient_pattern,
+        **({"split": dataset.split} if dataset.split else {}),
+        **info.extra,
+    }
+
+
+def _print_summary(
+    dataset: RawDataset, target: Target, roles: Roles, folder: Path, split_file: Path | None, split: Split
+) -> None:
+    patients = len({dataset.info.patient_of(case.name) for case in roles["Tr"]})
+    unlabeled = f"{len(roles['Un'])} cases without labels in imagesUn, " if "Un" in roles else ""
+    print(
+        f"Wrote {folder}: {len(roles['Tr'])} training cases of {patients} patients, {unlabeled}{len(roles['Ts'])} test "
+        "cases."
+    )
+    if dataset.split:
+        print(f"Training and test: {dataset.split}")
+    if not split:
+        print(
+            "Labelled cases of fewer than two patients: there is no split file, because none can be validated on. "
+            "Train with fold all."
+        )
+    elif split_file is not None:
+        print(f"Split by patient, {len(split)} folds: {split_file} (copy: {folder / SPLIT_FILE}).")
+    else:
+        print(
+            f"Split by patient, {len(split)} folds: {folder / SPLIT_FILE}. nnUNet_preprocessed is not set; before "
+            f"training, this file must be at $nnUNet_preprocessed/{target.folder}/{SPLIT_FILE}. "
+            "nnUNetv2_plan_and_preprocess copies it there; without that command, copy it yourself."
+        )
+    if 0 < len(split) < 5:
+        only = "fold 0 only" if len(split) == 1 else f"folds 0 to {len(split) - 1} only"
+        print(f"Train {only}: for higher ones nnU-Net would split at random, not by patient.")
+    print(f"Next: nnUNetv2_plan_and_preprocess -d {target.dataset_id} --verify_dataset_integrity")
+    if "Un" in roles:
+        print(f"Then: nnunet_collab preprocess_unlabeled -d {target.dataset_id} -c CONFIGURATION")

@@ -1,0 +1,164 @@
+"""Where a converted dataset goes, and every reason to refuse that place before anything is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.nnunet_folders import PREPROCESSED, RAW, RESULTS, SPLIT_FILE, UNLABELED, Split, holds_split
+
+MANIFEST = "manifest.jsonl"  # of a conversion under way
+CONVERTED = {"imagesTr", "labelsTr", "imagesTs", "labelsTs", "dataset.json", SPLIT_FILE, MANIFEST}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A dataset of nnU-Net: `$nnUNet_raw/DatasetXXX_NAME`.
+
+    Attributes:
+        dataset_id: 1 to 999.
+        name: The part of the folder's name after the underscore.
+        overwrite: Whether a dataset of this id and name, and its split, may be replaced.
+        labeled: How many training patients keep their labels, as on the command line ("7", "50%"); None for all.
+        seed: Of drawing those patients.
+    """
+
+    dataset_id: int
+    name: str
+    overwrite: bool = False
+    labeled: str | None = None
+    seed: int = 0
+
+    @property
+    def folder(self) -> str:
+        """Name of the dataset's folder."""
+        return f"Dataset{self.dataset_id:03d}_{self.name}"
+
+
+def raw_folder(target: Target) -> Path:
+    """The folder the dataset will be, once nothing speaks against it. It need not exist; nothing is created.
+
+    Raises:
+        CollabError: If the id or the name is no valid one, nnUNet_raw is not set or not writable, the id belongs to
+            another dataset, or the folder exists and may not be replaced.
+    """
+    if not 1 <= target.dataset_id <= 999:
+        raise CollabError(f"-d: the dataset id must lie between 1 and 999; got {target.dataset_id}. Choose a free one.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", target.name) or target.name.startswith("Dataset"):
+        raise CollabError(
+            "--name: the name must consist of letters, digits, _ and -, without the DatasetXXX_ in front; got "
+            f"{target.name!r}. Give a name such as ACDC."
+        )
+    if not os.environ.get(RAW):
+        raise CollabError(
+            "convert: the environment variable nnUNet_raw must name the folder of raw datasets; it is not set. "
+            "Write: export nnUNet_raw=/path/to/nnUNet_raw"
+        )
+    folder = Path(os.environ[RAW]) / target.folder
+    _refuse_unwritable(RAW, folder)
+    _refuse_taken_id(target)
+    if folder.exists():
+        _refuse_existing(folder, target.overwrite)
+    return folder
+
+
+def split_path(target: Target, split: Split) -> Path | None:
+    """Where nnU-Net's training reads the split, or None if nnUNet_preprocessed is not set.
+
+    Raises:
+        CollabError: If that folder cannot be written, or holds another split that may not be replaced.
+    """
+    if not os.environ.get(PREPROCESSED):
+        return None
+    path = Path(os.environ[PREPROCESSED]) / target.folder / SPLIT_FILE
+    _refuse_unwritable(PREPROCESSED, path)
+    if path.exists() and not target.overwrite and not holds_split(path, split):
+        raise CollabError(
+            f"{path}: there is already a split, and it differs from the one of this conversion; nnU-Net refuses to "
+            "plan a dataset with two. Move the file away, or replace it with --overwrite."
+        )
+    return path
+
+
+def refuse_full_disk(sources: Iterable[Path], folder: Path) -> None:
+    """Compare the size of the source's files with the free space where `folder` will be.
+
+    Raises:
+        CollabError: If there is less space than the source takes.
+    """
+    needed = sum(path.stat().st_size for source in sources for path in (source, *source.rglob("*")) if path.is_file())
+    free = shutil.disk_usage(_existing_part(folder)).free
+    if free < needed:
+        raise CollabError(
+            f"{folder.parent}: the dataset needs about {needed / 1e6:.1f} MB, the size of its source; {free / 1e6:.1f} "
+            "MB are free. Free some space, or let nnUNet_raw name a folder on another disk."
+        )
+
+
+def contents(folder: Path) -> str:
+    """What a dataset's folder holds, for a message: "dataset.json, imagesTr (30 files), ..."."""
+    entries = sorted(folder.iterdir())
+    return (
+        ", ".join(f"{e.name} ({len(list(e.iterdir()))} files)" if e.is_dir() else e.name for e in entries) or "nothing"
+    )
+
+
+def _refuse_existing(folder: Path, overwrite: bool) -> None:
+    if not folder.is_dir():
+        raise CollabError(f"{folder}: this name is needed for the dataset; it is a file. Move it away.")
+    if not overwrite:
+        raise CollabError(
+            f"{folder}: the dataset exists already. Choose another id with -d, or replace it with --overwrite, which "
+            f"deletes what it holds: {contents(folder)}."
+        )
+    if foreign := sorted({entry.name for entry in folder.iterdir()} - CONVERTED - _converted_unlabeled(folder)):
+        raise CollabError(
+            f"{folder}: --overwrite deletes only what a conversion has made; the dataset also holds "
+            f"{', '.join(foreign)}. Move that away first."
+        )
+
+
+def _converted_unlabeled(folder: Path) -> set[str]:
+    """The name of the folder of unlabelled images, if a conversion has put there all that is in it."""
+    try:
+        protocol = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labeled_protocol"]
+        cases = set(protocol["unlabeled_cases"])
+    except (OSError, ValueError, KeyError, TypeError):  # nothing there that a conversion has written
+        return set()
+    place = folder / UNLABELED
+    files = [path.name for path in place.iterdir()] if place.is_dir() else []
+    return {UNLABELED} if all(re.sub(r"_\d{4}\..*$", "", name) in cases for name in files) else set()
+
+
+def _refuse_taken_id(target: Target) -> None:
+    """NnU-Net finds a dataset by its id in three places, and stops when they disagree on the name."""
+    prefix = f"Dataset{target.dataset_id:03d}"
+    for variable in (RAW, PREPROCESSED, RESULTS):
+        place = Path(os.environ.get(variable) or "")
+        entries = place.iterdir() if os.environ.get(variable) and place.is_dir() else ()
+        for entry in sorted(entries):
+            if entry.is_dir() and entry.name.startswith(prefix) and entry.name != target.folder:
+                raise CollabError(
+                    f"{entry}: one dataset id must belong to one name in nnUNet_raw, nnUNet_preprocessed and "
+                    f"nnUNet_results; {target.dataset_id} belongs to {entry.name}, so {target.folder} cannot have it. "
+                    "Choose another id with -d."
+                )
+
+
+def _refuse_unwritable(variable: str, path: Path) -> None:
+    place = _existing_part(path.parent)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise CollabError(
+            f"{variable}: it must name a folder that may be written; {place} is none. Let {variable} name another "
+            "folder, or change the permissions."
+        )
+
+
+def _existing_part(path: Path) -> Path:
+    return next(part for part in (path, *path.absolute().parents) if part.exists())

@@ -1,0 +1,1 @@
+"""CRLN, with the parts only it uses."""

@@ -1,0 +1,282 @@
+"""CRLN: prototypes learned from the labelled images rectify the teacher's pseudo labels.
+
+Source: Wang et al., "Leveraging labelled data knowledge: A cooperative rectification learning network for
+semi-supervised 3D medical image segmentation" (Medical Image Analysis 2025). No code was published; what the paper
+leaves open is said in `methods.crln_settings`. With the relationship map M of the dynamic interaction module (DIM,
+`networks.interaction`),
+
+    L = l_s(student(x_l), y) + l_s(M(x_l), y)                    labelled images             equation 15
+      + l_u(student(strong x_u), y_r) + l_cp                     unlabelled ones; CPS (`losses.positive_supervision`)
+    y_r = rectified prediction of the teacher, from iteration S on                           equation 8
+
+and mu, which says how much M counts, minimises l_s(rectified student(x_l), y) by an optimiser of its own (equation 16),
+everything else being constant there. The teacher averages student, DIM and prototypes. Where neither the rectification
+nor CPS uses M or the prototypes (table 5), there is no DIM and no l_s(M(x_l), y).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.types import StudentOutput, Term
+from nnunet_collab.losses.positive_supervision import Supervision, positive_supervision
+from nnunet_collab.losses.pseudo_labels import pseudo_label_loss, pseudo_labels
+from nnunet_collab.methods.crln.centre_crop import CentreCrop
+from nnunet_collab.methods.crln.interaction import DynamicInteraction
+from nnunet_collab.methods.crln.projection import VoxelProjection
+from nnunet_collab.methods.crln.rectifier import Kind, Rectifier
+from nnunet_collab.methods.crln.settings import CRLNSettings
+from nnunet_collab.networks.blueprint import is_unet
+from nnunet_collab.networks.student import Student
+from nnunet_collab.training.mixing import MixingTrainer
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, part
+from nnunet_collab.training.with_teacher import TeacherTrainer
+
+STAGES = 3  # of the decoder that are tapped
+
+
+class CRLNTrainer(MixingTrainer, TeacherTrainer):
+    """One student with its teacher; see the module's docstring."""
+
+    settings: ClassVar[CRLNSettings] = CRLNSettings()
+
+    def initialize(self) -> None:
+        """Build everything, and the rectifier's optimiser.
+
+        Raises:
+            CollabError: If the labels are regions, or the decoder has too few stages.
+        """
+        if self.label_manager.has_regions:
+            raise CollabError(
+                f"{self.trainer_name}: prototypes are of exclusive classes, and this dataset has overlapping regions. "
+                f"Use CrossMatchTrainer or MeanTeacherTrainer, which treat every region by itself."
+            )
+        super().initialize()
+        s = self.settings
+        total = s.epochs * s.iterations_per_epoch
+        if s.rectification != "none" and s.start >= total:
+            self.print_to_log_file(
+                f"WARNING: setting 'start' is {s.start}, the whole training has {total} iterations: pseudo labels will "
+                f"never be rectified. Lower it."
+            )
+        learned = [] if self.rectifier is None else list(self.rectifier.parameters())
+        self.rectifier_optimizer = torch.optim.Adam(learned, s.mu_lr) if learned else None
+
+    def equip_students(self) -> None:
+        """Tap the last three stages of the decoder, add DIM and the projection, and build the rectifier."""
+        (student,) = self.group
+        network = student.network
+        stages = len(network.decoder.stages) if is_unet(network) else 0  # type: ignore[union-attr, arg-type]
+        if stages < STAGES:
+            raise CollabError(
+                f"{self.trainer_name}: needs a UNet whose decoder has {STAGES} stages or more, so a network of "
+                f"{STAGES + 1} resolutions; {type(network).__name__} of {self.configuration_name} has {stages}. Use "
+                f"'plans' as the student's network, in a configuration with larger patches (3d_fullres rather than "
+                f"3d_lowres, or 2d)."
+            )
+        student.tap_further([f"decoder.stages.{i}" for i in range(stages - STAGES, stages)])
+        image = torch.zeros(1, self.num_input_channels, *self.configuration_manager.patch_size, device=self.device)
+        coarse, fine, last = (m.shape[1] for m in student.probe(image).maps)
+        dims, classes = image.ndim - 2, self.label_manager.num_segmentation_heads
+        s = self.settings
+        if s.interacts:
+            student.heads["interaction"] = DynamicInteraction(
+                dims, classes, s.prototypes, (coarse, fine), aggregation=s.aggregation
+            ).to(self.device)
+        if s.contrasts:
+            student.heads["projection"] = VoxelProjection(dims, last, coarse).to(self.device)
+        self.context = self._context(network)
+        # Here, where every rank draws the same weights.
+        self.rectifier: Rectifier | None = None
+        if s.rectification != "none":
+            kind: Kind = s.rectification
+            rectifier = Rectifier(kind, space=s.space, tau=s.tau, num_classes=classes, dims=dims)
+            self.rectifier = rectifier.to(self.device)
+
+    def _context(self, network: Any) -> CentreCrop:
+        """The box that the student sees of unlabelled patches."""
+        patch, share = self.configuration_manager.patch_size, self.settings.context_crop
+        strides = [math.prod(axis) for axis in zip(*network.encoder.strides, strict=True)]
+        context = CentreCrop(patch, share, strides)
+        if share < 1 and (context.whole or list(context.size) == strides):
+            what = "the whole patch" if context.whole else "a single voxel at the lowest resolution"
+            raise CollabError(
+                f"setting 'context_crop': {share:g} of the patch {list(patch)} is {list(context.size)}, since the "
+                f"network takes multiples of {strides}: that leaves {what}. Choose another share, or 1."
+            )
+        return context
+
+    # ---------------------------------------------------------------- terms
+
+    def threshold(self) -> float:
+        """tau, for values that sum to 1."""
+        return self.settings.tau / self._mass()
+
+    def _mass(self) -> float:
+        """What the values of one voxel's pseudo label sum to; tau and tau_weak are for these values."""
+        if self.rectifier is None or self.iteration < self.settings.start:
+            return 1.0
+        return self.rectifier.mass.item()
+
+    def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
+        """Equation 15, and the gradient of equation 16 on the way."""
+        s = self.settings
+        own, further = self.divide(batch)
+        name, n_l = s.students[0].name, len(own.image)
+        seen, seen_further = self._seen(own), None if further is None else self._seen(further)
+        cut = self.draw_cutmix(seen)
+        strong = cut(self._with_noise(seen.weak), None if seen_further is None else self._with_noise(seen_further.weak))
+        output = self._look(own.image, strong, name)
+        relations = self._relations(self.group[name], output, slice(None, n_l)) if s.interacts else None
+        labeled = part(output, 0, n_l)
+        teacher = self.context.put_back(cut(*self._pseudo_labels(own, further, name)))
+        keep = self.context.put_back(cut(seen.keep, None if seen_further is None else seen_further.keep))
+        terms = self.supervised_terms({name: labeled}, own.target)
+        if relations is not None:
+            self._learn_to_rectify(labeled.logits, relations, own.target)
+            value = self.supervised(_logits(relations), own.target)
+            terms.append(Term(name, "relations", s.supervised_weight, value))
+        value = self._unlabeled_loss(output.logits[n_l:], teacher, keep)
+        terms.append(Term(name, "pseudo", s.unlabeled_weight * self.ramp(), value))
+        if s.contrasts:
+            terms.append(Term(name, "contrast", s.contrast_weight, self._contrast(output, own, teacher, keep)))
+        return terms
+
+    def _seen(self, batch: SemiSupervisedBatch) -> SemiSupervisedBatch:
+        """What the student is shown of the unlabelled images."""
+        return batch._replace(weak=self.context.take(batch.weak), keep=self.context.take(batch.keep))
+
+    def _look(self, labeled: Tensor, strong: Tensor, name: str) -> StudentOutput:
+        """The student's output on both, in one pass if their sizes are equal.
+
+        Else logits and f_4 of the unlabelled images are 0 where the student did not look, as at the border of an image,
+        and all that only labelled images need is of them alone.
+        """
+        if self.context.whole:
+            output: StudentOutput = self.network(torch.cat([labeled, strong]))[name]
+            return output
+        first, second = self.network(labeled)[name], self.network(strong)[name]
+        logits = torch.cat([first.logits, self.context.put_back(second.logits)])
+        last = torch.cat([first.maps[-1], self.context.put_back(second.maps[-1])])
+        return StudentOutput(logits, None, None, first.auxiliary, (*first.maps[:-1], last))
+
+    def _relations(self, student: Student, output: StudentOutput, samples: slice) -> Tensor:
+        coarse, fine, _ = (m[samples] for m in output.maps)
+        relations: Tensor = student.heads["interaction"](coarse, fine, output.logits.shape[2:])
+        return relations
+
+    @torch.no_grad()
+    def _pseudo_labels(
+        self, own: SemiSupervisedBatch, further: SemiSupervisedBatch | None, name: str
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of the labels of both parts, rectified once that has begun."""
+        count = len(own.weak)
+        output = self.teacher(own.weak if further is None else torch.cat([own.weak, further.weak]))[name]
+        before, after = map(self.context.take, self._before_and_after(output))
+        keep = self.context.take(own.keep)
+        self.pseudo_label_curves.add(f"{name} before", before[:count], keep, self.settings.tau)
+        self.pseudo_label_curves.add(f"{name} after", after[:count], keep, self.threshold())
+        used = after if self.iteration >= self.settings.start else before
+        return used[:count], None if further is None else used[count:]
+
+    def _before_and_after(self, output: StudentOutput) -> tuple[Tensor, Tensor]:
+        """A teacher's prediction as it is, and rectified."""
+        (teacher,) = self.teacher.group
+        before = output.logits.float().log_softmax(dim=1)
+        if self.rectifier is None:
+            return before, before
+        return before, self.rectifier(before, self._relations(teacher, output, slice(None)))
+
+    def _unlabeled_loss(self, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+        s = self.settings
+        criterion: Literal["kl", "ce"] = "kl" if s.soft_target else "ce"
+        return pseudo_label_loss(student, teacher, keep, regions=False, criterion=criterion, threshold=self.threshold())
+
+    def _contrast(self, output: StudentOutput, own: SemiSupervisedBatch, teacher: Tensor, keep: Tensor) -> Tensor:
+        s = self.settings
+        (student,) = self.group
+        hard = pseudo_labels(teacher, regions=False)
+        truth = own.truth.target
+        known = Supervision(
+            labels=torch.cat([truth.labels, hard.labels[:, 0]]),
+            reliable=torch.cat([truth.keep, keep & (hard.confidence[:, 0] > s.tau_weak / self._mass())]),
+            confidence=output.logits.detach().float().softmax(dim=1),
+        )
+        assert s.positive != "none"  # then there is no projection
+        return positive_supervision(
+            student.heads["projection"],  # type: ignore[arg-type]
+            output.maps[-1],
+            student.heads["interaction"].prototypes if s.interacts else None,  # type: ignore[arg-type]
+            known,
+            tau=s.tau,
+            xi=float(torch.rand(())) if isinstance(s.xi, str) else s.xi,
+            temperature=s.temperature,
+            positives=s.positive,
+            anchors=s.anchors,
+            negatives=s.negatives,
+        )
+
+    def _with_noise(self, image: Tensor) -> Tensor:
+        noise = self.settings.noise
+        return image + torch.empty_like(image).uniform_(-noise, noise)
+
+    # ---------------------------------------------------------------- mu
+
+    def _learn_to_rectify(self, logits: Tensor, relations: Tensor, target: Tensor | list[Tensor]) -> None:
+        """Equation 16: a gradient for the rectifier alone, which `after_step` follows."""
+        if self.rectifier is None or self.rectifier_optimizer is None:
+            return
+        rectified = self.rectifier(logits.detach(), relations.detach())
+        # The cross-entropy of values that sum to `mass`; the Dice is that of their shares.
+        loss = self.supervised(_logits(rectified), target) - self.rectifier.mass.log()
+        parameters = list(self.rectifier.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            if self.is_ddp:
+                dist.all_reduce(gradient)
+                gradient /= dist.get_world_size()
+            parameter.grad = gradient
+
+    def after_step(self) -> None:
+        """The rectifier's step, and the teacher's."""
+        super().after_step()
+        if self.rectifier_optimizer is not None:
+            self.rectifier_optimizer.step()
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Log mu, too (the paper's figure 11)."""
+        super().on_train_epoch_end(train_outputs)
+        if self.rectifier is not None and self.rectifier.kind == "learnable":
+            self.curves.log_variables({"mu": float(self.rectifier.mu.detach())}, self.current_epoch)
+
+    def method_state(self) -> dict[str, Any]:
+        """Rectifier and its optimiser, too."""
+        state = super().method_state()
+        if self.rectifier is not None:
+            state["rectifier"] = self.rectifier.state_dict()
+        if self.rectifier_optimizer is not None:
+            state["rectifier_optimizer"] = self.rectifier_optimizer.state_dict()
+        return state
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        super().load_method_state(state)
+        if self.rectifier is not None:
+            self.rectifier.load_state_dict(state["rectifier"])
+        if self.rectifier_optimizer is not None:
+            self.rectifier_optimizer.load_state_dict(state["rectifier_optimizer"])
+
+    def labeler(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
+        """The teacher before and after rectification (the paper's figure 1)."""
+        (name, output), *_ = super().labeler(image, outputs).items()
+        before, after = self._before_and_after(output)
+        return {f"{name} before": _logits(before), f"{name} after": _logits(after)}
+
+
+def _logits(values: Tensor) -> StudentOutput:
+    return StudentOutput(values, None, None)

@@ -1,0 +1,1 @@
+"""LDC, with the parts only it uses."""

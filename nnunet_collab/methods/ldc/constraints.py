@@ -1,0 +1,151 @@
+"""The constraints of LDC: their residuals, what they add to the loss, and their multipliers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_collab.core.distributed import sum_over_ranks
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.losses.duality import (
+    activate,
+    augmented_lagrangian,
+    class_fractions,
+    logit_excess,
+    mean_excess,
+    size_band,
+)
+from nnunet_collab.methods.ldc.multipliers import Multipliers, RunningMean
+from nnunet_collab.methods.ldc.settings import LDCSettings, Recipe
+
+
+class Constraints:
+    """Residuals of one batch, their augmented Lagrangian, and the ascent of the multipliers.
+
+    Args:
+        settings: Of the method.
+        recipe: `settings.recipe(...)`.
+        classes: Number of foreground classes or regions, the last channels of all predictions.
+        first: Channel of the first one, 0 for regions and else 1.
+        device: Of the state.
+    """
+
+    def __init__(self, settings: LDCSettings, recipe: Recipe, classes: int, first: int, device: torch.device) -> None:
+        self.settings, self.recipe, self.first = settings, recipe, first
+        names = []
+        if recipe.constraint == "size_bands":
+            names = [f"size_{side}_{k + first}" for side in ("upper", "lower") for k in range(classes)]
+        names += ["norm"] * (settings.norm_limit > 0) + ["logits"] * (settings.logit_limit > 0)
+        self.multipliers = Multipliers(
+            names,
+            ["global_mean"] * (recipe.constraint == "global_mean"),
+            rate=settings.dual_rate,
+            largest=settings.dual_largest,
+            start=settings.dual_start,
+            decay=settings.dual_decay,
+            device=device,
+        )
+        self.sizes = RunningMean(classes, settings.size_decay, device)
+        self._residuals: Tensor | None = None  # of the step that is being taken
+
+    def measure_sizes(self, masks: Tensor, at_random: Tensor) -> None:
+        """Take the sizes in labelled crops at random places into their running mean; the others say nothing.
+
+        Args:
+            masks: `(B_l, K, *S)` bool, of fully annotated crops.
+            at_random: `(B_l,)` bool, False for crops that are centred on foreground.
+        """
+        fractions = masks.flatten(2).float().mean(dim=2) * at_random.unsqueeze(1)
+        count = sum_over_ranks(at_random.sum().float())
+        self.sizes.update(sum_over_ranks(fractions.sum(dim=0)) / count.clamp_min(1), count > 0)
+
+    def fractions(self, logits: Tensor) -> Tensor:
+        """`(K,)` mean probability of the foreground of all ranks."""
+        return class_fractions(activate(logits, self.recipe.activation))[self.first :]
+
+    def value(
+        self,
+        logits: Tensor,
+        *,
+        sizes: Tensor,
+        labeled: tuple[Tensor, Tensor, Tensor],
+        weights: Iterable[Tensor],
+    ) -> Tensor:
+        """The augmented Lagrangian of all constraints, scalar; 0 without any.
+
+        Args:
+            logits: `(B, C, *S)` whose classes are to have the sizes.
+            sizes: `(K,)`.
+            labeled: Logits and truth `(B_l, C, *S)` of the labelled samples, and `keep` `(B_l, *S)`.
+            weights: Of the student.
+        """
+        s, parts = self.settings, []
+        with torch.autocast(logits.device.type, enabled=False):
+            if self.recipe.constraint == "size_bands":
+                fractions = self.fractions(logits)
+                parts.append(size_band(fractions, sizes.to(fractions), s.tolerance))
+            if s.norm_limit > 0:
+                parts.append(torch.stack([w.float().square().sum() for w in weights]).sum().view(1) - s.norm_limit)
+            if s.logit_limit > 0:
+                parts.append(logit_excess(logits, s.logit_limit).view(1))
+            if self.recipe.constraint == "global_mean":
+                own, truth, keep = labeled
+                parts.append(mean_excess(activate(own, self.recipe.activation), truth, keep).view(1))
+            residuals = torch.cat(parts) if parts else torch.zeros(0, device=logits.device)
+            self._residuals = residuals.detach()
+            m = self.multipliers
+            return augmented_lagrangian(residuals, m.values, m.equality, rho=self.recipe.rho)
+
+    def after_step(self) -> None:
+        """The multipliers ascend by the residuals of the step that was taken."""
+        if self._residuals is not None:
+            self.multipliers.step(self._residuals)
+
+    def curves(self) -> dict[str, float]:
+        """What is logged: multipliers, distances from the KKT conditions, and the sizes that are asked for."""
+        found = {f"multipliers/{name}": value for name, value in self.multipliers.as_plain().items()}
+        found |= {f"distance from KKT/{name}": value for name, value in self.multipliers.kkt().items()}
+        if self.recipe.constraint == "size_bands" and self.settings.size_source == "labeled":
+            sizes = enumerate(self.sizes.value.tolist(), self.first)
+            found |= {f"sizes asked for/class {number}": size for number, size in sizes}
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Multipliers, running residuals and sizes."""
+        return {"multipliers": self.multipliers.state_dict(), "sizes": self.sizes.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.multipliers.load_state_dict(state["multipliers"])
+        self.sizes.load_state_dict(state["sizes"])
+
+
+def check_every_class_is_labeled(data: Any, wanted: Iterable[int | Sequence[int]]) -> None:
+    """Refuse sizes of classes that the labelled cases cannot give.
+
+    Args:
+        data: nnU-Net's dataset of the labelled training cases.
+        wanted: Foreground labels or regions.
+
+    Raises:
+        CollabError: If no case has a class.
+    """
+    missing = {_as_plain(c) for c in wanted}
+    for case in data.identifiers:
+        found = data.load_case(case)[3]["class_locations"]
+        missing -= {_as_plain(c) for c, places in found.items() if len(places)}
+        if not missing:
+            return
+    raise CollabError(
+        f"setting 'size_source': 'labeled' takes the size of each class from the labelled cases, and none of the "
+        f"{len(data.identifiers)} of this fold has label {', '.join(sorted(map(str, missing)))}. Label a case that "
+        f"does, or set size_source to 'teacher' or constraint to 'none'."
+    )
+
+
+def _as_plain(label: int | Sequence[int]) -> int | tuple[int, ...]:
+    """A label or region as nnU-Net stores it or as it names it, in one form; its labels may be numpy's integers."""
+    return tuple(int(c) for c in label) if isinstance(label, Sequence) else int(label)

@@ -1,0 +1,296 @@
+"""LDC: a teacher to agree with, sizes to keep within bounds, and boundaries to tell apart.
+
+Source: Zheng et al., "Lagrange Duality and Compound Multi-Attention Transformer for Semi-Supervised Medical Image
+Segmentation", and its released code, which does not compute what the paper says. `losses.duality` says what is built
+instead, `methods.ldc_settings` how to have the paper's equation 2 or the released code. The student minimises
+
+    supervised(x_l, y) + mean (SDM(x_l) - SDM(y))^2            labelled images
+      + consistency(student(strong x_u), teacher(weak x_u))    unlabelled ones
+      + constraints + contrast(SDM of student, SDM of teacher)
+
+while the multipliers of the constraints ascend after each of its steps. They are a training device and certify
+nothing: a network's loss is not convex, so duality is weak.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunet_collab.core.distributed import sum_over_ranks
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.types import StudentOutput, Term
+from nnunet_collab.data.loaders import BatchSource
+from nnunet_collab.data.two_streams import CENTRED
+from nnunet_collab.losses.boundary_contrast import boundary_contrast, diagonal_contrast, distance_error
+from nnunet_collab.losses.duality import class_fractions, consistency_loss, paper_equation_2, teacher_target
+from nnunet_collab.methods.ldc.constraints import Constraints, check_every_class_is_labeled
+from nnunet_collab.methods.ldc.distance_head import DistanceHead, SliceProjection
+from nnunet_collab.methods.ldc.settings import LDCSettings
+from nnunet_collab.methods.ldc.signed_distance import KEY, WithSignedDistances
+from nnunet_collab.training.metrics import true_masks
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, part
+from nnunet_collab.training.supervision import Truth
+from nnunet_collab.training.with_teacher import TeacherTrainer
+
+
+class LDCTrainer(TeacherTrainer):
+    """One student with its teacher; see the module's docstring."""
+
+    settings: ClassVar[LDCSettings] = LDCSettings()
+    strong_views: ClassVar[int] = 1
+    feature_levels: ClassVar[tuple[str, ...]] = ("decoder",)
+
+    def initialize(self) -> None:
+        """Build everything, and the constraints.
+
+        Raises:
+            CollabError: If weights, contrast or sizes do not fit the dataset or the batch.
+        """
+        s = self.settings
+        self.regions = bool(self.label_manager.has_regions)
+        self.recipe = s.recipe(regions=self.regions)
+        self.official = s.formulation == "official"
+        if self.official:
+            self.enable_deep_supervision = False  # its loss has one resolution
+        self.first = 0 if self.regions else 1  # channel of the foreground
+        classes = int(self.label_manager.num_segmentation_heads) - self.first
+        self.class_weights = torch.tensor(s.dice_weights(classes), device=self.device)
+        self.learns_distances = s.distance_weight > 0 and not self.official
+        self.contrasts_slices = self.recipe.contrast == "slices" and self.recipe.contrast_weight > 0
+        super().initialize()
+        self.constraints = Constraints(s, self.recipe, classes, self.first, self.device)
+        self._check_pairs()
+        if self.recipe.constraint == "size_bands" and s.size_source == "labeled":
+            self._check_sizes_of_labels()
+        if self.recipe.constraint == "global_mean" and self.recipe.activation == "softmax":
+            self.print_to_log_file(
+                "WARNING: with softmax the mean over all classes is 1 / C whatever is predicted: the constraint "
+                "'global_mean' does nothing. Set activation to 'sigmoid', or constraint to 'size_bands'."
+            )
+
+    def equip_students(self) -> None:
+        """Add the heads of signed distance maps."""
+        if not (self.contrasts_slices or self.learns_distances):
+            return
+        (student,) = self.group
+        patch = tuple(self.configuration_manager.patch_size)
+        features = student.probe(torch.zeros(1, self.num_input_channels, *patch, device=self.device)).decoder
+        if features is None:
+            raise CollabError(
+                f"student {student.name!r}: signed distance maps come from the last features of the decoder, and "
+                f"{type(student.network).__name__} names none. Set decoder_tap, or distance_weight to 0 and contrast "
+                f"to 'off'."
+            )
+        maps, size = len(self.class_weights), tuple(features.shape[2:])
+        student.heads["distance"] = DistanceHead(len(patch), features.shape[1], maps).to(self.device)
+        if self.contrasts_slices:
+            # Slices are cut along the axis of the thickest spacing; an image is one slice.
+            axis = int(np.argmax(self.configuration_manager.spacing)) if len(patch) == 3 else None
+            self.slices = 1 if axis is None else size[axis]
+            student.heads["projection"] = SliceProjection(maps, axis, size).to(self.device)
+
+    def _check_pairs(self) -> None:
+        if self.recipe.contrast == "official_diagonal" and self.labeled_per_batch != self.unlabeled_per_batch:
+            raise CollabError(
+                f"setting 'contrast': 'official_diagonal' pairs each labelled sample with an unlabelled one, so a "
+                f"batch must hold as many of both; on this process it has {self.labeled_per_batch} and "
+                f"{self.unlabeled_per_batch}. Set an even batch_size and labeled_share to 0.5."
+            )
+
+    def _check_sizes_of_labels(self) -> None:
+        if self.label_manager.has_ignore_label:
+            raise CollabError(
+                "setting 'size_source': 'labeled' takes the sizes of the classes from labelled crops, and this dataset "
+                "has an ignore label: its crops are centred on annotated voxels, the others' sizes are unknown. Set "
+                "size_source to 'teacher', or, where the formulation has none, constraint to 'none'."
+            )
+        if self.official:  # the truth of the same crops is compared
+            return
+        share = 1 - float(self.oversample_foreground_percent)
+        at_random = share if self.probabilistic_oversampling else round(self.labeled_per_batch * share)
+        if sum_over_ranks(torch.tensor(float(at_random), device=self.device)) == 0:
+            raise CollabError(
+                f"setting 'size_source': 'labeled' takes the sizes from labelled crops at random places, and a batch "
+                f"of {self.labeled_per_batch} labelled samples has none: all are centred on foreground. Lower "
+                f"oversample_foreground_percent in a trainer of your own, or use 'teacher'."
+            )
+
+    def _measures_sizes(self) -> bool:
+        wanted = self.recipe.constraint == "size_bands" and self.settings.size_source == "labeled"
+        return wanted and not self.official  # there the truth of the same crops is compared
+
+    # ---------------------------------------------------------------- data
+
+    def training_source(self, data: Any, patch_size: Any, transforms: Any) -> BatchSource:
+        """Signed distance maps of the truth, too, if they are learned.
+
+        Raises:
+            CollabError: If sizes are wanted of a class that no labelled case has.
+        """
+        if self._measures_sizes():
+            wanted = self.label_manager.foreground_regions if self.regions else self.label_manager.foreground_labels
+            check_every_class_is_labeled(data, wanted)
+        source = super().training_source(data, patch_size, transforms)
+        return self.with_signed_distances(source) if self.learns_distances else source
+
+    def with_signed_distances(self, source: BatchSource) -> WithSignedDistances:
+        """The source, its batches completed by the maps of this dataset's classes or regions."""
+        return WithSignedDistances(
+            source,
+            self.configuration_manager.spacing,
+            classes=[] if self.regions else self.label_manager.foreground_labels,
+            regions=len(self.class_weights) if self.regions else 0,
+        )
+
+    # ---------------------------------------------------------------- terms
+
+    def batch_terms(self, batch: dict[str, Any]) -> list[Term]:
+        """All terms; if signed distance maps are learned, `batch` has those of its labelled samples."""
+        ours = self.read_batch(batch)
+        if self.official:
+            return self._official_terms(ours)
+        distances = batch[KEY].to(self.device, non_blocking=True) if self.learns_distances else None
+        return self._terms(ours, distances, batch[CENTRED].to(self.device, non_blocking=True))
+
+    def threshold(self) -> float:
+        """Constant."""
+        return self.settings.threshold
+
+    def _terms(self, batch: SemiSupervisedBatch, distances: Tensor | None, centred: Tensor) -> list[Term]:
+        """Those of `sound` and `paper_eq2`."""
+        s, recipe = self.settings, self.recipe
+        name, count = s.students[0].name, len(batch.image)
+        output: StudentOutput = self.network(torch.cat([batch.image, batch.strong[0]]))[name]
+        teacher = self.teacher(batch.weak)[name]
+        self.pseudo_label_curves.add(name, teacher.logits, batch.keep, s.threshold)
+        labeled, unlabeled = part(output, 0, count), output.logits[count:]
+        ramp = self.ramp_over(recipe.ramp_up)
+        target, used = teacher_target(
+            teacher.logits, activation=recipe.activation, hard=s.hard_target, threshold=s.threshold
+        )
+        agreement = self._objective(unlabeled, target, batch.keep, used)
+        terms = [
+            *self.supervised_terms({name: labeled}, batch.target),
+            Term(name, "consistency", s.consistency_weight * ramp, agreement),
+        ]
+        if self._measures_sizes():
+            self.constraints.measure_sizes(true_masks(batch.truth, output.logits.shape[1]), ~centred)
+        sizes = self.constraints.sizes.value
+        if s.size_source == "teacher":
+            with torch.no_grad():
+                sizes = self.constraints.fractions(teacher.logits)
+        terms += self._constraint_terms(name, 1.0, unlabeled, sizes, labeled.logits, batch.truth)
+        if "distance" in self.group[name].heads:
+            own = self.group[name].heads["distance"](output.decoder)
+            if distances is not None:
+                error = distance_error(own[:count], distances, batch.truth.target.keep)
+                terms.append(Term(name, "distance", s.distance_weight, error))
+            if self.contrasts_slices:
+                loss = self._slice_contrast(name, own[count:], teacher)
+                terms.append(Term(name, "contrast", recipe.contrast_weight * ramp, loss))
+        if recipe.contrast == "official_diagonal":
+            loss = diagonal_contrast(labeled.logits, unlabeled, temperature=s.temperature)
+            terms.append(Term(name, "contrast", recipe.contrast_weight * ramp, loss))
+        return terms
+
+    def _official_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
+        """Those of the released code."""
+        s, recipe = self.settings, self.recipe
+        name, truth = s.students[0].name, batch.truth
+        logits = self.network(batch.image)[name].logits
+        loss = self._objective(logits, self._target(truth, logits), truth.target.keep)
+        terms = [Term(name, "supervised", s.supervised_weight, loss)]
+        sizes = class_fractions(true_masks(truth, logits.shape[1]).float())
+        terms += self._constraint_terms(name, s.supervised_weight, logits, sizes, logits, truth)
+        if recipe.contrast == "official_diagonal":
+            with torch.no_grad():
+                unlabeled = self.group(batch.weak)[name].logits
+            ramp = self.ramp_over(recipe.ramp_up)
+            contrast = diagonal_contrast(logits, unlabeled, temperature=s.temperature)
+            terms.append(Term(name, "contrast", recipe.contrast_weight * ramp, contrast))
+        return terms
+
+    def _objective(self, logits: Tensor, target: Tensor, keep: Tensor, used: Tensor | None = None) -> Tensor:
+        s, activation = self.settings, self.recipe.activation
+        if s.formulation == "paper_eq2":
+            return paper_equation_2(
+                logits,
+                target,
+                keep,
+                activation=activation,
+                class_weights=self.class_weights,
+                cross_entropy=s.cross_entropy,
+                used=used,
+            )
+        return consistency_loss(
+            logits,
+            target,
+            keep,
+            activation=activation,
+            class_weights=self.class_weights,
+            cross_entropy=s.cross_entropy,
+            dice=s.dice,
+            squared_error=s.squared_error,
+            mse_on=self.recipe.mse_on,
+            used=used,
+            dice_per_sample=self.official,
+        )
+
+    def _constraint_terms(
+        self, name: str, weight: float, logits: Tensor, sizes: Tensor, labeled: Tensor, truth: Truth
+    ) -> list[Term]:
+        if not self.constraints.multipliers.names:
+            return []
+        value = self.constraints.value(
+            logits,
+            sizes=sizes,
+            labeled=(labeled, self._target(truth, labeled), truth.target.keep),
+            weights=[p for p in self.group[name].network.parameters() if p.requires_grad],
+        )
+        return [Term(name, "constraints", weight, value)]
+
+    def _target(self, truth: Truth, logits: Tensor) -> Tensor:
+        """The truth as `(B, C, *S)` of 0 and 1, background included if it has a channel."""
+        masks = true_masks(truth, logits.shape[1])
+        return (masks if self.regions else torch.cat([~masks.any(dim=1, keepdim=True), masks], dim=1)).float()
+
+    def _slice_contrast(self, name: str, own: Tensor, teacher: StudentOutput) -> Tensor:
+        heads = self.group[name].heads
+        with torch.no_grad():
+            theirs = self.teacher.group[name].heads
+            fixed = theirs["projection"](theirs["distance"](teacher.decoder))
+        s = self.settings
+        return boundary_contrast(
+            heads["projection"](own), fixed, slices=self.slices, gap=s.slice_gap, temperature=s.temperature
+        )
+
+    # ---------------------------------------------------------------- multipliers
+
+    def after_step(self) -> None:
+        """The multipliers' step, too."""
+        super().after_step()
+        self.constraints.after_step()
+
+    def on_train_epoch_start(self) -> None:
+        """As the released code, forget the multipliers if the settings say so."""
+        super().on_train_epoch_start()
+        if self.recipe.reset_each_epoch:
+            self.constraints.multipliers.reset()
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Log multipliers, distances from the KKT conditions, and sizes."""
+        super().on_train_epoch_end(train_outputs)
+        self.curves.log_variables(self.constraints.curves(), self.current_epoch)
+
+    def method_state(self) -> dict[str, Any]:
+        """Multipliers and running means, too."""
+        return {**super().method_state(), "constraints": self.constraints.state_dict()}
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        super().load_method_state(state)
+        self.constraints.load_state_dict(state["constraints"])
