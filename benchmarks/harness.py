@@ -39,7 +39,7 @@ SCALES = {
     "2d_tiny": {"patch": (128, 128), "batch": 8, "features": [16, 32, 64, 64, 64, 64]},
     "3d_tiny": {"patch": (32, 64, 64), "batch": 4, "features": [16, 32, 64, 64, 64, 64]},
     "3d_small": {"patch": (8, 96, 96), "batch": 2, "features": [16, 32, 64, 96, 96, 96]},
-    # The network and the batch of SSL4MIS and of the published program of CrossMatch, half of it labelled.
+    # The network and the batch of SSL4MIS and of the published program of CrossMatch, half of it labeled.
     "2d_published_acdc": {"patch": (256, 256), "batch": 24, "features": [16, 32, 64, 128, 256]},
     "smoke": {"patch": (64, 64), "batch": 4, "features": [4, 8, 8, 8, 8, 8]},  # only whether it runs
 }
@@ -143,13 +143,13 @@ def make_trainer(
 def make_semi_supervised_trainer(
     args: argparse.Namespace, settings: SemiSupervisedSettings, trainer_class: type[SemiSupervisedTrainer]
 ) -> Any:
-    """The same for a method with unlabelled images; half of the batch is labelled."""
+    """The same for a method with unlabeled images; half of the batch is labeled."""
     trainer = make_trainer(args, settings, trainer_class)
     trainer.labeled_per_batch = trainer.unlabeled_per_batch = SCALES[args.scale]["batch"] // 2
     trainer.pseudo_label_curves = PseudoLabelCurves(regions=False)
     if isinstance(trainer, MixingTrainer):
         trainer.mixes = trainer.settings.cutmix_probability > 0
-        trainer.mixes_further_images = trainer.mixes and trainer.settings.mixing == "further"
+        trainer.mixes_second_batch = trainer.mixes and trainer.settings.mixing == "second_batch"
     if isinstance(trainer, MeanTeacherTrainer):
         trainer.teacher = EMATeacher(trainer.group, trainer.settings.ema_decay)
     return trainer
@@ -158,7 +158,7 @@ def make_semi_supervised_trainer(
 def make_semi_supervised_batch(args: argparse.Namespace, trainer: SemiSupervisedTrainer) -> dict[str, Any]:
     """One batch as `TwoStreams` delivers it."""
     labeled, generator = make_batch(args), torch.Generator().manual_seed(1)
-    count, patch = trainer.views_per_batch(), SCALES[args.scale]["patch"]
+    count, patch = trainer.unlabeled_crops_per_batch(), SCALES[args.scale]["patch"]
     views = torch.randn(count, 1 + trainer.strong_views, *patch, generator=generator)
     half = slice(None, trainer.labeled_per_batch)
     target = [t[half] for t in labeled["target"]]
@@ -166,7 +166,7 @@ def make_semi_supervised_batch(args: argparse.Namespace, trainer: SemiSupervised
         "data": labeled["data"][half],
         "target": target if trainer.settings.deep_supervision else target[0],
         "views": views.to(args.device),
-        "where": torch.zeros(count, 1, *patch, dtype=torch.int16, device=args.device),
+        "learn_mask": torch.zeros(count, 1, *patch, dtype=torch.int16, device=args.device),
     }
 
 

@@ -64,7 +64,7 @@ def main() -> None:
     }
     batch = harness.make_batch(args)
     trainer = harness.make_trainer(args, settings)
-    trainer.train_step(batch)  # the optimisers' state is made in the first step
+    trainer.train_step(batch)  # the optimizers' state is made in the first step
     with torch.no_grad(), trainer._autocast():
         logits = trainer.network(batch["data"])["CNN"].logits
     one_student, dtype = logits.nbytes, logits.dtype

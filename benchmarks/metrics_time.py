@@ -38,8 +38,8 @@ def volume(shape: tuple[int, int, int], seed: int, roughness: float) -> np.ndarr
     lumps = gaussian_filter(small, 2)
     lumps = np.kron(lumps / lumps.std(), np.ones((4, 4, 4), dtype=np.float32))[tuple(slice(n) for n in shape)]
     for number, radius in enumerate(RADII_MM, start=1):
-        centre = [n * s * places.uniform(0.3, 0.7) for n, s in zip(shape, SPACING_MM, strict=True)]
-        r = sum((g * s - c) ** 2 for g, s, c in zip(grid, SPACING_MM, centre, strict=True)) ** 0.5
+        center = [n * s * places.uniform(0.3, 0.7) for n, s in zip(shape, SPACING_MM, strict=True)]
+        r = sum((g * s - c) ** 2 for g, s, c in zip(grid, SPACING_MM, center, strict=True)) ** 0.5
         labels[r + roughness * lumps < radius] = number
         labels[tuple(rng.integers(0, n) for n in shape)] = number
     return labels

@@ -2,7 +2,7 @@
 
 Everything is counted on tensors without contents, so it needs neither a GPU nor time: floating-point operations (two
 per multiply-add) of a forward pass, and the peak of what the tensors of a training step hold (weights, activations that
-the backward pass needs, gradients; without an optimiser's state). One patch, float32; kernels' workspaces do not count.
+the backward pass needs, gradients; without an optimizer's state). One patch, float32; kernels' workspaces do not count.
 
     python benchmarks/network_cost.py
 """

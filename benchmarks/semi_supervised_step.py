@@ -4,7 +4,7 @@ python benchmarks/semi_supervised_step.py                                    on 
 python benchmarks/semi_supervised_step.py --scale 2d --compile               on a GPU
 
 The networks are equal on both sides of each ratio: the planned UNet, and for Cross Teaching a SegFormer beside it; no
-deep supervision, which the published programs do not have. "As published" repeats how those programs organise a step:
+deep supervision, which the published programs do not have. "As published" repeats how those programs organize a step:
 CrossMatch takes two passes without gradient for the images that fill its boxes and two training passes, Cross Teaching
 one pass per network and Dice class by class.
 """
@@ -23,7 +23,7 @@ from nnunet_collab.methods.cross_teaching import CrossTeachingSettings, CrossTea
 from nnunet_collab.methods.crossmatch import CrossMatchSettings, CrossMatchTrainer
 from nnunet_collab.methods.mean_teacher import MeanTeacherSettings, MeanTeacherTrainer
 from nnunet_collab.methods.supervised import SupervisedSettings, SupervisedTrainer
-from nnunet_collab.networks.perturbation import Flow
+from nnunet_collab.networks.perturbation import PerturbedPass
 
 
 def main() -> None:
@@ -39,13 +39,13 @@ def main() -> None:
     mean_teacher = harness.make_semi_supervised_trainer(
         args, MeanTeacherSettings(deep_supervision=False), MeanTeacherTrainer
     )
-    further = harness.make_semi_supervised_trainer(
-        args, CrossMatchSettings(deep_supervision=False, mixing="further"), CrossMatchTrainer
+    second = harness.make_semi_supervised_trainer(
+        args, CrossMatchSettings(deep_supervision=False, mixing="second_batch"), CrossMatchTrainer
     )
     batches = {
-        t: harness.make_semi_supervised_batch(args, t) for t in (cross_match, cross_teaching, mean_teacher, further)
+        t: harness.make_semi_supervised_batch(args, t) for t in (cross_match, cross_teaching, mean_teacher, second)
     }
-    # As many images as CrossMatch encodes: labelled, weak, and two strong views.
+    # As many images as CrossMatch encodes: labeled, weak, and two strong views.
     plain = harness.make_trainer(args, SupervisedSettings(deep_supervision=False), SupervisedTrainer)
     half = harness.SCALES[args.scale]["batch"] // 2
     whole = harness.make_batch(args)
@@ -56,8 +56,8 @@ def main() -> None:
     steps: dict[str, Callable[[], Any]] = {
         "plain, as many images as CrossMatch encodes": lambda: plain.train_step(many),
         "CrossMatch": lambda: cross_match.train_step(batches[cross_match]),
-        "CrossMatch, boxes from further images": lambda: further.train_step(batches[further]),
-        "CrossMatch, as published": lambda: crossmatch_as_published(further, batches[further]),
+        "CrossMatch, boxes from a second batch of images": lambda: second.train_step(batches[second]),
+        "CrossMatch, as published": lambda: crossmatch_as_published(second, batches[second]),
         "Cross Teaching": lambda: cross_teaching.train_step(batches[cross_teaching]),
         "Cross Teaching, as published": lambda: cross_teaching_as_published(cross_teaching, batches[cross_teaching]),
         "Mean Teacher": lambda: mean_teacher.train_step(batches[mean_teacher]),
@@ -68,7 +68,7 @@ def main() -> None:
     print(f"{harness.hardware(args.device, args.threads)}; {args.scale} {harness.SCALES[args.scale]}")
     for name, value in seconds.items():
         print(f"{name:46}{value * 1e3:10.1f} ms")
-    dropped = seconds["forward and backward with four dropped flows"] - seconds["forward and backward without"]
+    dropped = seconds["forward and backward with four perturbed passes"] - seconds["forward and backward without"]
     ratios = {
         "CrossMatch / plain step on as many images": (
             "CrossMatch",
@@ -76,8 +76,8 @@ def main() -> None:
             None,
         ),
         "CrossMatch / as published, bar 0.80": ("CrossMatch", "CrossMatch, as published", 0.80),
-        "CrossMatch with further images / as published": (
-            "CrossMatch, boxes from further images",
+        "CrossMatch with a second batch of images / as published": (
+            "CrossMatch, boxes from a second batch of images",
             "CrossMatch, as published",
             None,
         ),
@@ -86,17 +86,19 @@ def main() -> None:
     }
     for name, (above, below, bar) in ratios.items():
         print(harness.line(name, seconds[above] / seconds[below], bar))
-    print(harness.line("four dropped flows / decoder pass, bar 4.00", dropped / seconds["one decoder pass"], 4.0))
+    print(harness.line("four dropped passes / decoder pass, bar 4.00", dropped / seconds["one decoder pass"], 4.0))
 
 
 def decoder_passes(trainer: Any, batch: dict[str, Any]) -> dict[str, Callable[[], None]]:
-    """Forward and backward of the student without and with its dropped flows, and of its decoder alone."""
+    """Forward and backward of the student without and with its dropped perturbed_passes, and of its decoder alone."""
     student = trainer.group["CNN"]
     own = trainer.read_batch(batch)
     weak, second = own.weak, own.strong[1]
     images = torch.cat([weak, second])
     n = len(weak)
-    flows = [Flow(start, start + n, rate) for start in (0, n) for rate in trainer.settings.drop_rates]
+    perturbed_passes = [
+        PerturbedPass(start, start + n, rate) for start in (0, n) for rate in trainer.settings.drop_rates
+    ]
     with torch.no_grad():
         features = [f.detach() for f in student.network.encoder(weak)]
 
@@ -113,7 +115,7 @@ def decoder_passes(trainer: Any, batch: dict[str, Any]) -> dict[str, Callable[[]
 
     return {
         "forward and backward without": lambda: run(images),
-        "forward and backward with four dropped flows": lambda: run(images, flows),
+        "forward and backward with four perturbed passes": lambda: run(images, perturbed_passes),
         "one decoder pass": decode,
     }
 
@@ -133,9 +135,9 @@ def _published_dice(logits: Tensor, labels: Tensor, ignored: Tensor | None = Non
 
 
 def cross_teaching_as_published(trainer: Any, batch: dict[str, Any]) -> None:
-    """Both networks on the whole batch, (CE + Dice) / 2 and Dice on the other's hard labels, two optimisers."""
+    """Both networks on the whole batch, (CE + Dice) / 2 and Dice on the other's hard labels, two optimizers."""
     own = trainer.read_batch(batch)
-    images, labels = torch.cat([own.image, own.weak]), own.truth.target.labels
+    images, labels = torch.cat([own.image, own.weak]), own.truth.labels
     n = len(own.image)
     with trainer._autocast():
         logits = [student(images).logits for student in trainer.group]
@@ -148,20 +150,20 @@ def cross_teaching_as_published(trainer: Any, batch: dict[str, Any]) -> None:
 
 
 def crossmatch_as_published(trainer: Any, batch: dict[str, Any]) -> None:
-    """Two passes without gradient for the filling, then labelled and weak images, then both strong views."""
-    own, further = trainer.divide(trainer.read_batch(batch))
+    """Two passes without gradient for the filling, then labeled and weak images, then both strong views."""
+    own, second = trainer.divide(trainer.read_batch(batch))
     student, rates = trainer.group["CNN"], trainer.settings.drop_rates
-    n, labels = len(own.weak), own.truth.target.labels
+    n, labels = len(own.weak), own.truth.labels
     with trainer._autocast():
         with torch.no_grad():
-            filling = [student(further.weak).logits]
-            dropped = student(further.weak, [Flow(0, n, rate) for rate in rates]).logits
+            filling = [student(second.weak).logits]
+            dropped = student(second.weak, [PerturbedPass(0, n, rate) for rate in rates]).logits
             filling += [dropped[n : 2 * n], dropped[2 * n :]]
-        first = student(torch.cat([own.image, own.weak]), [Flow(n, 2 * n, rate) for rate in rates]).logits
+        first = student(torch.cat([own.image, own.weak]), [PerturbedPass(n, 2 * n, rate) for rate in rates]).logits
         x_l, w, w_w, w_s = first.split(n)
         cut = [trainer.draw_cutmix(own) for _ in range(2)]
-        strong = [cut[i](own.strong[i], further.strong[i]) for i in range(2)]
-        second = student(torch.cat(strong), [Flow(n, 2 * n, rate) for rate in rates]).logits
+        strong = [cut[i](own.strong[i], second.strong[i]) for i in range(2)]
+        second = student(torch.cat(strong), [PerturbedPass(n, 2 * n, rate) for rate in rates]).logits
     s1, s2, s2_w, s2_s = second.split(n)
     tau = trainer.threshold()
 

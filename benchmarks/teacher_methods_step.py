@@ -3,7 +3,7 @@
 python benchmarks/teacher_methods_step.py --scale 2d_tiny                    on the CPU
 python benchmarks/teacher_methods_step.py --scale 3d                         on a GPU
 
-All three train the same network on equal batches, half of them unlabelled, without deep supervision. CRLN fills its
+All three train the same network on equal batches, half of them unlabeled, without deep supervision. CRLN fills its
 boxes from the batch, rectifies from the first step and finds uncertain and sure voxels of every class. Bars: CRLN 1.6
 and LDC 1.3 times Mean Teacher's step; CPS 5 % of the step's peak.
 """
@@ -22,7 +22,7 @@ import torch
 from loss_memory import peak_of_step
 
 import nnunet_collab.training.trainer as trainer_module
-from nnunet_collab.data.two_streams import CENTRED
+from nnunet_collab.data.two_streams import CENTERD
 from nnunet_collab.methods.crln.trainer import CRLNTrainer
 from nnunet_collab.methods.ldc.signed_distance import KEY
 from nnunet_collab.methods.ldc.trainer import LDCTrainer
@@ -30,7 +30,7 @@ from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer
 from nnunet_collab.training.semi_supervised import SemiSupervisedTrainer
 
 # Every class has uncertain voxels and sure ones, whatever the weights.
-ALL_VOXELS = {"start": 0, "tau": 0.999, "tau_weak": 0.0}
+ALL_VOXELS = {"rectify_from_iteration": 0, "tau": 0.999, "tau_weak": 0.0}
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def make_batch(args: argparse.Namespace, trainer: Any) -> dict[str, Any]:
     if isinstance(trainer, LDCTrainer):
         maps = trainer.with_signed_distances(None).complete({"target": batch["target"].cpu()})
         batch[KEY] = maps[KEY]
-        batch[CENTRED] = torch.zeros(len(batch["target"]), dtype=torch.bool)
+        batch[CENTERD] = torch.zeros(len(batch["target"]), dtype=torch.bool)
     return batch
 
 

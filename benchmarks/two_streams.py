@@ -1,8 +1,8 @@
-"""Time to draw a batch: labelled samples and two views of unlabelled ones, against nnU-Net's loader, per sample.
+"""Time to draw a batch: labeled samples and two views of unlabeled ones, against nnU-Net's loader, per sample.
 
 python benchmarks/two_streams.py        draws in this process, on one core, from made-up preprocessed cases
 
-An unlabelled sample with a weak and a strong view counts as one sample, which may cost up to half more than a labelled
+An unlabeled sample with a weak and a strong view counts as one sample, which may cost up to half more than a labeled
 one. Bar: 1.5.
 """
 
@@ -57,7 +57,7 @@ def main() -> None:
             print(f"{name}, batch {batch} of {patch}, one core, mean over {ROUNDS} batches")
             for source, value in medians.items():
                 print(f"  {source:44}{value * 1e3:8.2f} ms per sample")
-            ratio = medians["two streams, weak and one strong view"] / medians["nnU-Net's loader, labelled only"]
+            ratio = medians["two streams, weak and one strong view"] / medians["nnU-Net's loader, labeled only"]
             print(f"  two streams / nnU-Net's loader = {ratio:.3f}, bar {BAR}: {'met' if ratio <= BAR else 'MISSED'}")
 
 
@@ -83,7 +83,7 @@ def make_sources(
         return TwoStreams(stock(batch // 2), RandomCrops(unlabeled, batch // 2, crop, patch, labels, transforms=views))
 
     return {
-        "nnU-Net's loader, labelled only": stock(batch),
+        "nnU-Net's loader, labeled only": stock(batch),
         "two streams, weak view": streams(0),
         "two streams, weak and one strong view": streams(1),
         "two streams, weak and two strong views": streams(2),

@@ -10,7 +10,7 @@ The source, as downloaded:
 
 Both frames of a patient are always in the same role. The challenge's own split is the default: testing/ is the test
 set. With `--split ssl4mis`, the split of the semi-supervised papers: 70, 10 and 20 of the 100 patients in training/ to
-train, validate and test, by the public lists of SSL4MIS, whose first 3, 7 or 14 patients are the labelled ones.
+train, validate and test, by the public lists of SSL4MIS, whose first 3, 7 or 14 patients are the labeled ones.
 
 Run with
 `nnunet_collab convert acdc SOURCE -d ID` or `python dataset_conversion/acdc.py SOURCE -d ID`.
@@ -39,12 +39,12 @@ OPTIONS = {
 }
 
 INFO = DatasetInfo(
-    channel_names={"0": "cineMRI"},  # not "CT", so that nnU-Net standardises each image by itself
+    channel_names={"0": "cineMRI"},  # not "CT", so that nnU-Net standardizes each image by itself
     labels={"background": 0, "RV": 1, "MYO": 2, "LV": 3},
     file_ending=".nii.gz",
     patient_pattern=r"(patient\d+)_frame\d+",
     description="Right ventricle, myocardium and left ventricle in short-axis cine MRI at end-diastole and end-systole",
-    licence="CC BY-NC-SA 4.0",
+    license="CC BY-NC-SA 4.0",
     citation=(
         "O. Bernard, A. Lalande, C. Zotti, F. Cervenansky, et al., Deep Learning Techniques for Automatic MRI Cardiac "
         "Multi-Structures Segmentation and Diagnosis: Is the Problem Solved?, IEEE Transactions on Medical Imaging "
@@ -91,7 +91,7 @@ def convert(source: Path, target: Target, split: str = "challenge") -> Path:
     if split == "ssl4mis":
         return write_raw_dataset(_ssl4mis(root / "training", train, problems, groups), target)
     test_patients = _patient_folders(root / "testing")
-    # Until 2022 the organisers kept the labels of the test cases: none at all is fine, a few missing is not.
+    # Until 2022 the organizers kept the labels of the test cases: none at all is fine, a few missing is not.
     labels_needed = any(
         FRAME.fullmatch(path.name) and "_gt" in path.name for p in test_patients for path in p.iterdir()
     )

@@ -68,7 +68,7 @@ INFO = DatasetInfo(
     file_ending=".nii.gz",
     patient_pattern=r"(BraTS19_\w+)_\d+",
     description="",
-    licence="for research, with citation; see the reference",
+    license="for research, with citation; see the reference",
     citation=(
         "B. H. Menze, A. Jakab, S. Bauer, et al., The Multimodal Brain Tumor Image Segmentation Benchmark (BRATS), "
         "IEEE Transactions on Medical Imaging 34(10), 1993-2024, 2015, doi:10.1109/TMI.2014.2377694; S. Bakas, H. "

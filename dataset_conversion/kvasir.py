@@ -1,4 +1,4 @@
-"""Kvasir-SEG (Jha et al., MMM 2020): colour pictures of polyps, from the official layout.
+"""Kvasir-SEG (Jha et al., MMM 2020): color pictures of polyps, from the official layout.
 
 The source, as downloaded (folder `Kvasir-SEG`):
 
@@ -35,7 +35,7 @@ INFO = DatasetInfo(
     file_ending=".png",
     patient_pattern=r"(\w+)",
     description="Polyps in colonoscopy pictures. The source does not say which pictures are of one patient.",
-    licence="for research and education, with citation; see the reference",
+    license="for research and education, with citation; see the reference",
     citation=(
         "D. Jha, P. H. Smedsrud, M. A. Riegler, P. Halvorsen, T. de Lange, D. Johansen, H. D. Johansen, Kvasir-SEG: A "
         "Segmented Polyp Dataset, MultiMedia Modeling, LNCS 11962, 451-462, 2020, doi:10.1007/978-3-030-37734-2_37"
@@ -54,13 +54,13 @@ def read_mask(path: Path) -> sitk.Image:
         CollabError: If it cannot be read, or is no mask.
     """
     image = read_image(path)
-    if image.GetNumberOfComponentsPerPixel() > 1:  # most are saved as grey in three equal channels
+    if image.GetNumberOfComponentsPerPixel() > 1:  # most are saved as gray in three equal channels
         image = sitk.VectorIndexSelectionCast(image, 0)
     pixels = sitk.GetArrayViewFromImage(image)
-    grey = float(np.mean((pixels >= GREY[0]) & (pixels < GREY[1])))
-    if grey > MOST_GREY:
+    gray = float(np.mean((pixels >= GREY[0]) & (pixels < GREY[1])))
+    if gray > MOST_GREY:
         raise CollabError(
-            f"{path}: a mask must be black and white; {grey:.0%} of its pixels are grey. Copy the mask again, or leave "
+            f"{path}: a mask must be black and white; {gray:.0%} of its pixels are gray. Copy the mask again, or leave "
             "this case out."
         )
     return image >= THRESHOLD

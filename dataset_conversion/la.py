@@ -6,7 +6,7 @@ The source, as downloaded:
     Training Set/06SR5RBREL16DQ6M8LWS/laendo.nrrd     its label: 0 background, 255 left atrium with its veins
 
 The test cases are the 20 that semi-supervised papers use since UA-MT (Yu et al., MICCAI 2019), by name, if all of the
-100 training scans are there; its labelled cases are the first ones in alphabetical order, so `--labeled 8` means
+100 training scans are there; its labeled cases are the first ones in alphabetical order, so `--labeled 8` means
 the papers' eight. With other scans both are drawn at random, a fifth of the scans being test cases. Run with
 `nnunet_collab convert la SOURCE -d ID` or `python dataset_conversion/la.py SOURCE -d ID`.
 """
@@ -32,7 +32,7 @@ INFO = DatasetInfo(
     file_ending=".nii.gz",
     patient_pattern=r"(\w+)",
     description="Left atrium with pulmonary veins in late gadolinium enhanced MRI",
-    licence="for research, with citation; see the reference",
+    license="for research, with citation; see the reference",
     citation=(
         "Z. Xiong, Q. Xia, Z. Hu, N. Huang, et al., A global benchmark of algorithms for segmenting the left atrium "
         "from late gadolinium-enhanced cardiac magnetic resonance imaging, Medical Image Analysis 67, 101832, 2021, "

@@ -30,7 +30,7 @@ INFO = DatasetInfo(
     file_ending=".nii.gz",
     patient_pattern=r"(lits_\d{3})",
     description="Liver and liver tumours in contrast enhanced CT",
-    licence="Creative Commons, not for commercial use; see the reference",
+    license="Creative Commons, not for commercial use; see the reference",
     citation=(
         "P. Bilic, P. Christ, H. B. Li, E. Vorontsov, et al., The Liver Tumor Segmentation Benchmark (LiTS), Medical "
         "Image Analysis 84, 102680, 2023, doi:10.1016/j.media.2022.102680"

@@ -51,7 +51,7 @@ INFO = DatasetInfo(
     file_ending=".nii.gz",
     patient_pattern=r"(pancreas_\d{4})",
     description="Pancreas in portal venous contrast CT",
-    licence="CC BY 3.0",
+    license="CC BY 3.0",
     citation=(
         "H. R. Roth, A. Farag, E. B. Turkbey, L. Lu, J. Liu, R. M. Summers, Data From Pancreas-CT, The Cancer Imaging "
         "Archive, 2016, doi:10.7937/K9/TCIA.2016.tNB1kqBU; H. R. Roth, L. Lu, A. Farag, et al., DeepOrgan: Multi-level "
@@ -65,7 +65,7 @@ SOFT_TISSUE_HU = (-50, 250)
 LOOKED_AT = 5  # cases
 CLEAR = 0.02  # by which the best share must exceed the second best
 PLAUSIBLE = 0.6  # share on soft tissue below which no orientation is right
-SLICE_TOLERANCE = 0.1  # relative, between the distances of neighbouring slices: positions are rounded in the headers
+SLICE_TOLERANCE = 0.1  # relative, between the distances of neighboring slices: positions are rounded in the headers
 
 
 def read_series(folder: Path) -> sitk.Image:
@@ -102,7 +102,7 @@ def read_series(folder: Path) -> sitk.Image:
     usual = float(np.median(steps)) if steps else 0.0
     if any(abs(step - usual) > SLICE_TOLERANCE * usual for step in steps):
         raise CollabError(
-            f"{folder}: neighbouring slices must lie {usual:g} mm apart; found {min(steps):g} to {max(steps):g} mm, so "
+            f"{folder}: neighboring slices must lie {usual:g} mm apart; found {min(steps):g} to {max(steps):g} mm, so "
             "slices are missing. Download the patient again."
         )
     return image

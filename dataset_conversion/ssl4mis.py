@@ -7,7 +7,7 @@ or in `Flods/`; without lists, all cases are training cases:
     **/patient001_frame01_slice_1.h5               ACDC, slices (train_slices.list): put together to volumes
     **/06SR5RBREL16DQ6M8LWS/mri_norm2.h5           Left Atrium: ordered x, y, z, cropped around the atrium
 
-These files have lost their spacing, and their intensities are normalised. With `--originals FOLDER`, the official data
+These files have lost their spacing, and their intensities are normalized. With `--originals FOLDER`, the official data
 they were made from, the geometry is restored, and each case is compared with its original. Otherwise a spacing of 1 is
 written, and dataset.json says that it is unknown: distances in mm then mean voxels, and nnU-Net plans on them.
 `--labeled 7` takes the first seven patients of train.list, as the code bases do. It needs h5py: nnunet-collab[h5]. Run
@@ -44,8 +44,8 @@ ACDC = DatasetInfo(
     labels={"background": 0, "RV": 1, "MYO": 2, "LV": 3},
     file_ending=".nii.gz",
     patient_pattern=r"(patient\d+)_frame\d+",
-    description="Right ventricle, myocardium and left ventricle in cine MRI; from .h5 files, intensities normalised",
-    licence="CC BY-NC-SA 4.0",
+    description="Right ventricle, myocardium and left ventricle in cine MRI; from .h5 files, intensities normalized",
+    license="CC BY-NC-SA 4.0",
     citation="O. Bernard, A. Lalande, C. Zotti, et al., IEEE TMI 37(11), 2514-2525, 2018, doi:10.1109/TMI.2018.2837502",
     reference="https://github.com/HiLab-git/SSL4MIS",
 )
@@ -54,8 +54,8 @@ LA = DatasetInfo(
     labels={"background": 0, "left_atrium": 1},
     file_ending=".nii.gz",
     patient_pattern=r"(\w+)",
-    description="Left atrium in late gadolinium enhanced MRI; from .h5 files, cropped, intensities normalised",
-    licence="for research, with citation",
+    description="Left atrium in late gadolinium enhanced MRI; from .h5 files, cropped, intensities normalized",
+    license="for research, with citation",
     citation="Z. Xiong, Q. Xia, et al., Medical Image Analysis 67, 101832, 2021, doi:10.1016/j.media.2020.101832",
     reference="https://github.com/yulequan/UA-MT",
 )
@@ -95,7 +95,7 @@ def convert(source: Path, target: Target, originals: str = "") -> Path:
     cases = {name: _case(name, volume) for name, volume in volumes.items()}
     extra = {"geometry": "restored from the original images"} if originals else {"spacing_unknown": True}
     dataset = RawDataset(
-        replace(info, extra={**extra, "intensity_unit": "none (normalised in the .h5 files)"}),
+        replace(info, extra={**extra, "intensity_unit": "none (normalized in the .h5 files)"}),
         SourceRules(
             label_values={value: value for value in range(len(info.labels))},
             read_image=lambda path: by_file[path].read("image"),

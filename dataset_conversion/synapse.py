@@ -25,7 +25,7 @@ DATASET_NAME = "Synapse"
 OPTIONS = {
     "--organs": {
         "choices": ["8", "13"],
-        "help": "8: those of TransUNet's protocol (default); 13: all that were labelled",
+        "help": "8: those of TransUNet's protocol (default); 13: all that were labeled",
     }
 }
 
@@ -78,7 +78,7 @@ def _info(values: tuple[int, ...]) -> DatasetInfo:
         file_ending=".nii.gz",
         patient_pattern=r"(case\d{4})",
         description=f"{len(values)} abdominal organs in portal venous contrast CT",
-        licence="terms of the challenge, for registered users; see the reference",
+        license="terms of the challenge, for registered users; see the reference",
         citation=(
             "B. Landman, Z. Xu, J. E. Igelsias, M. Styner, T. R. Langerak, A. Klein, MICCAI Multi-Atlas Labeling "
             "Beyond the Cranial Vault - Workshop and Challenge, 2015, doi:10.7303/syn3193805"

@@ -29,7 +29,7 @@ VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Which of torchrun's processes this is.
 
     Attributes:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
         check_arguments(args)
-        launch(args, read_place(os.environ, argv))
+        launch(args, read_rank_info(os.environ, argv))
     except CollabError as error:
         print(f"nnunet_collab.launch, process {os.environ.get('RANK', 0)}: {error}", file=sys.stderr)
         return 2
@@ -106,7 +106,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise CollabError(f"{' and '.join(flags)}: exclude each other; got both. Leave one out.")
 
 
-def read_place(environment: Mapping[str, str], argv: Sequence[str]) -> Place:
+def read_rank_info(environment: Mapping[str, str], argv: Sequence[str]) -> RankInfo:
     """Which process this is.
 
     Args:
@@ -121,37 +121,37 @@ def read_place(environment: Mapping[str, str], argv: Sequence[str]) -> Place:
         raise CollabError(
             f"it must be started by torchrun, which sets {', '.join(missing)}; not set here. Write\n"
             f"    torchrun --standalone --nproc_per_node=2 -m nnunet_collab.launch {shlex.join(argv)}\n"
-            "for two processes on this machine. Over several machines, write on each, in place of --standalone, "
+            "for two processes on this machine. Over several machines, write on each, in rank_info of --standalone, "
             "--nnodes with their number, --rdzv_backend c10d and --rdzv_endpoint HOST:29500, HOST being one of them."
         )
-    return Place(*(int(environment[name]) for name in VARIABLES[:4]))
+    return RankInfo(*(int(environment[name]) for name in VARIABLES[:4]))
 
 
-def launch(args: argparse.Namespace, place: Place) -> None:
+def launch(args: argparse.Namespace, rank_info: RankInfo) -> None:
     """Join the other processes, train and validate.
 
     Args:
         args: Of `make_parser`.
-        place: Of `read_place`.
+        rank_info: Of `read_rank_info`.
 
     Raises:
         CollabError: If there is no GPU for this process, or the trainer cannot use the one it has.
     """
     import torch.distributed as dist
 
-    device = prepare_device(args.device, place)
+    device = prepare_device(args.device, rank_info)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     train(args, device)
     # After an exception the others may wait for this process for ever, so it just ends, and torchrun ends them.
     dist.destroy_process_group()
 
 
-def prepare_device(kind: str, place: Place) -> torch.device:
+def prepare_device(kind: str, rank_info: RankInfo) -> torch.device:
     """The device of this process, with torch set up for it as nnUNetv2_train does.
 
     Args:
         kind: `cuda` or `cpu`.
-        place: Which process this is.
+        rank_info: Which process this is.
 
     Raises:
         CollabError: If this machine has fewer GPUs than processes.
@@ -161,18 +161,18 @@ def prepare_device(kind: str, place: Place) -> torch.device:
     from nnunet_collab.core.shipped import available_cores
 
     if kind == "cpu":
-        torch.set_num_threads(max(1, available_cores() // place.local_world_size))
+        torch.set_num_threads(max(1, available_cores() // rank_info.local_world_size))
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if place.local_world_size > count:
+    if rank_info.local_world_size > count:
         raise CollabError(
-            f"-device cuda: each process needs its own GPU; got {place.local_world_size} processes and {count} GPUs "
-            "on this machine. Lower --nproc_per_node, or train with -device cpu."
+            f"-device cuda: each process needs its own GPU; got {rank_info.local_world_size} processes and "
+            f"{count} GPUs on this machine. Lower --nproc_per_node, or train with -device cpu."
         )
     torch.set_num_threads(1)
     torch.backends.cudnn.deterministic = False
     torch.backends.cudnn.benchmark = True
-    device = torch.device("cuda", place.local_rank)
+    device = torch.device("cuda", rank_info.local_rank)
     torch.cuda.set_device(device)
     return device
 

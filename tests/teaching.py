@@ -13,7 +13,7 @@ SEGFORMER = {"network": "segformer_b0"}
 
 
 def make_method(trainer_class, folder, monkeypatch, *, changes=None, **options):
-    """`make_trainer` with two labelled and two unlabelled samples per batch, whatever students the method has."""
+    """`make_trainer` with two labeled and two unlabeled samples per batch, whatever students the method has."""
     names = {student.name for student in trainer_class.settings.students}
     students = {"Transformer": SEGFORMER} if "Transformer" in names else {}
     changes = {"batch_size": 4, "students": students, **(changes or {})}
@@ -25,9 +25,9 @@ def by_key(terms):
 
 
 def uneven_batch(trainer, kind, seed):
-    """A batch whose first unlabelled sample has fewer voxels that count."""
+    """A batch whose first unlabeled sample has fewer voxels that count."""
     batch = make_semi_supervised_batch(trainer, kind, seed)
-    batch["where"][0, ..., 5:9] = -1
+    batch["learn_mask"][0, ..., 5:9] = -1
     return batch
 
 

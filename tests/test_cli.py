@@ -152,7 +152,7 @@ def test_extending_twice_changes_nothing(tmp_path):
     assert extended(once, tmp_path) == once
 
 
-def test_a_folder_is_recognised_in_every_spelling_and_the_first_one_stays(tmp_path):
+def test_a_folder_is_recognized_in_every_spelling_and_the_first_one_stays(tmp_path):
     real, link = tmp_path / "real", tmp_path / "link"
     real.mkdir()
     link.symlink_to(real)

@@ -76,7 +76,7 @@ def test_overlay_has_a_panel_per_row_and_prediction(n_rows, names, tmp_path, sav
     assert (imread(out)[0, :, :3] > 0.99).all(), "a white margin"
 
 
-def test_each_panel_shows_its_own_labels_in_its_class_colour(tmp_path, saved):
+def test_each_panel_shows_its_own_labels_in_its_class_color(tmp_path, saved):
     image, truth, empty = np.ones((40, 40)), np.zeros((40, 40), int), np.zeros((40, 40), int)
     truth[10:20, 10:20], truth[20:30, 10:20] = 1, 3
     overlay_figure([OverlayRow("x", image, truth, {"none": empty}, {"none": 0.0})], tmp_path / "a.png")
@@ -89,7 +89,7 @@ def test_each_panel_shows_its_own_labels_in_its_class_colour(tmp_path, saved):
     assert (shown[..., 3] > 0).sum() == 200
     assert (nothing == 0).all()
     assert shown.shape == (30, 30, 4), "1.5 times the foreground's 20 pixels"
-    assert (shown[5:25, 10:20, 3] > 0).all(), "and centred"
+    assert (shown[5:25, 10:20, 3] > 0).all(), "and centered"
 
 
 def test_spacing_sets_the_aspect_and_the_crop(tmp_path, saved):
@@ -164,14 +164,14 @@ def test_curves_show_the_values(tmp_path, saved):
         for line, values in zip(axes.get_lines(), wanted.values(), strict=True):
             assert np.allclose(line.get_ydata(), values, equal_nan=True)
             assert list(line.get_xdata()) == given["epochs"]
-    colour = [line.get_color() for line in (*dice.get_lines(), *losses.get_lines())]
-    assert colour[:2] == colour[2:4], "a student has one colour in all panels"
-    assert len(set(colour)) == 3
+    color = [line.get_color() for line in (*dice.get_lines(), *losses.get_lines())]
+    assert color[:2] == color[2:4], "a student has one color in all panels"
+    assert len(set(color)) == 3
     assert dice.get_ylim()[0] == 0
 
 
 @pytest.mark.parametrize("n_epochs", [5, 120])
-def test_variables_of_a_method_have_a_panel_per_group_and_pseudo_labels_a_colour_per_source(n_epochs, tmp_path, saved):
+def test_variables_of_a_method_have_a_panel_per_group_and_pseudo_labels_a_color_per_source(n_epochs, tmp_path, saved):
     given = curves(n_epochs, agreement=False)
     values = [list(np.linspace(0, k, n_epochs)) for k in range(8)]
     given["pseudo_labels"] = {"CNN before/share used": values[0], "CNN after/share used": values[1]}

@@ -89,8 +89,8 @@ def test_accepts_what_nnunet_accepts(line):
 
 
 def test_reads_its_place_from_torchrun():
-    place = launch.read_place({**TORCHRUN, **MEETING}, [])
-    assert place == launch.Place(rank=5, local_rank=1, world_size=8, local_world_size=4)
+    rank_info = launch.read_rank_info({**TORCHRUN, **MEETING}, [])
+    assert rank_info == launch.RankInfo(rank=5, local_rank=1, world_size=8, local_world_size=4)
 
 
 @pytest.mark.parametrize("missing", [*TORCHRUN, *MEETING])
@@ -98,7 +98,7 @@ def test_names_the_variable_that_torchrun_did_not_set(missing):
     environment = {**TORCHRUN, **MEETING}
     del environment[missing]
     with pytest.raises(CollabError, match=rf"must be started by torchrun, which sets {missing}; not set here"):
-        launch.read_place(environment, [])
+        launch.read_rank_info(environment, [])
 
 
 def test_without_torchrun_says_which_command_to_write():
@@ -128,7 +128,7 @@ def pretend_gpus(monkeypatch, count):
 
 def test_takes_the_gpu_of_its_number_on_this_machine_not_among_all(monkeypatch, torch_threads):
     chosen = pretend_gpus(monkeypatch, 4)
-    device = launch.prepare_device("cuda", launch.Place(rank=5, local_rank=1, world_size=8, local_world_size=4))
+    device = launch.prepare_device("cuda", launch.RankInfo(rank=5, local_rank=1, world_size=8, local_world_size=4))
     assert device == torch.device("cuda", 1)
     assert chosen == [device]
     assert torch.backends.cudnn.benchmark
@@ -141,14 +141,14 @@ def test_refuses_more_processes_than_gpus(count, monkeypatch):
     with pytest.raises(
         CollabError, match=rf"got 4 processes and {count} GPUs on this machine\. Lower --nproc_per_node"
     ):
-        launch.prepare_device("cuda", launch.Place(0, 0, 4, 4))
+        launch.prepare_device("cuda", launch.RankInfo(0, 0, 4, 4))
     assert chosen == []
 
 
 @pytest.mark.parametrize(("processes", "threads"), [(1, 6), (2, 3), (4, 1), (8, 1)])
 def test_processes_on_the_cpu_share_its_cores(processes, threads, monkeypatch, torch_threads):
     monkeypatch.setattr("nnunet_collab.core.shipped.available_cores", lambda: 6)
-    assert launch.prepare_device("cpu", launch.Place(0, 0, 16, processes)) == torch.device("cpu")
+    assert launch.prepare_device("cpu", launch.RankInfo(0, 0, 16, processes)) == torch.device("cpu")
     assert torch.get_num_threads() == threads
 
 

@@ -110,7 +110,7 @@ def test_pip_makes_the_console_command(installation, elsewhere):
     assert run(command, "env", cwd=elsewhere) == as_module
 
 
-def test_the_wheel_carries_the_package_its_scripts_its_presets_and_its_licence(wheel):
+def test_the_wheel_carries_the_package_its_scripts_its_presets_and_its_license(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     package = ROOT / "nnunet_collab"

@@ -151,22 +151,22 @@ def make_batch(trainer, kind="plain", seed=0, count=2):
 
 
 def make_views(trainer, count=None, seed=1):
-    """The unlabelled part of a batch as `TwoStreams` delivers it: correlated views, and a border that is left out."""
+    """The unlabeled part of a batch as `TwoStreams` delivers it: correlated views, and a border that is left out."""
     generator = torch.Generator().manual_seed(seed)
     patch = trainer.configuration_manager.patch_size
-    count = trainer.views_per_batch() if count is None else count
+    count = trainer.unlabeled_crops_per_batch() if count is None else count
     weak = torch.randn((count, 1, *patch), generator=generator)
     strong = [weak * 1.5 + 0.1 * torch.randn(weak.shape, generator=generator) for _ in range(trainer.strong_views)]
     where = torch.zeros((count, 1, *patch), dtype=torch.int16)
     where[..., :2] = -1
-    return {"views": torch.cat([weak, *strong], dim=1), "where": where}
+    return {"views": torch.cat([weak, *strong], dim=1), "learn_mask": where}
 
 
 def make_semi_supervised_batch(trainer, kind="plain", seed=0):
-    """A batch of labelled and unlabelled samples."""
+    """A batch of labeled and unlabeled samples."""
     labeled = make_batch(trainer, kind, seed, count=trainer.labeled_per_batch)
-    centred = torch.arange(trainer.labeled_per_batch) >= round(trainer.labeled_per_batch * 0.67)
-    return {**labeled, **make_views(trainer, seed=seed + 1), "centred": centred}
+    centered = torch.arange(trainer.labeled_per_batch) >= round(trainer.labeled_per_batch * 0.67)
+    return {**labeled, **make_views(trainer, seed=seed + 1), "centered": centered}
 
 
 def finish_run(trainer, fold="fold_0", files=("checkpoint_final.pth", "checkpoint_best.pth")):

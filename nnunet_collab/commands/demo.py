@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=tuple(METHODS),
         default="ctrcl",
-        help="what to train (default: %(default)s); all but ctrcl and cmaformer learn from few labelled and many "
-        "unlabelled images, beside nnU-Net on the labelled ones alone",
+        help="what to train (default: %(default)s); all but ctrcl and cmaformer learn from few labeled and many "
+        "unlabeled images, beside nnU-Net on the labeled ones alone",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the folder of an earlier demo")
 

@@ -1,7 +1,7 @@
 """`nnunet_collab evaluate`: predictions against labels, as a printed table and a CSV file.
 
 The CSV is one long tidy table. Rows with `statistic` = `case` hold one case and class; then come the rows of
-`metrics.summarise`, with an empty `case`: `mean`, `std` and `count` (how many cases a mean was taken over).
+`metrics.summarize`, with an empty `case`: `mean`, `std` and `count` (how many cases a mean was taken over).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         CollabError: If the output cannot be a file, or for the reasons of `evaluate_folders`.
     """
     from nnunet_collab.evaluation.folders import evaluate_folders, plan_evaluation
-    from nnunet_collab.evaluation.metrics import summarise
+    from nnunet_collab.evaluation.metrics import summarize
 
     output: Path | None = args.output
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         processes=args.np,
         allow_missing=args.allow_missing,
     )
-    summary = summarise(frame)
+    summary = summarize(frame)
     tables = (scores_table(summary, unit), cases_table(summary, len(plan.cases)), notes(plan, summary, unit))
     print("", *tables, sep="\n\n")
     if output is not None:
@@ -111,7 +111,7 @@ def notes(plan: Plan, summary: pd.DataFrame, distance_unit: str) -> str:
     bullets = [
         f"Mean±standard deviation over cases. Dice, Jaccard: 0 to 1. MAE: share of wrong {voxels}. Last line: mean of "
         "the classes' means, ± the spread over cases of each case's mean.",
-        "HD, HD95, ASD: between surface voxels (a face neighbour is outside), each of equal weight. HD95: the larger "
+        "HD, HD95, ASD: between surface voxels (a face neighbor is outside), each of equal weight. HD95: the larger "
         "of the two directed 95th percentiles. ASD: the mean over both surfaces.",
         "Empty masks: a class in neither mask of a case is left out of Dice, Jaccard and distances (both empty: "
         f"{total['both_empty']}). A class in one mask only scores Dice and Jaccard 0 and has no distance: missed if "
@@ -127,7 +127,7 @@ def notes(plan: Plan, summary: pd.DataFrame, distance_unit: str) -> str:
     if plan.without_label:
         bullets.append(f"Left out, predicted but without a label: {listed(plan.without_label)}.")
     if plan.without_prediction:
-        bullets.append(f"Left out, labelled but without a prediction: {listed(plan.without_prediction)}.")
+        bullets.append(f"Left out, labeled but without a prediction: {listed(plan.without_prediction)}.")
     return "\n".join(textwrap.fill(f"- {bullet}", _WIDTH, subsequent_indent="  ") for bullet in bullets)
 
 

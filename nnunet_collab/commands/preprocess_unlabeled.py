@@ -1,4 +1,4 @@
-"""`nnunet_collab preprocess_unlabeled`: preprocess the images of imagesUn with the plans of the labelled cases."""
+"""`nnunet_collab preprocess_unlabeled`: preprocess the images of imagesUn with the plans of the labeled cases."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         if job.todo:
             todo = {case: images[case] for case in job.todo}
             preprocess_cases(job.folder, todo, plans, job.configurations[0], dataset_json, processes=args.processes)
-    print(f"Done: {len(images)} unlabelled cases are ready for {', '.join(dict.fromkeys(args.configurations))}.")
+    print(f"Done: {len(images)} unlabeled cases are ready for {', '.join(dict.fromkeys(args.configurations))}.")
     return 0
 
 
@@ -104,7 +104,7 @@ def _name_problems(
         raw: The dataset.
         images: Case -> images, of imagesUn.
         ending: Of the dataset's files.
-        listed_cases: Labelled cases that dataset.json lists, wherever they are.
+        listed_cases: Labeled cases that dataset.json lists, wherever they are.
     """
     folder = raw / UNLABELED
     names = sorted(path.name for path in folder.glob(f"[!.]*{ending}"))
@@ -113,7 +113,7 @@ def _name_problems(
             f"none of its {len(list(folder.iterdir()))} files is one" if folder.is_dir() else "there is no such folder"
         )
         yield (
-            f"{folder}: unlabelled images must be here, named like those of imagesTr: CASE_0000{ending}; {found}. "
+            f"{folder}: unlabeled images must be here, named like those of imagesTr: CASE_0000{ending}; {found}. "
             "Put them there, without any label."
         )
     elif odd := [name for name in names if not re.fullmatch(r".+_\d{4}", name[: -len(ending)])]:

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             raise CollabError(f"report: what is named must exist; there is no {path}. Check the path.")
 
     from nnunet_collab.report.collect import collect
-    from nnunet_collab.report.content import make_part
+    from nnunet_collab.report.content import make_dataset_report
     from nnunet_collab.report.page import write_report
     from nnunet_collab.report.sources import find_sources
 
@@ -61,11 +61,11 @@ def run(args: argparse.Namespace) -> int:
     print(f"writes  {output}", flush=True)
     for line in left_out:
         print(f"- {line}")
-    sections = collect(sources, baseline=args.baseline, processes=args.np)
+    comparisons = collect(sources, baseline=args.baseline, processes=args.np)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
         partial.mkdir()
-        write_report(partial, [make_part(section) for section in sections], left_out)
+        write_report(partial, [make_dataset_report(comparison) for comparison in comparisons], left_out)
         if output.exists():
             shutil.rmtree(output)
         partial.rename(output)

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.audit:
         return 0
     lines = duplicates(copies, _existing_split((preprocessed, raw), cases, patient_of))
-    roles = "labelled, unlabelled, validation and test images"
+    roles = "labeled, unlabeled, validation and test images"
     print(*lines, sep="\n") if lines else print(f"No duplicates among {roles} ({len(images)} cases).")
     return 1 if lines else 0
 
@@ -124,7 +124,7 @@ def _split(
     if isinstance(labeled, tuple):
         names = named_cases(labeled, cases, patient_of)
         split = with_named_labels(cases, names, patient_of, args.folds or _FOLDS)
-        print("The named patients are labelled in every fold; validation folds are dealt from the others.")
+        print("The named patients are labeled in every fold; validation folds are dealt from the others.")
     else:
         try:
             folds = _existing_split(folders, cases, patient_of)
@@ -147,7 +147,7 @@ def _split(
     _write(split, folders, overwrite=args.overwrite)
     print(_table(split, patient_of))
     if not any(fold["unlabeled"] for fold in split):
-        print("No case is unlabelled: all patients that are trained with keep their labels.")
+        print("No case is unlabeled: all patients that are trained with keep their labels.")
     if unused := sorted(set(cases) - {case for role in split[0].values() for case in role}):
         print(f"In no role of fold 0, because the split that was there left them out: {listed(unused)}.")
 
@@ -202,7 +202,7 @@ def _backup(path: Path) -> Path:
 
 def _table(split: Split, patient_of: PatientOf) -> str:
     """One line per fold: patients/cases of each role."""
-    rows = [["fold", "labelled", "unlabelled", "validation"]]
+    rows = [["fold", "labeled", "unlabeled", "validation"]]
     for number, fold in enumerate(split):
         roles = (fold["train"], fold["unlabeled"], fold["val"])
         rows.append([str(number), *(f"{len({patient_of(case) for case in role})}/{len(role)}" for role in roles)])
@@ -219,7 +219,7 @@ def _print_warnings(
     ct = any(str(name).lower() == "ct" for name in channel_names(dataset_json).values())
     if ct or any('"CTNormalization"' in text for text in planned):
         print(
-            "Warning: the images are normalised as CT, by intensities under all labels of labelsTr, also those that "
+            "Warning: the images are normalized as CT, by intensities under all labels of labelsTr, also those that "
             "this split hides. To plan without them, write a dataset of its own: add --to NEW_ID."
         )
     if shared := of_patients(case_images(raw / UNLABELED, dataset_json["file_ending"]), known, pattern):
@@ -245,7 +245,7 @@ def _new_dataset(
 
 
 def _in_new_dataset(entry: Entry, labeled: Collection[str]) -> Entry:
-    """Where the image of an entry lies in the dataset in which only these cases are labelled."""
+    """Where the image of an entry lies in the dataset in which only these cases are labeled."""
     from nnunet_collab.core.nnunet_folders import UNLABELED
 
     hidden = entry.folder == "imagesTr" and entry.case not in labeled

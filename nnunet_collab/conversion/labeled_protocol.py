@@ -38,7 +38,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class PublishedOrder:
-    """Training patients in the order of a public list, whose first n are the labelled ones.
+    """Training patients in the order of a public list, whose first n are the labeled ones.
 
     Attributes:
         patients: The list, or its beginning.
@@ -89,7 +89,7 @@ def choose(
     validation: Sequence[str] = (),
     order: PublishedOrder | None = None,
 ) -> Choice:
-    """Divide training cases into labelled and unlabelled ones, by patient.
+    """Divide training cases into labeled and unlabeled ones, by patient.
 
     Args:
         cases: All training cases, those that are validated on included.

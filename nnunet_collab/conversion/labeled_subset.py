@@ -21,7 +21,7 @@ from nnunet_collab.splits.patient_folds import patient_folds
 
 
 class TrainingCase(NamedTuple):
-    """Files of a labelled case; the label's may be missing."""
+    """Files of a labeled case; the label's may be missing."""
 
     images: list[Path]
     label: Path
@@ -48,7 +48,7 @@ def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, Trainin
 
 
 def subset_target(raw: Path, dataset_id: int, name: str | None, patients: int, *, overwrite: bool) -> Target:
-    """The dataset to write: by default, it is named after the old one and the number of its labelled patients."""
+    """The dataset to write: by default, it is named after the old one and the number of its labeled patients."""
     return Target(dataset_id, name or f"{raw.name[11:]}Labeled{patients}", overwrite)
 
 
@@ -57,8 +57,8 @@ def write_labeled_subset(
 ) -> Path:
     """Write the dataset, with hard links instead of copies where the disk can.
 
-    Labelled cases go to imagesTr and labelsTr, the images of all others to imagesUn beside those that are there
-    already; imagesTs and labelsTs stay as they are. With two labelled patients or more there is a split by patient.
+    Labeled cases go to imagesTr and labelsTr, the images of all others to imagesUn beside those that are there
+    already; imagesTs and labelsTs stay as they are. With two labeled patients or more there is a split by patient.
 
     Args:
         raw: The old dataset, which is only read.
@@ -119,7 +119,7 @@ def _places(target: Target, split: list[dict[str, list[str]]] | None) -> tuple[P
     stale = Path(os.environ.get(PREPROCESSED, ""), target.folder, SPLIT_FILE)
     if os.environ.get(PREPROCESSED) and stale.exists():
         raise CollabError(
-            f"{stale}: with one labelled patient there must be no split, and fold `all` is trained; there is one. "
+            f"{stale}: with one labeled patient there must be no split, and fold `all` is trained; there is one. "
             "Move the file away."
         )
     return folder, None
@@ -128,7 +128,7 @@ def _places(target: Target, split: list[dict[str, list[str]]] | None) -> tuple[P
 def _refuse_faults(raw: Path, cases: Mapping[str, TrainingCase], labeled: Iterable[str], ending: str) -> None:
     if missing := [case for case in sorted(labeled) if not cases[case].label.is_file()]:
         raise CollabError(
-            f"{raw}: every labelled case must have its label; there is none of {listed(missing)}. Add the labels, or "
+            f"{raw}: every labeled case must have its label; there is none of {listed(missing)}. Add the labels, or "
             "remove the cases from imagesTr."
         )
     if doubled := sorted(cases.keys() & case_images(raw / UNLABELED, ending).keys()):
@@ -139,11 +139,11 @@ def _refuse_faults(raw: Path, cases: Mapping[str, TrainingCase], labeled: Iterab
 
 def _print_summary(folder: Path, new_id: int, total: int, labeled: Sequence[str], patients: Sequence[str]) -> None:
     print(
-        f"wrote   {folder}: {len(labeled)} labelled cases of {len(patients)} patients ({listed(patients)}); the images"
+        f"wrote   {folder}: {len(labeled)} labeled cases of {len(patients)} patients ({listed(patients)}); the images"
     )
     print(f"        of the other {total - len(labeled)} training cases are in {UNLABELED}, without labels")
     if len(patients) < 2:
-        print("With one labelled patient there is nothing to validate on, so there is no split: train fold `all`.")
+        print("With one labeled patient there is nothing to validate on, so there is no split: train fold `all`.")
     print(f"Next: nnUNetv2_plan_and_preprocess -d {new_id} --verify_dataset_integrity")
     print(f"then: nnunet_collab preprocess_unlabeled -d {new_id} -c CONFIGURATION")
 

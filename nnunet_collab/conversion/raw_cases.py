@@ -22,7 +22,7 @@ from nnunet_collab.conversion.source_check import Case, SourceRules, same_grid, 
 from nnunet_collab.core.files import write_atomically
 from nnunet_collab.core.image_io import read_image
 
-ROLES = ("Tr", "Un", "Ts")  # training, unlabelled, test
+ROLES = ("Tr", "Un", "Ts")  # training, unlabeled, test
 
 Roles = Mapping[str, Sequence[Case]]
 Records = dict[str, dict[str, Any]]  # "Tr/case" -> its line of the manifest

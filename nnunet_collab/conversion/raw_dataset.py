@@ -35,7 +35,7 @@ class DatasetInfo:
     """What goes into dataset.json.
 
     Attributes:
-        channel_names: Channel number -> name. nnU-Net chooses the normalisation by it ("CT" is special).
+        channel_names: Channel number -> name. nnU-Net chooses the normalization by it ("CT" is special).
         labels: Name -> value, or list of values for regions; "background" is 0.
         file_ending: Of all files, with its dot.
         patient_pattern: Regular expression that matches a whole case name; its first group is the patient.
@@ -47,7 +47,7 @@ class DatasetInfo:
     file_ending: str
     patient_pattern: str
     description: str
-    licence: str
+    license: str
     citation: str
     reference: str
     extra: Mapping[str, object] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class RawDataset:
     Attributes:
         train: Cases with labels.
         test: Cases with or without labels.
-        groups: Patient -> group (a diagnosis, a centre) that the folds are balanced over; may be empty.
+        groups: Patient -> group (a diagnosis, a center) that the folds are balanced over; may be empty.
         problems: Faults found while listing the files, one line each.
         validation: Training patients that a published split validates on: there is one fold then. Without any, five
             folds are dealt by patient.
@@ -166,7 +166,7 @@ def _role_problems(dataset: RawDataset) -> list[str]:
 
 
 def _split(cases: Sequence[Case], dataset: RawDataset) -> Split:
-    """NnU-Net's folds of the labelled cases; none if there are too few patients to train and validate."""
+    """NnU-Net's folds of the labeled cases; none if there are too few patients to train and validate."""
     patient_of = dataset.info.patient_of
     names = sorted(case.name for case in cases)
     held_out = [name for name in names if patient_of(name) in dataset.validation]
@@ -205,7 +205,7 @@ def _dataset_json(dataset: RawDataset, target: Target) -> dict[str, object]:
         "labels": info.labels,
         "numTraining": len(dataset.train),
         "file_ending": info.file_ending,
-        "licence": info.licence,
+        "license": info.license,
         "citation": info.citation,
         "reference": info.reference,
         "converted_by": f"nnunet_collab {__version__}",
@@ -228,7 +228,7 @@ def _print_summary(
         print(f"Training and test: {dataset.split}")
     if not split:
         print(
-            "Labelled cases of fewer than two patients: there is no split file, because none can be validated on. "
+            "Labeled cases of fewer than two patients: there is no split file, because none can be validated on. "
             "Train with fold all."
         )
     elif split_file is not None:

@@ -125,7 +125,7 @@ def _refuse_existing(folder: Path, overwrite: bool) -> None:
 
 
 def _converted_unlabeled(folder: Path) -> set[str]:
-    """The name of the folder of unlabelled images, if a conversion has put there all that is in it."""
+    """The name of the folder of unlabeled images, if a conversion has put there all that is in it."""
     try:
         protocol = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labeled_protocol"]
         cases = set(protocol["unlabeled_cases"])

@@ -68,7 +68,7 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
         "others go to imagesUn, without labels. Published: ACDC 3, 7 or 14 patients; LA 4, 8 or 16; Pancreas 6 or 12; "
         "BraTS 25 or 50; LiTS 50%%",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of drawing the labelled patients (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of drawing the labeled patients (default: 0)")
 
 
 def script_options(script: Path) -> dict[str, dict[str, Any]]:

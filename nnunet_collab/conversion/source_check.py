@@ -70,7 +70,7 @@ class SourceRules:
     Attributes:
         label_values: Value in the source's labels -> value in nnU-Net's. Any other value is a fault.
         axes: Spatial axes, 2 or 3.
-        components: Values per pixel of an image file: 1, or 3 for colour pictures. Labels always have 1.
+        components: Values per pixel of an image file: 1, or 3 for color pictures. Labels always have 1.
         read_image: Path -> image. Replace it for sources that `read_image` cannot read (a DICOM series).
         read_label: Path -> label. Replace it for labels that need mending first (a JPEG mask, flipped slices).
         label_grid: How well the label's grid must fit the image's. Wider where a source is known to be inexact.

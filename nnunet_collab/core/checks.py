@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnunet_collab.core.types import Target
+from nnunet_collab.core.types import Truth
 
 
-def check_same_shape(where: str, **tensors: Tensor) -> None:
+def check_same_shape(caller: str, **tensors: Tensor) -> None:
     """Raise if the named tensors differ in shape.
 
     Raises:
@@ -19,15 +19,15 @@ def check_same_shape(where: str, **tensors: Tensor) -> None:
     """
     if len({tuple(t.shape) for t in tensors.values()}) > 1:
         got = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
-        raise ValueError(f"{where}: shapes must be equal; got {got}.")
+        raise ValueError(f"{caller}: shapes must be equal; got {got}.")
 
 
-def check_target(where: str, target: Target, batch_size: int, spatial: tuple[int, ...] | None = None) -> None:
-    """Raise unless `target` holds one label and one boolean per voxel of the batch.
+def check_truth(caller: str, truth: Truth, batch_size: int, spatial: tuple[int, ...] | None = None) -> None:
+    """Raise unless `truth` holds one label and one boolean per voxel of the batch.
 
     Args:
-        where: The caller's public name; it starts the message.
-        target: What to check.
+        caller: The caller's public name; it starts the message.
+        truth: What to check.
         batch_size: Expected number of samples.
         spatial: Expected spatial shape, or None if only labels and keep must agree.
 
@@ -35,13 +35,13 @@ def check_target(where: str, target: Target, batch_size: int, spatial: tuple[int
         ValueError: If a shape differs.
         TypeError: If `keep` is not boolean or `labels` is not an integer tensor.
     """
-    labels, keep = target
+    labels, keep = truth.labels, truth.keep
     expected = (batch_size, *(labels.shape[1:] if spatial is None else spatial))
     if tuple(labels.shape) != expected:
-        raise ValueError(f"{where}: labels have one value per voxel, so {expected}; got {tuple(labels.shape)}.")
+        raise ValueError(f"{caller}: labels have one value per voxel, so {expected}; got {tuple(labels.shape)}.")
     if tuple(keep.shape) != expected:
-        raise ValueError(f"{where}: keep has one value per voxel, so {expected}; got {tuple(keep.shape)}.")
+        raise ValueError(f"{caller}: keep has one value per voxel, so {expected}; got {tuple(keep.shape)}.")
     if keep.dtype is not torch.bool:
-        raise TypeError(f"{where}: keep must be torch.bool (True = use the voxel); got {keep.dtype}.")
+        raise TypeError(f"{caller}: keep must be torch.bool (True = use the voxel); got {keep.dtype}.")
     if labels.dtype is not torch.int64:
-        raise TypeError(f"{where}: labels must be torch.int64; got {labels.dtype}. Convert with labels.long().")
+        raise TypeError(f"{caller}: labels must be torch.int64; got {labels.dtype}. Convert with labels.long().")

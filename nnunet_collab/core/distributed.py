@@ -21,7 +21,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def of_all_ranks(value: T) -> list[T]:
+def gather_objects(value: T) -> list[T]:
     """The values of all ranks, in their order; of any kind that can be pickled."""
     if world_size() == 1:
         return [value]
@@ -45,7 +45,7 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Element-wise sum over all ranks, differentiable; the tensor itself in a single process."""
     if world_size() == 1:
         return tensor
@@ -62,7 +62,7 @@ def global_mean(local_sum: Tensor, local_count: Tensor) -> Tensor:
     Returns:
         This rank's share: averaged over the ranks (as DistributedDataParallel does), it is the global mean.
     """
-    count = sum_over_ranks(local_count.detach().to(local_sum.dtype))
+    count = all_reduce_sum(local_count.detach().to(local_sum.dtype))
     return world_size() * local_sum / count.clamp(min=1)
 
 
@@ -77,8 +77,8 @@ def concatenate_over_ranks(tensor: Tensor) -> tuple[Tensor, int]:
     rank = dist.get_rank()
     counts = torch.zeros(world_size(), device=tensor.device)
     counts[rank] = len(tensor)
-    rows = [int(n) for n in sum_over_ranks(counts)]
+    rows = [int(n) for n in all_reduce_sum(counts)]
     first = sum(rows[:rank])
     before, after = (tensor.new_zeros(n, *tensor.shape[1:]) for n in (first, sum(rows[rank + 1 :])))
     # Everyone else's rows are 0, so that the sum is the concatenation.
-    return sum_over_ranks(torch.cat([before, tensor, after])), first
+    return all_reduce_sum(torch.cat([before, tensor, after])), first

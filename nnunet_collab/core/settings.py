@@ -36,7 +36,7 @@ def require(condition: bool, setting: str, rule: str, found: object) -> None:
         raise CollabError(f"setting {setting!r}: {rule}; got {found!r}. Change it in {VARIABLE} or in your subclass.")
 
 
-def refuse_idle(settings: Any, names: Iterable[str], circumstance: str) -> None:
+def refuse_unused(settings: Any, names: Iterable[str], circumstance: str) -> None:
     """Raise a `CollabError` if a setting that has no effect was changed: whoever changed it believes that it has.
 
     Args:

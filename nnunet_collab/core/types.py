@@ -29,19 +29,22 @@ class StudentOutput(NamedTuple):
     maps: tuple[Tensor, ...] = ()
 
 
-class Target(NamedTuple):
-    """Truth of exclusive classes.
+class Truth(NamedTuple):
+    """The truth of a batch at full resolution: exclusive classes, or overlapping regions.
 
     Attributes:
-        labels: `(B, *S)` int64 in `[0, C)`; voxels of the ignore label hold 0.
+        labels: `(B, *S)` int64 in `[0, C)`; voxels of the ignore label hold 0, and so do all voxels where there are
+            regions.
         keep: `(B, *S)` bool, False where the label is to be ignored.
+        regions: `(B, R, *S)` bool, or None for exclusive classes.
     """
 
     labels: Tensor
     keep: Tensor
+    regions: Tensor | None = None
 
 
-def region_target(regions: Tensor, keep: Tensor) -> Target:
+def region_truth(regions: Tensor, keep: Tensor) -> Truth:
     """Overlapping regions as independent two-class problems: class 1 inside the region, class 0 outside.
 
     Args:
@@ -49,10 +52,10 @@ def region_target(regions: Tensor, keep: Tensor) -> Target:
         keep: `(B, *S)` bool.
 
     Returns:
-        Target of `B * R` samples, in the order of `losses.collaborative_kl.as_two_classes`.
+        Truth of `B * R` samples, in the order of `losses.collaborative_kl.as_two_classes`.
     """
     labels = (regions & keep.unsqueeze(1)).flatten(0, 1).long()
-    return Target(labels, keep.unsqueeze(1).expand_as(regions).flatten(0, 1))
+    return Truth(labels, keep.unsqueeze(1).expand_as(regions).flatten(0, 1))
 
 
 class Term(NamedTuple):

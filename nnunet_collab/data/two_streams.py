@@ -1,4 +1,4 @@
-"""Labelled and unlabelled samples in one batch, drawn by one pool of workers."""
+"""Labeled and unlabeled samples in one batch, drawn by one pool of workers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from nnunet_collab.data.loaders import BatchSource
 
-CENTRED = "centred"
+CENTERD = "centered"
 
 
 class TwoStreams:
-    """Draws a labelled batch, then an unlabelled one.
+    """Draws a labeled batch, then an unlabeled one.
 
     Args:
-        labeled: Loader of labelled cases.
+        labeled: Loader of labeled cases.
         unlabeled: Loader of an `UnlabeledDataset` through `WeakAndStrongViews`.
 
-    A batch has the entries of the labelled part, and `views` `(B_u, V * C, *S)`, `where` `(B_u, 1, *S)`,
+    A batch has the entries of the labeled part, and `views` `(B_u, V * C, *S)`, `where` `(B_u, 1, *S)`,
     `keys_unlabeled`.
     """
 
@@ -34,15 +34,15 @@ class TwoStreams:
         return {
             **labeled,
             "views": unlabeled["data"],
-            "where": unlabeled["target"],
+            "learn_mask": unlabeled["target"],
             "keys_unlabeled": unlabeled["keys"],
         }
 
 
 class LabeledCrops(nnUNetDataLoader):  # type: ignore[misc]
-    """nnU-Net's loader, which tells of each sample whether it was centred on foreground: entry `centred` `(B,)` bool.
+    """nnU-Net's loader, which tells of each sample whether it was centered on foreground: entry `centered` `(B,)` bool.
 
-    nnU-Net centres the last third of a batch on foreground. Rounded, that is none of a single sample; then chance
+    nnU-Net centers the last third of a batch on foreground. Rounded, that is none of a single sample; then chance
     decides, with the same share.
     """
 
@@ -76,7 +76,7 @@ class LabeledCrops(nnUNetDataLoader):  # type: ignore[misc]
         """Draw one batch from the global generators."""
         self.decisions = []
         batch: dict[str, Any] = super().generate_train_batch()
-        return {**batch, CENTRED: torch.tensor(self.decisions)}
+        return {**batch, CENTERD: torch.tensor(self.decisions)}
 
 
 class RandomCrops(nnUNetDataLoader):  # type: ignore[misc]
@@ -84,5 +84,5 @@ class RandomCrops(nnUNetDataLoader):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, oversample_foreground_percent=0.0, **kwargs)
-        # With an ignore label nnU-Net centres even random crops on annotated voxels, whose places are unknown here.
+        # With an ignore label nnU-Net centers even random crops on annotated voxels, whose places are unknown here.
         self.has_ignore = False

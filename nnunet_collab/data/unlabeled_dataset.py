@@ -1,4 +1,4 @@
-"""The unlabelled side of a training set: images whose labels are never opened.
+"""The unlabeled side of a training set: images whose labels are never opened.
 
 It stands where an nnU-Net dataset stands in `nnUNetDataLoader`, but its "segmentation" says only where unsupervised
 losses apply: 0 there, -1 outside of the image, `ANNOTATED` where a label is. Neither label files nor the property
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from nnunet_collab.core.errors import CollabError
 
-# Not -1: what is outside of the image is blanked in images normalised with a mask, and annotated voxels must not be.
+# Not -1: what is outside of the image is blanked in images normalized with a mask, and annotated voxels must not be.
 ANNOTATED = -2
 
 
@@ -27,7 +27,7 @@ class UnlabeledDataset:
 
     Args:
         folders: Case name -> the folder of its preprocessed image.
-        partially_labeled: nnU-Net's dataset of labelled cases whose voxels of the ignore label are unlabelled data,
+        partially_labeled: nnU-Net's dataset of labeled cases whose voxels of the ignore label are unlabeled data,
             too; only the place of that label is used.
         ignore_label: That label; needed with `partially_labeled`.
     """
@@ -72,7 +72,7 @@ def open_image(folder: Path, identifier: str) -> Any:
     if archive.is_file():
         return np.load(archive)["data"]  # an archive is read entry by entry
     raise CollabError(
-        f"{folder}: holds no preprocessed image of the unlabelled case {identifier!r}. Run nnunet_collab "
+        f"{folder}: holds no preprocessed image of the unlabeled case {identifier!r}. Run nnunet_collab "
         f"preprocess_unlabeled for images in imagesUn, nnUNetv2_preprocess for cases of imagesTr."
     )
 

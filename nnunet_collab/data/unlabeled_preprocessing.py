@@ -1,7 +1,7 @@
-"""Preprocess images that have no label, with the plans of the labelled ones, and find them again.
+"""Preprocess images that have no label, with the plans of the labeled ones, and find them again.
 
-They lie in `imagesUn` of the raw dataset, and come out in a folder beside that of the labelled cases, never in it:
-nnU-Net takes everything there for a labelled case. A record in the folder, `unlabeled.json`, holds a fingerprint of
+They lie in `imagesUn` of the raw dataset, and come out in a folder beside that of the labeled cases, never in it:
+nnU-Net takes everything there for a labeled case. A record in the folder, `unlabeled.json`, holds a fingerprint of
 all that determines the preprocessing, so that cases of other plans are never mixed with these.
 
 A case is whole once its `.pkl` is there: all files are written elsewhere and renamed, that one last.
@@ -62,7 +62,7 @@ def preprocessing_fingerprint(plans: dict[str, Any], configuration: str, dataset
 
 
 def unlabeled_folder(preprocessed_dataset: Path, data_identifier: str) -> Path:
-    """Where preprocessed unlabelled cases are: beside the labelled ones, `<preprocessed_dataset>/<data_identifier>`."""
+    """Where preprocessed unlabeled cases are: beside the labeled ones, `<preprocessed_dataset>/<data_identifier>`."""
     return preprocessed_dataset / f"{data_identifier}_{UNLABELED}"
 
 
@@ -73,7 +73,7 @@ def unlabeled_cases(
     dataset_json: dict[str, Any],
     raw_dataset: Path | None,
 ) -> list[str]:
-    """Names of the unlabelled cases that training with this configuration can use, sorted.
+    """Names of the unlabeled cases that training with this configuration can use, sorted.
 
     Args:
         preprocessed_dataset: `$nnUNet_preprocessed/DatasetXXX_Name`.
@@ -113,7 +113,7 @@ def refuse_other_plans(folder: Path, fingerprint: str, command: str) -> None:
     """Refuse a folder whose cases were preprocessed with other plans.
 
     Args:
-        folder: Of preprocessed unlabelled cases; it may be missing.
+        folder: Of preprocessed unlabeled cases; it may be missing.
         fingerprint: Of the plans that count now.
         command: What redoes the cases, without --overwrite.
 
@@ -126,7 +126,7 @@ def refuse_other_plans(folder: Path, fingerprint: str, command: str) -> None:
         recorded = None
     if recorded != fingerprint and (recorded is not None or complete_cases(folder)):
         raise CollabError(
-            f"{folder}: unlabelled cases must be preprocessed as the labelled ones; these were preprocessed with other "
+            f"{folder}: unlabeled cases must be preprocessed as the labeled ones; these were preprocessed with other "
             f"plans. --overwrite redoes it: {command} --overwrite"
         )
 
@@ -182,7 +182,7 @@ def preprocess_case(
     configuration: str,
     dataset_json: dict[str, Any],
 ) -> None:
-    """Preprocess one case without a label, in the form in which nnU-Net keeps labelled ones.
+    """Preprocess one case without a label, in the form in which nnU-Net keeps labeled ones.
 
     The segmentation is -1 outside the body (zero in all channels) and 0 inside; `class_locations` is empty.
     """

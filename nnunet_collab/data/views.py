@@ -1,4 +1,4 @@
-"""Weak and strong views of an unlabelled patch, made in the loader's workers.
+"""Weak and strong views of an unlabeled patch, made in the loader's workers.
 
 The geometry (crop, rotation, scaling, mirroring) is nnU-Net's own and is applied once, so that the views agree voxel by
 voxel; the weak view is what it leaves. Each strong view then changes the intensities, always and visibly: nnU-Net's own
@@ -26,7 +26,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
 
 GEOMETRY = (SpatialTransform, MirrorTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
-# In an image normalised with its mask the outside is 0 up to ringing of the interpolation.
+# In an image normalized with its mask the outside is 0 up to ringing of the interpolation.
 OUTSIDE = 1e-3
 # Voxels from which on an axis is blurred. The few slices of an anisotropic patch are too far apart, and fewer than the
 # kernel needs.
@@ -44,7 +44,7 @@ class WeakAndStrongViews(BasicTransform):  # type: ignore[misc]
     apply, -1 outside of the image (padding, the outside of a mask) and lower at annotated voxels, which are left out as
     well, but seen. It returns as `image` `((1 + strong) * C, *S)`, the weak view first, and the `segmentation` that
     belongs to it, with -1 wherever losses do not apply. Where the geometry reaches beyond the crop (in its corners, if
-    it shrinks the image) both are 0: image without anything in it, as the labelled samples have it there, too. Nothing
+    it shrinks the image) both are 0: image without anything in it, as the labeled samples have it there, too. Nothing
     is changed in place.
     """
 
@@ -75,7 +75,7 @@ class WeakAndStrongViews(BasicTransform):  # type: ignore[misc]
 def strong_intensities() -> ComposeTransforms:
     """Brightness and contrast always; gamma, blur and noise in half of the views.
 
-    The strengths are those of the colour jitter (0.5) and blur (p 0.5) of UniMatch and CrossMatch; additive brightness
+    The strengths are those of the color jitter (0.5) and blur (p 0.5) of UniMatch and CrossMatch; additive brightness
     in units of the patch's standard deviation takes the place of jitter that needs intensities in [0, 1].
     """
     return ComposeTransforms(
@@ -116,7 +116,7 @@ class _ShiftTransform(BasicTransform):  # type: ignore[misc]
         return {"share": torch.empty(shape).uniform_(-self.largest, self.largest)}
 
     def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
-        # Even a patch of one intensity changes: normalised images have a standard deviation of about 1.
+        # Even a patch of one intensity changes: normalized images have a standard deviation of about 1.
         deviation = img.flatten(1).std(dim=1).clamp(min=0.1).view_as(params["share"])
         shifted: Tensor = img + params["share"] * deviation
         return shifted

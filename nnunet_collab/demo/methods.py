@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# One optimiser for all networks.
+# One optimizer for all networks.
 _OPTIMIZER = {
     "optimizer": "adamw",
     "lr": 2e-3,
@@ -43,7 +43,7 @@ class Method:
         training: Of the method.
         labeled: Cases with labels, one of them for validation if there are few.
         unlabeled: Cases without.
-        baseline: Training on the labelled cases alone, or None.
+        baseline: Training on the labeled cases alone, or None.
     """
 
     training: Training

@@ -55,7 +55,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "lung": (0.06, 0.18), "liver": (0.35, 0.70), "texture": (0.03, 0.07), "noise": (0.03, 0.07), "blur_px": (0.5, 0.85),
     "bias": (0.10, 0.28), "gain": (150, 600),
 }
-# Centre u, v and half axes u, v in mm, brightness (or which of the above). The stomach is a ring around bright content,
+# Center u, v and half axes u, v in mm, brightness (or which of the above). The stomach is a ring around bright content,
 # like a left ventricle; the aorta is as bright as one.
 _ORGANS: dict[str, tuple[float, float, float, float, str | float]] = {
     "left lung": (74, -8, 40, 58, "lung"), "right lung": (-62, -44, 30, 24, "lung"), "aorta": (-8, 54, 9, 9, 1.0),

@@ -15,7 +15,7 @@ from nnunet_collab.demo.methods import METHODS, Method, Training
 from nnunet_collab.demo.phantom import write_dataset
 from nnunet_collab.demo.workspace import Commands, chosen_device, environment, make_room
 from nnunet_collab.evaluation.folders import evaluate_folders
-from nnunet_collab.evaluation.metrics import summarise
+from nnunet_collab.evaluation.metrics import summarize
 from nnunet_collab.figures.learning_curves import learning_curves_figure
 from nnunet_collab.figures.overlays import OverlayRow, largest_slice, overlay_figure
 
@@ -31,8 +31,8 @@ TEST_CASES = 6
 def run_demo(folder: Path, *, method: str, device: str, overwrite: bool) -> None:
     """Make data, plan, train, predict, ensemble, evaluate, draw.
 
-    A method that learns from unlabelled images gets few labelled cases and many unlabelled ones, and is shown beside
-    nnU-Net's training of the same network, for as many iterations, on the labelled ones alone.
+    A method that learns from unlabeled images gets few labeled cases and many unlabeled ones, and is shown beside
+    nnU-Net's training of the same network, for as many iterations, on the labeled ones alone.
 
     Args:
         folder: Where everything goes.
@@ -91,8 +91,8 @@ def run_demo(folder: Path, *, method: str, device: str, overwrite: bool) -> None
 
 def _make_data(run: Commands, raw: Path, preprocessed: Path, method: Method) -> None:
     """Phantoms, planned and preprocessed."""
-    unlabeled = f" (one of them for validation), {method.unlabeled} unlabelled" if method.unlabeled else ""
-    run.step(f"making {method.labeled} labelled{unlabeled} and {TEST_CASES} test cases of a cardiac phantom")
+    unlabeled = f" (one of them for validation), {method.unlabeled} unlabeled" if method.unlabeled else ""
+    run.step(f"making {method.labeled} labeled{unlabeled} and {TEST_CASES} test cases of a cardiac phantom")
     write_dataset(raw, n_train=method.labeled, n_test=TEST_CASES, n_unlabeled=method.unlabeled, seed=0)
     run.step("planning and preprocessing")
     run(
@@ -170,7 +170,7 @@ def _array(path: Path) -> Any:
 
 def _print_table(frames: Mapping[str, pd.DataFrame], cases: int) -> None:
     """Dice per class, mean and standard deviation over the test cases."""
-    summaries = {name: summarise(frame) for name, frame in frames.items()}
+    summaries = {name: summarize(frame) for name, frame in frames.items()}
     classes = list(dict.fromkeys(next(iter(summaries.values()))["class"]))
     print(f"\nDice on {cases} cases held out from training, mean ± standard deviation over the cases\n")
     print(f"{'':22}" + "".join(f"{name:>16}" for name in classes))

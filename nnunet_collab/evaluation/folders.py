@@ -101,17 +101,17 @@ def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | Non
             raise CollabError(f"evaluate: the folder of {role} must exist; got {folder}. Check the path.")
     source = _find_dataset_json(predictions, labels, dataset_json)
     ending, classes, ignore, reader = _read_dataset_json(source, labels)
-    predicted, labelled = _case_names(predictions, ending), _case_names(labels, ending)
-    if not predicted & labelled:
+    predicted, labeled = _case_names(predictions, ending), _case_names(labels, ending)
+    if not predicted & labeled:
         raise CollabError(
             f"evaluate: a prediction needs a label of the same name, ending in {ending} as {source} says; got "
-            f"{listed(predicted)} in {predictions} and {listed(labelled)} in {labels}. Check the two folders."
+            f"{listed(predicted)} in {predictions} and {listed(labeled)} in {labels}. Check the two folders."
         )
     return Plan(
         *(predictions, labels, source, ending, reader, classes, ignore),
-        cases=sorted(predicted & labelled),
-        without_label=sorted(predicted - labelled),
-        without_prediction=sorted(labelled - predicted),
+        cases=sorted(predicted & labeled),
+        without_label=sorted(predicted - labeled),
+        without_prediction=sorted(labeled - predicted),
         distance_unit="pixel" if reader.__name__ == "NaturalImage2DIO" else "mm",
     )
 
@@ -211,7 +211,7 @@ def _check_case(plan: Plan, case: str) -> list[str]:
             problems.append(f"{file} must be readable; got {type(error).__name__}: {error}. Write it again.")
             continue
         if (channels := segmentation.shape[0]) != 1:
-            problems.append(f"{file} must have one channel; got {channels}. Save label values, not colours.")
+            problems.append(f"{file} must have one channel; got {channels}. Save label values, not colors.")
         strange = np.unique(segmentation[~np.isin(segmentation, sorted(allowed))])
         if strange.size:
             got = ", ".join(f"{value:g}" for value in strange[:_SHOWN])

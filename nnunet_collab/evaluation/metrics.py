@@ -57,7 +57,7 @@ def case_metrics(
     Args:
         prediction: `(*S)` bool.
         truth: `(*S)` bool.
-        spacing_mm: Distance of neighbouring voxel centres along each axis, in mm, > 0; None if it is not known.
+        spacing_mm: Distance of neighboring voxel centers along each axis, in mm, > 0; None if it is not known.
         keep: `(*S)` bool, False where the voxel is to be ignored; None keeps all.
 
     Returns:
@@ -92,7 +92,7 @@ def case_metrics(
     }
 
 
-def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation and number of cases per class, and over the classes.
 
     The last class, `mean of classes`, holds the mean of the class means (nnU-Net's foreground mean; a class without any

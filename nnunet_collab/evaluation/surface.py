@@ -1,7 +1,7 @@
 r"""Distances between the surfaces of two masks: Hausdorff, its 95th percentile, and the average.
 
-**Surface.** A voxel of a mask is on the mask's surface :math:`\partial A` if one of its face neighbours (4 in 2D, 6 in
-3D) is outside the mask; what lies beyond the image is outside. Points are voxel centres, in mm, and every surface
+**Surface.** A voxel of a mask is on the mask's surface :math:`\partial A` if one of its face neighbors (4 in 2D, 6 in
+3D) is outside the mask; what lies beyond the image is outside. Points are voxel centers, in mm, and every surface
 voxel weighs the same. With :math:`d(a, B) = \min_{b \in \partial B} \lVert a - b \rVert_2` and the directed sets of
 distances :math:`D_{AB} = \{d(a, B) : a \in \partial A\}` and :math:`D_{BA}`,
 
@@ -57,7 +57,7 @@ def surface_distances(prediction: Mask, truth: Mask, spacing_mm: Sequence[float]
     Args:
         prediction: `(*S)` bool.
         truth: `(*S)` bool.
-        spacing_mm: Distance of neighbouring voxel centres along each axis of the masks, in mm, > 0.
+        spacing_mm: Distance of neighboring voxel centers along each axis of the masks, in mm, > 0.
 
     Returns:
         The three distances; all NaN if either mask is empty.
@@ -136,7 +136,7 @@ def _crop_to_union(first: Mask, second: Mask) -> tuple[Mask, Mask]:
 
 
 def _surface(mask: Mask) -> Mask:
-    """The voxels with a face neighbour outside; the result has one more voxel on every side than `mask`."""
+    """The voxels with a face neighbor outside; the result has one more voxel on every side than `mask`."""
     padded = np.pad(mask, 1)  # so that what rolls round is False
     interior = padded.copy()
     for axis in range(mask.ndim):

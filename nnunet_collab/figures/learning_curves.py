@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from nnunet_collab.figures.style import save, style
 
-_STUDENT_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_STUDENT_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (10, 2)), (0, (2, 3)))
 _GREY = "#555555"
 _IN_A_ROW = 4
@@ -42,7 +42,7 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
     epochs, agreement = curves["epochs"], curves.get("agreement")
     split = {name: name.rpartition("/")[::2] for name in curves["losses"]}  # student, term
     students = dict.fromkeys([*curves["pseudo_dice"], *(student for student, _ in split.values() if student)])
-    colours = {name: _STUDENT_COLOURS[i % len(_STUDENT_COLOURS)] for i, name in enumerate(students)}
+    colors = {name: _STUDENT_COLORS[i % len(_STUDENT_COLORS)] for i, name in enumerate(students)}
     dashes = _dashes(term for _, term in split.values())
     pseudo_labels, groups = curves.get("pseudo_labels") or {}, _grouped(curves.get("variables") or {})
     count = 2 + (agreement is not None) + bool(pseudo_labels) + len(groups)
@@ -54,10 +54,10 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
         for axes in grid[count:]:
             axes.remove()
         for name, values in curves["pseudo_dice"].items():
-            _draw_curve(panels[0], epochs, values, colours[name], "-")
+            _draw_curve(panels[0], epochs, values, colors[name], "-")
         panels[0].set(title="Pseudo Dice", ylabel="mean over classes, 0 to 1", ylim=(0, 1.02))
         for name, (student, term) in split.items():
-            _draw_curve(panels[1], epochs, curves["losses"][name], colours.get(student, _GREY), dashes[term])
+            _draw_curve(panels[1], epochs, curves["losses"][name], colors.get(student, _GREY), dashes[term])
         panels[1].set(title="Loss terms", ylabel="loss, no unit")
         if (lowest := _lowest_on_log_scale(curves["losses"])) is not None:
             panels[1].set_yscale("log", nonpositive="mask")
@@ -69,7 +69,7 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
                 title="Agreement between students", ylabel="Dice of their predictions, 0 to 1", ylim=(least, 1.005)
             )
         if pseudo_labels:
-            _draw_pseudo_labels(panels[count - len(groups) - 1], epochs, pseudo_labels, colours)
+            _draw_pseudo_labels(panels[count - len(groups) - 1], epochs, pseudo_labels, colors)
         for axes, (group, variables) in zip(panels[count - len(groups) :], groups.items(), strict=True):
             _draw_variables(axes, epochs, group, variables)
         for axes in panels:
@@ -77,9 +77,9 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
             axes.grid(color="#E3E3E3", linewidth=0.8)
             axes.spines[["top", "right"]].set_visible(False)
-        handles = [Line2D([], [], color=colour, linewidth=4) for colour in colours.values()]
+        handles = [Line2D([], [], color=color, linewidth=4) for color in colors.values()]
         handles += [Line2D([], [], color=_GREY, linewidth=1.8, linestyle=dash) for dash in dashes.values()]
-        names = [*colours, *dashes]
+        names = [*colors, *dashes]
         if _smoothed_over(epochs) > 1:
             handles.append(Line2D([], [], color=_GREY, linewidth=0.7))
             names.append(f"every epoch (thick: mean of {_smoothed_over(epochs)})")
@@ -92,18 +92,18 @@ def _dashes(names: Iterable[str]) -> dict[str, Any]:
 
 
 def _draw_pseudo_labels(
-    axes: Axes, epochs: Sequence[float], curves: Mapping[str, Sequence[float]], colours: Mapping[str, str]
+    axes: Axes, epochs: Sequence[float], curves: Mapping[str, Sequence[float]], colors: Mapping[str, str]
 ) -> None:
     """Share used, entropy and quality; a legend of its own, because its dashes mean other things than the losses'."""
     split = {name: name.rpartition("/")[::2] for name in curves}  # whose, quantity
     dashes = _dashes(quantity for _, quantity in split.values())
     # Those that are no student's, such as a teacher's before and after rectification.
-    others = [whose for whose in dict.fromkeys(whose for whose, _ in split.values()) if whose not in colours]
-    further = {whose: _STUDENT_COLOURS[-1 - i % len(_STUDENT_COLOURS)] for i, whose in enumerate(others)}
+    others = [whose for whose in dict.fromkeys(whose for whose, _ in split.values()) if whose not in colors]
+    further = {whose: _STUDENT_COLORS[-1 - i % len(_STUDENT_COLORS)] for i, whose in enumerate(others)}
     for name, (whose, quantity) in split.items():
-        _draw_curve(axes, epochs, curves[name], {**colours, **further}[whose], dashes[quantity])
+        _draw_curve(axes, epochs, curves[name], {**colors, **further}[whose], dashes[quantity])
     axes.set(title="Pseudo labels", ylabel="0 to 1", ylim=(-0.02, 1.02))
-    handles = [Line2D([], [], color=colour, linewidth=4) for colour in further.values()]
+    handles = [Line2D([], [], color=color, linewidth=4) for color in further.values()]
     handles += [Line2D([], [], color=_GREY, linewidth=1.8, linestyle=dash) for dash in dashes.values()]
     axes.legend(handles, [*further, *dashes], **_LEGEND)
 
@@ -120,8 +120,8 @@ def _grouped(variables: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Se
 def _draw_variables(axes: Axes, epochs: Sequence[float], group: str, curves: Mapping[str, Sequence[float]]) -> None:
     """What a method learns beside the networks; a legend of its own."""
     for i, values in enumerate(curves.values()):
-        dash = _DASHES[i // len(_STUDENT_COLOURS) % len(_DASHES)]
-        _draw_curve(axes, epochs, values, _STUDENT_COLOURS[i % len(_STUDENT_COLOURS)], dash)
+        dash = _DASHES[i // len(_STUDENT_COLORS) % len(_DASHES)]
+        _draw_curve(axes, epochs, values, _STUDENT_COLORS[i % len(_STUDENT_COLORS)], dash)
     axes.set(title=group, ylabel="value")
     if any(curves):
         lines = axes.get_lines()[:: 2 if _smoothed_over(epochs) > 1 else 1]
@@ -145,14 +145,14 @@ def _smoothed_over(epochs: Sequence[float]) -> int:
     return 2 * (len(epochs) // 50) + 1
 
 
-def _draw_curve(axes: Axes, epochs: Sequence[float], values: Sequence[float], colour: str, dash: Any) -> None:
+def _draw_curve(axes: Axes, epochs: Sequence[float], values: Sequence[float], color: str, dash: Any) -> None:
     smooth, width = np.asarray(values, dtype=float), _smoothed_over(epochs)
     if width > 1:
-        axes.plot(epochs, values, color=colour, linewidth=0.7, alpha=0.35)
+        axes.plot(epochs, values, color=color, linewidth=0.7, alpha=0.35)
         known = np.isfinite(smooth)
         total, count = (np.convolve(v, np.ones(width), mode="same") for v in (np.where(known, smooth, 0), known))
         smooth = np.where(known, total / np.maximum(count, 1), np.nan)
-    axes.plot(epochs, smooth, color=colour, linestyle=dash, linewidth=1.8, marker="o" if len(epochs) == 1 else "")
+    axes.plot(epochs, smooth, color=color, linestyle=dash, linewidth=1.8, marker="o" if len(epochs) == 1 else "")
 
 
 def _lowest_on_log_scale(losses: Mapping[str, Sequence[float]]) -> float | None:

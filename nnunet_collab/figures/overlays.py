@@ -20,7 +20,7 @@ from nnunet_collab.figures.style import save, style
 
 CARDIAC_CLASSES: Mapping[int, str] = {1: "right ventricle", 2: "myocardium", 3: "left ventricle"}
 
-_CLASS_COLOURS = ("#56B4E9", "#F0E442", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2")
+_CLASS_COLORS = ("#56B4E9", "#F0E442", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def overlay_figure(rows: Sequence[OverlayRow], out: Path, *, classes: Mapping[in
     _check_rows(rows)
     drawn = [labels for row in rows for labels in (row.truth, *row.predictions.values())]
     numbers = sorted({*classes, *(int(c) for labels in drawn for c in np.unique(labels))} - {0})
-    colours = {c: _CLASS_COLOURS[i % len(_CLASS_COLOURS)] for i, c in enumerate(numbers)}
+    colors = {c: _CLASS_COLORS[i % len(_CLASS_COLORS)] for i, c in enumerate(numbers)}
     titles = ["image", "truth", *rows[0].predictions]
     with matplotlib.rc_context(style()):
         layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.05, wspace=0.01, hspace=0.01)
@@ -75,13 +75,13 @@ def overlay_figure(rows: Sequence[OverlayRow], out: Path, *, classes: Mapping[in
             for axes in axes_of_row:
                 _draw_image(axes, row, window)
             for axes, labels in zip(axes_of_row[1:], (row.truth, *row.predictions.values()), strict=True):
-                _draw_labels(axes, labels[window], colours)
+                _draw_labels(axes, labels[window], colors)
             axes_of_row[0].set_ylabel(row.case)
             for axes, name in zip(axes_of_row[2:], row.predictions, strict=True):
                 axes.set_xlabel("Dice not defined" if np.isnan(row.dice[name]) else f"Dice {row.dice[name]:.3f}")
         for axes, title in zip(grid[0], titles, strict=True):
             axes.set_title(title, fontweight="bold")
-        handles = [Patch(facecolor=to_rgba(colours[c], 0.55), edgecolor=colours[c], linewidth=1.5) for c in numbers]
+        handles = [Patch(facecolor=to_rgba(colors[c], 0.55), edgecolor=colors[c], linewidth=1.5) for c in numbers]
         names = [classes.get(c, f"class {c}") for c in numbers]
         figure.legend(handles, names, loc="outside lower center", ncols=len(titles), frameon=False)
         save(figure, out)
@@ -121,14 +121,14 @@ def _draw_image(axes: Axes, row: OverlayRow, window: tuple[slice, slice]) -> Non
     axes.spines[:].set_visible(False)
 
 
-def _draw_labels(axes: Axes, labels: npt.NDArray[Any], colours: Mapping[int, str]) -> None:
+def _draw_labels(axes: Axes, labels: npt.NDArray[Any], colors: Mapping[int, str]) -> None:
     """Tint each class and draw its outline."""
     tint = np.zeros((*labels.shape, 4))
-    for number, colour in colours.items():
+    for number, color in colors.items():
         mask = labels == number
-        tint[mask] = to_rgba(colour, 0.25)
+        tint[mask] = to_rgba(color, 0.25)
         if mask.any():
             # Padded, so that an outline is closed where the class reaches the border.
             x, y = np.arange(-1, mask.shape[1] + 1), np.arange(-1, mask.shape[0] + 1)
-            axes.contour(x, y, np.pad(mask, 1).astype(float), levels=[0.5], colors=[colour], linewidths=1.6)
+            axes.contour(x, y, np.pad(mask, 1).astype(float), levels=[0.5], colors=[color], linewidths=1.6)
     axes.imshow(tint, interpolation="nearest", aspect=axes.get_aspect())

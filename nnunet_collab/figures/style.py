@@ -1,6 +1,6 @@
 """What all figures share.
 
-Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with the common colour vision
+Colors are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with the common color vision
 deficiencies can tell apart. The ground is white whatever style the user has set. A figure appears whole or not at all.
 """
 

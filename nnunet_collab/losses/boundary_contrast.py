@@ -8,8 +8,8 @@ j over all images or slices of the batch of all ranks, i itself among them (Zhen
 that open; InfoNCE and SimCVD count it). Neighbouring slices of one volume look alike; `gap` takes those up to so many
 slices away out of the sum.
 
-`diagonal_contrast` is what the released code computes instead: logits of labelled image b against those of the
-unrelated unlabelled image b, by the order in which the loader drew them.
+`diagonal_contrast` is what the released code computes instead: logits of labeled image b against those of the
+unrelated unlabeled image b, by the order in which the loader drew them.
 
 Float32 whatever autocast says (float64 for float64 vectors). The teacher never receives a gradient. Range [0, inf);
 exactly 0 with a single image, which has no negatives, and for an empty batch.
@@ -61,7 +61,7 @@ def boundary_contrast(
 
 
 def diagonal_contrast(labeled: Tensor, unlabeled: Tensor, *, temperature: float = 0.07) -> Tensor:
-    """InfoNCE of whole logit maps, labelled image b with unlabelled image b as its positive; of this rank's samples.
+    """InfoNCE of whole logit maps, labeled image b with unlabeled image b as its positive; of this rank's samples.
 
     Args:
         labeled: `(B, C, *S)` logits; receives the gradient.

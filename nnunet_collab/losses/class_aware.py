@@ -13,7 +13,7 @@ label, both at the resolution of the features.
 
 Source: Wu et al., CTRCL, section III.C, equations 13-16; alpha = 20 as in PANet (Wang et al. 2019). Where the paper is
 silent: features of unequal size are average-pooled to the coarser grid, labels are sampled nearest-exact (the cell's
-centre), cells of the ignore label take part in nothing, and the gradient flows through the student's own prototypes.
+center), cells of the ignore label take part in nothing, and the gradient flows through the student's own prototypes.
 In a distributed run the prototypes are those of the whole batch. All arithmetic is float32 (float64 for float64
 features), for 20 * cos has an error of 0.03 in bfloat16. Units: nats.
 """
@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nnunet_collab.core.checks import check_target
-from nnunet_collab.core.distributed import global_mean, sum_over_ranks
+from nnunet_collab.core.checks import check_truth
+from nnunet_collab.core.distributed import all_reduce_sum, global_mean
 from nnunet_collab.core.pooling import average_pool
-from nnunet_collab.core.types import Target, region_target
+from nnunet_collab.core.types import Truth, region_truth
 from nnunet_collab.losses.collaborative_kl import Order
 
 ClassSet = Literal["sample", "batch"]
@@ -44,7 +44,7 @@ SLAB_ELEMENTS, SLAB_ELEMENTS_CUDA = 2**20, 2**24
 def class_aware_kl(
     student_features: Tensor,
     peer_features: Tensor,
-    target: Target,
+    truth: Truth,
     *,
     num_classes: int,
     alpha: float = 20.0,
@@ -57,7 +57,7 @@ def class_aware_kl(
     Args:
         student_features: `(B, D, *s)`. Receives the gradient.
         peer_features: `(B, D', *s')`; channels and size may differ. Detached here.
-        target: Truth at full resolution, `(B, *S)`.
+        truth: At full resolution, `(B, *S)`.
         num_classes: K, with the background.
         alpha: Factor of the cosine, > 0.
         order: Which map comes first in the Kullback-Leibler divergence.
@@ -69,13 +69,13 @@ def class_aware_kl(
 
     Raises:
         ValueError: If shapes disagree, `alpha <= 0`, or `order` or `classes` is unknown.
-        TypeError: If `target.keep` is not boolean.
+        TypeError: If `truth.keep` is not boolean.
     """
     _check("class_aware_kl", student_features, peer_features, alpha, order, classes)
-    _check_spatial_axes("class_aware_kl", "labels", target.labels, 1, student_features)
-    check_target("class_aware_kl", target, student_features.shape[0])
+    _check_spatial_axes("class_aware_kl", "labels", truth.labels, 1, student_features)
+    check_truth("class_aware_kl", truth, student_features.shape[0])
     size = common_grid(student_features, peer_features)
-    labels, keep = _sample_centres(target.labels, size), _sample_centres(target.keep, size)
+    labels, keep = _sample_centers(truth.labels, size), _sample_centers(truth.keep, size)
     with torch.autocast(student_features.device.type, enabled=False):
         member = _membership(labels, keep, num_classes, student_features)
         student = average_pool(student_features, size).flatten(2)
@@ -125,13 +125,13 @@ def region_class_aware_kl(
         raise ValueError(f"region_class_aware_kl: regions must be (B, R, *S) with R >= 1; got {tuple(regions.shape)}.")
     _check("region_class_aware_kl", student_features, peer_features, alpha, order, classes)
     _check_spatial_axes("region_class_aware_kl", "regions", regions, 2, student_features)
-    whole = Target(torch.zeros_like(regions[:, 0], dtype=torch.long), keep)
-    check_target("region_class_aware_kl", whole, student_features.shape[0])
+    whole = Truth(torch.zeros_like(regions[:, 0], dtype=torch.long), keep)
+    check_truth("region_class_aware_kl", whole, student_features.shape[0])
     terms = [
         class_aware_kl(
             student_features,
             peer_features,
-            region_target(regions[:, r : r + 1], keep),
+            region_truth(regions[:, r : r + 1], keep),
             num_classes=2,
             alpha=alpha,
             order=order,
@@ -173,7 +173,7 @@ class _Comparison(torch.autograd.Function):
     """Prototypes (equation 14), and what their cosine with the features needs.
 
     The features are by far the largest tensors here: hundreds of channels against a handful of classes. Written with
-    autograd's own operations they would be copied for the normalisation, for float32 and once per use in the backward
+    autograd's own operations they would be copied for the normalization, for float32 and once per use in the backward
     pass. Here they are read in slabs of a few samples, and the backward pass fills one gradient.
     """
 
@@ -182,11 +182,11 @@ class _Comparison(torch.autograd.Function):
         """Products `(B, K, N)` of features and prototypes, norms `(B, N)` of the features, prototypes `(K, D)`."""
         dtype = member.dtype
         count = member.sum(dim=2)
-        samples = sum_over_ranks((count > 0).to(dtype).sum(dim=0)).clamp(min=1)
+        samples = all_reduce_sum((count > 0).to(dtype).sum(dim=0)).clamp(min=1)
         # What one cell of sample b and class k contributes to prototype k.
         share = 1 / ((count + 1e-6) * samples)
         totals = torch.cat([m @ f.mT for _, f, m in _slabs(features, member)])
-        prototypes = sum_over_ranks((totals * share.unsqueeze(2)).sum(dim=0))
+        prototypes = all_reduce_sum((totals * share.unsqueeze(2)).sum(dim=0))
         products = torch.cat([prototypes.expand(len(f), -1, -1) @ f for _, f, _ in _slabs(features, member)])
         norms = torch.cat([torch.linalg.vector_norm(f, dim=1) for _, f, _ in _slabs(features, member)])
         ctx.save_for_backward(features, member, share, prototypes, norms)
@@ -203,7 +203,7 @@ class _Comparison(torch.autograd.Function):
         if not ctx.detach_prototypes:
             for slab, f, _ in _slabs(features, member):
                 to_prototypes = to_prototypes + (to_products[slab] @ f.mT).sum(dim=0)
-            to_prototypes = sum_over_ranks(to_prototypes)
+            to_prototypes = all_reduce_sum(to_prototypes)
         along = to_norms / norms.clamp_min(torch.finfo(dtype).tiny)
         gradient = torch.empty_like(features)
         for slab, f, m in _slabs(features, member):
@@ -229,7 +229,7 @@ def _slabs(features: Tensor, member: Tensor) -> Iterator[tuple[slice, Tensor, Te
 
 def _anywhere(present: Tensor) -> Tensor:
     """`(1, K)` bool: classes that occur in some sample of the batch, on any rank."""
-    return sum_over_ranks(present.sum(dim=0, keepdim=True)) > 0
+    return all_reduce_sum(present.sum(dim=0, keepdim=True)) > 0
 
 
 def _membership(labels: Tensor, keep: Tensor, num_classes: int, like: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ def _membership(labels: Tensor, keep: Tensor, num_classes: int, like: Tensor) ->
     return (one_hot * keep.flatten(1).unsqueeze(1)).to(torch.promote_types(like.dtype, torch.float32))
 
 
-def _sample_centres(voxels: Tensor, size: tuple[int, ...]) -> Tensor:
+def _sample_centers(voxels: Tensor, size: tuple[int, ...]) -> Tensor:
     """Nearest-exact sampling of `(B, *S)` to `(B, *size)`, for dtypes that `interpolate` does not take."""
     for axis, (old, new) in enumerate(zip(voxels.shape[1:], size, strict=True), start=1):
         if old != new:
@@ -247,23 +247,23 @@ def _sample_centres(voxels: Tensor, size: tuple[int, ...]) -> Tensor:
     return voxels
 
 
-def _check_spatial_axes(where: str, name: str, truth: Tensor, leading: int, features: Tensor) -> None:
+def _check_spatial_axes(caller: str, name: str, truth: Tensor, leading: int, features: Tensor) -> None:
     if truth.ndim - leading != features.ndim - 2:
         raise ValueError(
-            f"{where}: {name} must have as many spatial axes as the features {tuple(features.shape)}; "
+            f"{caller}: {name} must have as many spatial axes as the features {tuple(features.shape)}; "
             f"got {tuple(truth.shape)}."
         )
 
 
-def _check(where: str, student: Tensor, peer: Tensor, alpha: float, order: str, classes: str) -> None:
+def _check(caller: str, student: Tensor, peer: Tensor, alpha: float, order: str, classes: str) -> None:
     if student.ndim != peer.ndim or student.shape[0] != peer.shape[0] or student.ndim not in (4, 5):
         raise ValueError(
-            f"{where}: both features must be (B, D, *s) of the same batch and two or three spatial axes; "
+            f"{caller}: both features must be (B, D, *s) of the same batch and two or three spatial axes; "
             f"got student {tuple(student.shape)} and peer {tuple(peer.shape)}."
         )
     if alpha <= 0:
-        raise ValueError(f"{where}: alpha must be > 0; got {alpha}.")
+        raise ValueError(f"{caller}: alpha must be > 0; got {alpha}.")
     if order not in ("target_first", "student_first"):
-        raise ValueError(f"{where}: order must be 'target_first' or 'student_first'; got {order!r}.")
+        raise ValueError(f"{caller}: order must be 'target_first' or 'student_first'; got {order!r}.")
     if classes not in ("sample", "batch"):
-        raise ValueError(f"{where}: classes must be 'sample' or 'batch'; got {classes!r}.")
+        raise ValueError(f"{caller}: classes must be 'sample' or 'batch'; got {classes!r}.")

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nnunet_collab.core.checks import check_same_shape, check_target
+from nnunet_collab.core.checks import check_same_shape, check_truth
 from nnunet_collab.core.distributed import global_mean
-from nnunet_collab.core.types import Target
+from nnunet_collab.core.types import Truth
 from nnunet_collab.losses.rectified import ALL_FACTORS, rectify
 
 Order = Literal["target_first", "student_first"]
@@ -42,13 +42,13 @@ SLABS = 16  # the working memory is this fraction of what the whole patch would 
 MIN_SLAB_VOXELS = {"cuda": 2**15}  # below that, launching kernels costs more than it saves; a CPU launches none
 
 
-def mutual_kl(student_logits: Tensor, peer_logits: Tensor, target: Target, *, order: Order = "target_first") -> Tensor:
+def mutual_kl(student_logits: Tensor, peer_logits: Tensor, truth: Truth, *, order: Order = "target_first") -> Tensor:
     """Mutual learning (DML, Zhang et al. 2018): the soft label is the peer's prediction.
 
     Args:
         student_logits: `(B, K, *S)`. Receives the gradient.
         peer_logits: `(B, K, *S)`. Detached here.
-        target: Truth; only its `keep` is used.
+        truth: Only its `keep` is used.
         order: Which distribution comes first in the Kullback-Leibler divergence.
 
     Returns:
@@ -56,36 +56,32 @@ def mutual_kl(student_logits: Tensor, peer_logits: Tensor, target: Target, *, or
 
     Raises:
         ValueError: If shapes disagree or `order` is unknown.
-        TypeError: If `target.keep` is not boolean.
+        TypeError: If `truth.keep` is not boolean.
     """
-    return _collaborative_kl("mutual_kl", student_logits, peer_logits, target, _peer_itself, order)
+    return _collaborative_kl("mutual_kl", student_logits, peer_logits, truth, _peer_itself, order)
 
 
-def ensemble_kl(
-    student_logits: Tensor, peer_logits: Tensor, target: Target, *, order: Order = "target_first"
-) -> Tensor:
+def ensemble_kl(student_logits: Tensor, peer_logits: Tensor, truth: Truth, *, order: Order = "target_first") -> Tensor:
     """Ensemble learning (KDCL, Guo et al. 2020): the soft label is the mean of both predictions, detached.
 
     Arguments, result and errors as in `mutual_kl`.
     """
-    return _collaborative_kl("ensemble_kl", student_logits, peer_logits, target, _mean_of_both, order)
+    return _collaborative_kl("ensemble_kl", student_logits, peer_logits, truth, _mean_of_both, order)
 
 
-def selective_kl(
-    student_logits: Tensor, peer_logits: Tensor, target: Target, *, order: Order = "target_first"
-) -> Tensor:
+def selective_kl(student_logits: Tensor, peer_logits: Tensor, truth: Truth, *, order: Order = "target_first") -> Tensor:
     """Selective distillation (CTCL, Zhu et al. 2022): the peer teaches where its cross-entropy is strictly lower.
 
     The sum over those voxels is divided by the number of all kept voxels, so that a better student is taught less.
     Arguments, result and errors as in `mutual_kl`.
     """
-    return _collaborative_kl("selective_kl", student_logits, peer_logits, target, _peer_where_better, order)
+    return _collaborative_kl("selective_kl", student_logits, peer_logits, truth, _peer_where_better, order)
 
 
 def rectified_kl(
     student_logits: Tensor,
     peer_logits: Tensor,
-    target: Target,
+    truth: Truth,
     *,
     factors: Collection[str] = ALL_FACTORS,
     order: Order = "target_first",
@@ -95,7 +91,7 @@ def rectified_kl(
     Args:
         student_logits: `(B, K, *S)`. Receives the gradient.
         peer_logits: `(B, K, *S)`. Detached here.
-        target: Truth, used for rectification; voxels with `keep` False take no part.
+        truth: Used for rectification; voxels with `keep` False take no part.
         factors: The factors of lambda, see `rectify`.
         order: Which distribution comes first in the Kullback-Leibler divergence.
 
@@ -104,10 +100,10 @@ def rectified_kl(
 
     Raises:
         ValueError: If shapes disagree, or `order` or a factor is unknown.
-        TypeError: If `target.keep` is not boolean.
+        TypeError: If `truth.keep` is not boolean.
     """
     soft_label = partial(_rectified_peer, factors=tuple(factors))
-    return _collaborative_kl("rectified_kl", student_logits, peer_logits, target, soft_label, order)
+    return _collaborative_kl("rectified_kl", student_logits, peer_logits, truth, soft_label, order)
 
 
 def as_two_classes(region_logits: Tensor) -> Tensor:
@@ -136,14 +132,14 @@ def _rectified_peer(
 
 
 def _collaborative_kl(
-    where: str, student_logits: Tensor, peer_logits: Tensor, target: Target, soft_label: SoftLabel, order: Order
+    caller: str, student_logits: Tensor, peer_logits: Tensor, truth: Truth, soft_label: SoftLabel, order: Order
 ) -> Tensor:
-    check_same_shape(where, student_logits=student_logits, peer_logits=peer_logits)
-    check_target(where, target, student_logits.shape[0], tuple(student_logits.shape[2:]))
+    check_same_shape(caller, student_logits=student_logits, peer_logits=peer_logits)
+    check_truth(caller, truth, student_logits.shape[0], tuple(student_logits.shape[2:]))
     if order not in ("target_first", "student_first"):
-        raise ValueError(f"{where}: order must be 'target_first' or 'student_first'; got {order!r}.")
-    total: Tensor = _SumOfKL.apply(student_logits, peer_logits.detach(), target.labels, target.keep, soft_label, order)
-    return global_mean(total, target.keep.sum())
+        raise ValueError(f"{caller}: order must be 'target_first' or 'student_first'; got {order!r}.")
+    total: Tensor = _SumOfKL.apply(student_logits, peer_logits.detach(), truth.labels, truth.keep, soft_label, order)
+    return global_mean(total, truth.keep.sum())
 
 
 class _SumOfKL(torch.autograd.Function):

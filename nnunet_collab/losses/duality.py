@@ -2,7 +2,7 @@ r"""Lagrange duality consistency (LDC): a consistency loss, size constraints, an
 
 Source: Zheng et al., "Lagrange Duality and Compound Multi-Attention Transformer for Semi-Supervised Medical Image
 Segmentation", section III.C, and its released code. Equation 3 of the paper has no objective and no multipliers, and
-its bounds cancel, so it cannot be minimised. What stands here is a Lagrangian that can:
+its bounds cancel, so it cannot be minimized. What stands here is a Lagrangian that can:
 
 - objective, with :math:`p` of the student and :math:`y` of the teacher (or the truth),
 
@@ -20,7 +20,7 @@ its bounds cancel, so it cannot be minimised. What stands here is a Lagrangian t
 
 A network's loss is not convex, so duality is weak: multipliers steer the training and certify nothing.
 
-The released code computes something else, on labelled images alone: `consistency_loss` with sigmoid, Dice of each
+The released code computes something else, on labeled images alone: `consistency_loss` with sigmoid, Dice of each
 sample and a squared error of raw *logits*, and the equality :math:`h` = `mean_excess`. With softmax that :math:`h` is 0
 whatever is predicted, since both means are `1 / C`.
 
@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_collab.core.checks import check_same_shape
-from nnunet_collab.core.distributed import global_mean, sum_over_ranks
+from nnunet_collab.core.distributed import all_reduce_sum, global_mean
 
 Activation = Literal["softmax", "sigmoid"]
 SMOOTH = 1e-5  # of the Dice, released code
@@ -167,8 +167,8 @@ def class_fractions(probabilities: Tensor) -> Tensor:
     axes = [0, *range(2, probabilities.ndim)]
     dtype = torch.promote_types(probabilities.dtype, torch.float32)
     count = torch.tensor(probabilities[:, 0].numel(), dtype=dtype, device=probabilities.device)
-    sums = sum_over_ranks(probabilities.sum(axes, dtype=dtype))
-    return sums / sum_over_ranks(count).clamp_min(1)
+    sums = all_reduce_sum(probabilities.sum(axes, dtype=dtype))
+    return sums / all_reduce_sum(count).clamp_min(1)
 
 
 def size_band(fractions: Tensor, sizes: Tensor, tolerance: float) -> Tensor:
@@ -201,8 +201,8 @@ def mean_excess(probabilities: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     """
     mask = _used("mean_excess", probabilities, target, keep, None)
     difference = probabilities.masked_fill(~mask, 0) - target.detach().masked_fill(~mask, 0)
-    count = sum_over_ranks(keep.sum().to(difference.dtype) * probabilities.shape[1])
-    return sum_over_ranks(difference.sum()) / count.clamp_min(1)
+    count = all_reduce_sum(keep.sum().to(difference.dtype) * probabilities.shape[1])
+    return all_reduce_sum(difference.sum()) / count.clamp_min(1)
 
 
 def logit_excess(logits: Tensor, limit: float) -> Tensor:
@@ -239,11 +239,11 @@ def augmented_lagrangian(residuals: Tensor, multipliers: Tensor, equality: Tenso
 # ---------------------------------------------------------------- parts
 
 
-def _used(where: str, logits: Tensor, target: Tensor, keep: Tensor, used: Tensor | None) -> Tensor:
-    check_same_shape(where, logits=logits, target=target)
+def _used(caller: str, logits: Tensor, target: Tensor, keep: Tensor, used: Tensor | None) -> Tensor:
+    check_same_shape(caller, logits=logits, target=target)
     if keep.shape != logits[:, 0].shape:
         raise ValueError(
-            f"{where}: keep has one value per voxel, so {tuple(logits[:, 0].shape)}; got {tuple(keep.shape)}."
+            f"{caller}: keep has one value per voxel, so {tuple(logits[:, 0].shape)}; got {tuple(keep.shape)}."
         )
     return keep.unsqueeze(1) if used is None else keep.unsqueeze(1) & used
 
@@ -267,7 +267,7 @@ def _dice_loss(p: Tensor, y: Tensor, class_weights: Tensor, per_sample: bool) ->
     axes = list(range(2, p.ndim))
     sums = torch.stack([(p * y).sum(axes), p.sum(axes), y.sum(axes)])
     if not per_sample:
-        sums = sum_over_ranks(sums.sum(dim=1, keepdim=True))
+        sums = all_reduce_sum(sums.sum(dim=1, keepdim=True))
     both, of_p, of_y = sums
     losses: Tensor = (class_weights.to(p) * (1 - (2 * both + SMOOTH) / (of_p + of_y + SMOOTH))).sum(dim=1)
     if not per_sample:

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_collab.core.distributed import sum_over_ranks, world_size
+from nnunet_collab.core.distributed import all_reduce_sum, world_size
 
 ANCHORS, NEGATIVES = 256, 512  # per class; per anchor (section 4.2)
 AT_A_TIME = 2**13  # negatives whose features exist together
@@ -64,7 +64,7 @@ class Supervision(NamedTuple):
 
     Attributes:
         labels: `(B, *S)` int64: the truth, or the label of the rectified prediction.
-        reliable: `(B, *S)` bool: labelled voxels, and unlabelled ones whose label is surer than tau_w.
+        reliable: `(B, *S)` bool: labeled voxels, and unlabeled ones whose label is surer than tau_w.
         confidence: `(B, C, *S)` of the student.
     """
 
@@ -134,7 +134,7 @@ def _class_weights(members: Tensor, uncertain: Tensor, reliable: Tensor) -> dict
     counts = uncertain.sum(dim=[0, *range(2, uncertain.ndim)])
     # Only a rank with voxels of another class, too, has negatives.
     counts *= members.sum(dim=[0, *range(2, members.ndim)]) < reliable.sum()
-    own, everyone = counts.tolist(), sum_over_ranks(counts).tolist()
+    own, everyone = counts.tolist(), all_reduce_sum(counts).tolist()
     here = [c for c, count in enumerate(own) if count]
     share = len(here) / max(1, sum(count > 0 for count in everyone))
     return {c: world_size() * share * own[c] / everyone[c] for c in here}

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_collab.core.checks import check_same_shape
-from nnunet_collab.core.distributed import global_mean, sum_over_ranks
+from nnunet_collab.core.distributed import all_reduce_sum, global_mean
 
 Criterion = Literal["dice", "dice_foreground", "dice_nnunet", "ce", "dice_ce", "kl"]
 
@@ -170,9 +170,9 @@ def _dice_loss(
     axes = [0, *range(2, student.ndim)]
     predicted = probabilities if criterion == "dice_nnunet" else probabilities.square()
     sums = torch.stack([(probabilities * truth).sum(axes), predicted.sum(axes), truth.sum(axes)])
-    both, of_student, of_teacher = sum_over_ranks(sums)
+    both, of_student, of_teacher = all_reduce_sum(sums)
     dice = (2 * both + smooth) / (of_student + of_teacher + smooth)
-    any_used = sum_over_ranks(used.sum().to(dice.dtype)) > 0
+    any_used = all_reduce_sum(used.sum().to(dice.dtype)) > 0
     return torch.where(any_used, (1 - dice).mean(), 0 * dice.sum())
 
 

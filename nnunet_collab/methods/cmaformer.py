@@ -1,4 +1,4 @@
-"""CMAformer trained alone, on the labelled images: the network of the LDC paper without its semi-supervised losses.
+"""CMAformer trained alone, on the labeled images: the network of the LDC paper without its semi-supervised losses.
 
 Source: Zheng et al., Lagrange Duality and Compound Multi-Attention Transformer, table I (supervised training).
 The paper trains by SGD with learning rate 0.001, the release by AdamW with 0.01, both with a weight decay of 3e-5.

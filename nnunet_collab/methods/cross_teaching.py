@@ -2,12 +2,12 @@
 
 Sources: Luo et al., "Semi-Supervised Medical Image Segmentation via Cross Teaching between CNN and Transformer" (MIDL
 2022), with the loss of its published code; Chen et al., "Semi-Supervised Semantic Segmentation with Cross Pseudo
-Supervision" (CVPR 2021), with the settings of the same code base. With h_i = argmax p_i on unlabelled images, as
-constants, and w rising over the whole run, each student i with its peer j minimises
+Supervision" (CVPR 2021), with the settings of the same code base. With h_i = argmax p_i on unlabeled images, as
+constants, and w rising over the whole run, each student i with its peer j minimizes
 
-    (CE + Dice) / 2 on labelled images  +  w(t) D(p_i, h_j) on unlabelled ones.
+    (CE + Dice) / 2 on labeled images  +  w(t) D(p_i, h_j) on unlabeled ones.
 
-Both see the same weak view in the same forward as the labelled images. The paper deploys the CNN; both are published.
+Both see the same weak view in the same forward as the labeled images. The paper deploys the CNN; both are published.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class CrossTeachingTrainer(SemiSupervisedTrainer):
         """Constant."""
         return self.settings.threshold
 
-    def labeler(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
+    def pseudo_labelers(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
         """The peer."""
         first, second = self.settings.students
         pairs = ((first, second), (second, first))

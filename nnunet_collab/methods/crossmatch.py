@@ -11,7 +11,7 @@ a prediction, where that one is confident,
     L_kd  = (1 - eta) L_tkd + eta L_dkd
 
 Strong views are CutMixed, and so are the predictions that teach them. p_w_w and p_w_s are students of p_w_n and
-teaching assistants, each with its own confidence. One encoder pass and one decoder pass serve all flows.
+teaching assistants, each with its own confidence. One encoder pass and one decoder pass serve all perturbed_passes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.schedules import sigmoid_ramp
-from nnunet_collab.core.settings import refuse_idle, require
+from nnunet_collab.core.settings import refuse_unused, require
 from nnunet_collab.core.types import Term
 from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
-from nnunet_collab.networks.perturbation import Flow, Where
+from nnunet_collab.networks.perturbation import PerturbAt, PerturbedPass
 from nnunet_collab.training.mixing import MixingSettings, MixingTrainer
-from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, part
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, slice_output
 from nnunet_collab.training.settings import CNN, StudentSettings
 
 Total = Literal["paper_era", "paper", "acdc_code", "la_code"]
@@ -57,7 +57,7 @@ class CrossMatchSettings(MixingSettings):
     tau_ramp_iterations: int = 17000  # of la_code, whatever the length of the run
     eta: float = 0.3  # share of the teaching assistants in L_kd
     performance_gap: float = 0.5  # dropout rates are 0.5 - gap / 2 and 0.5 + gap / 2; 0: both 0.5
-    perturb: Where = "all"  # all encoder outputs, as in the code, or the bottleneck, as the paper's text says
+    perturb: PerturbAt = "all"  # all encoder outputs, as in the code, or the bottleneck, as the paper's text says
     total: Total = "paper_era"
     criterion: Criterion = "dice"  # LA: "dice_foreground"
     temperature: float = 1.0  # of the criterion "kl" (equations 2 and 3)
@@ -77,9 +77,9 @@ class CrossMatchSettings(MixingSettings):
         require(self.temperature > 0, "temperature", "must be > 0", self.temperature)
         require(self.smooth > 0, "smooth", "must be > 0", self.smooth)
         if self.criterion != "kl":
-            refuse_idle(self, ("temperature",), f"with criterion {self.criterion!r}")
+            refuse_unused(self, ("temperature",), f"with criterion {self.criterion!r}")
         if self.tau_schedule == "constant":
-            refuse_idle(self, ("tau_ramp_iterations",), "with a constant tau")
+            refuse_unused(self, ("tau_ramp_iterations",), "with a constant tau")
 
     @property
     def drop_rates(self) -> tuple[float, float]:
@@ -101,7 +101,7 @@ class CrossMatchTrainer(MixingTrainer):
                 f"{len(settings.students)}. Name one."
             )
 
-    def equip_students(self) -> None:
+    def add_heads(self) -> None:
         """Refuse a network in which features cannot be perturbed."""
         for student in self.group:
             student.require_encoder()
@@ -118,17 +118,17 @@ class CrossMatchTrainer(MixingTrainer):
         s = self.settings
         of_sup, of_ip, of_kd = TOTALS[s.total]
         ramp = self.ramp()
-        own, further = self.divide(batch)
+        own, second = self.divide(batch)
         n_l, n_u = len(own.image), len(own.weak)
         cut = [self.draw_cutmix(own) for _ in own.strong]
-        strong = [cut[i](view, further and further.strong[i]) for i, view in enumerate(own.strong)]
-        keep = [cut[i](own.keep, further and further.keep) for i in range(2)]
-        (output,) = self.network(torch.cat([own.image, own.weak, *strong]), self._flows(n_l, n_u)).values()
+        strong = [cut[i](view, second and second.strong[i]) for i, view in enumerate(own.strong)]
+        keep = [cut[i](own.keep, second and second.keep) for i in range(2)]
+        (output,) = self.network(torch.cat([own.image, own.weak, *strong]), self._perturbed_passes(n_l, n_u)).values()
         _, w, s1, s2, w_w, w_s, s2_w, s2_s = torch.split(output.logits, [n_l, *[n_u] * 7])
         # What teaches is never dropped by the network itself, only where the method drops it.
         at_hand = (w.detach(), w_w.detach(), w_s.detach())
         clean, clean_w, clean_s = self._predictions(own) if self.has_dropout else at_hand
-        fill, fill_w, fill_s = self._predictions(further) if further else (None, None, None)
+        fill, fill_w, fill_s = self._predictions(second) if second else (None, None, None)
         teacher = [cut[0](clean, fill), cut[1](clean, fill)]
         image = [self._distance(s1, teacher[0], keep[0]), self._distance(s2, teacher[1], keep[1])]
         distilled = [
@@ -144,17 +144,17 @@ class CrossMatchTrainer(MixingTrainer):
         name = s.students[0].name
         self.pseudo_label_curves.add(name, clean, own.keep, self.threshold())
         return [
-            *self.supervised_terms({name: part(output, 0, n_l)}, own.target, share=of_sup),
+            *self.supervised_terms({name: slice_output(output, 0, n_l)}, own.target, share=of_sup),
             Term(name, "image", of_ip * ramp, torch.stack(image).mean()),
             Term(name, "teacher", of_kd * (1 - s.eta) * ramp, torch.stack(distilled).mean()),
             Term(name, "assistant", of_kd * s.eta * ramp, torch.stack(assisted).mean()),
         ]
 
-    def _flows(self, n_labeled: int, n_unlabeled: int) -> list[Flow]:
+    def _perturbed_passes(self, n_labeled: int, n_unlabeled: int) -> list[PerturbedPass]:
         """Weak view, then second strong view, each with weak and with strong dropout."""
         weak, second = n_labeled, n_labeled + 2 * n_unlabeled
         return [
-            Flow(start, start + n_unlabeled, rate, self.settings.perturb)
+            PerturbedPass(start, start + n_unlabeled, rate, self.settings.perturb)
             for start in (weak, second)
             for rate in self.settings.drop_rates
         ]
@@ -162,8 +162,8 @@ class CrossMatchTrainer(MixingTrainer):
     def _predictions(self, batch: SemiSupervisedBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Of weak views, in evaluation mode: clean, with weak and with strong dropout of features."""
         count = len(batch.weak)
-        flows = [Flow(0, count, rate, self.settings.perturb) for rate in self.settings.drop_rates]
-        (logits,) = self.predict_without_perturbation(batch.weak, flows=flows).values()
+        perturbed_passes = [PerturbedPass(0, count, rate, self.settings.perturb) for rate in self.settings.drop_rates]
+        (logits,) = self.predict_without_perturbation(batch.weak, perturbed_passes=perturbed_passes).values()
         clean, weak, strong = torch.split(logits, count)
         return clean, weak, strong
 

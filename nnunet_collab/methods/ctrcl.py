@@ -1,7 +1,7 @@
 """CTRCL: a CNN and a Transformer teach each other, with soft labels that the truth rectifies.
 
 Source: Wu et al., "CNN-Transformer Rectified Collaborative Learning for Medical Image Segmentation" (2024). Each
-student minimises, with the other's tensors as constants (equation 17),
+student minimizes, with the other's tensors as constants (equation 17),
 
     L = L_seg + beta * L_rlcl + gamma1 * L_cfcl(encoder) + gamma2 * L_cfcl(decoder).
 
@@ -18,8 +18,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.settings import refuse_idle, require
-from nnunet_collab.core.types import StudentOutput, Target, Term, region_target
+from nnunet_collab.core.settings import refuse_unused, require
+from nnunet_collab.core.types import StudentOutput, Term, Truth, region_truth
 from nnunet_collab.losses.class_aware import class_aware_kl, region_class_aware_kl
 from nnunet_collab.losses.collaborative_kl import (
     as_two_classes,
@@ -30,7 +30,6 @@ from nnunet_collab.losses.collaborative_kl import (
 )
 from nnunet_collab.losses.rectified import ALL_FACTORS
 from nnunet_collab.training.settings import TrainingSettings
-from nnunet_collab.training.supervision import Truth
 from nnunet_collab.training.trainer import CollabTrainer
 
 
@@ -62,11 +61,11 @@ class CTRCLSettings(TrainingSettings):
         known = set(self.lambda_factors) <= set(ALL_FACTORS)
         require(known, "lambda_factors", f"must be among {', '.join(ALL_FACTORS)}", self.lambda_factors)
         if self.logit_mode != "rlcl":
-            refuse_idle(self, ("lambda_factors",), f"with logit_mode {self.logit_mode!r}")
+            refuse_unused(self, ("lambda_factors",), f"with logit_mode {self.logit_mode!r}")
 
 
 class CTRCLTrainer(CollabTrainer):
-    """Two students, all cases labelled; see the module's docstring."""
+    """Two students, all cases labeled; see the module's docstring."""
 
     settings: ClassVar[CTRCLSettings] = CTRCLSettings()
     feature_levels: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
@@ -131,11 +130,10 @@ class CTRCLTrainer(CollabTrainer):
             "ensemble": ensemble_kl,
             "selective": selective_kl,
         }
-        target: Target = truth.target
         if truth.regions is not None:
             own, peer = as_two_classes(own), as_two_classes(peer)
-            target = region_target(truth.regions, truth.target.keep)
-        return losses[self.settings.logit_mode](own, peer, target, order=self.settings.kl_order)
+            truth = region_truth(truth.regions, truth.keep)
+        return losses[self.settings.logit_mode](own, peer, truth, order=self.settings.kl_order)
 
     def _feature_loss(self, own: Tensor, peer: Tensor, truth: Truth) -> Tensor:
         s = self.settings
@@ -146,6 +144,6 @@ class CTRCLTrainer(CollabTrainer):
             "detach_prototypes": s.detach_prototypes,
         }
         if truth.regions is not None:
-            return region_class_aware_kl(own, peer, truth.regions, truth.target.keep, **options)  # type: ignore[arg-type]
+            return region_class_aware_kl(own, peer, truth.regions, truth.keep, **options)  # type: ignore[arg-type]
         classes = self.label_manager.num_segmentation_heads
-        return class_aware_kl(own, peer, truth.target, num_classes=classes, **options)  # type: ignore[arg-type]
+        return class_aware_kl(own, peer, truth, num_classes=classes, **options)  # type: ignore[arg-type]

@@ -19,12 +19,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nnunet_collab.core.settings import refuse_idle, require
+from nnunet_collab.core.settings import refuse_unused, require
 from nnunet_collab.core.types import Term
 from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
-from nnunet_collab.networks.perturbation import Flow
+from nnunet_collab.networks.perturbation import PerturbedPass
 from nnunet_collab.training.mixing import MixingSettings, MixingTrainer
-from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, part
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, slice_output
 from nnunet_collab.training.settings import CNN, StudentSettings
 
 
@@ -51,7 +51,7 @@ class FixMatchSettings(MixingSettings):
             require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
         require(0 <= self.feature_drop < 1, "feature_drop", "must be in [0, 1)", self.feature_drop)
         if not self.feature_weight:
-            refuse_idle(self, ("feature_drop",), "with feature_weight 0")
+            refuse_unused(self, ("feature_drop",), "with feature_weight 0")
 
 
 class FixMatchTrainer(MixingTrainer):
@@ -60,7 +60,7 @@ class FixMatchTrainer(MixingTrainer):
     settings: ClassVar[FixMatchSettings] = FixMatchSettings()
     strong_views: ClassVar[int] = 1
 
-    def equip_students(self) -> None:
+    def add_heads(self) -> None:
         """Refuse a network in which features cannot be perturbed, if they are to be."""
         for student in self.group:
             if self.settings.feature_weight:
@@ -73,33 +73,32 @@ class FixMatchTrainer(MixingTrainer):
     def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
         """All terms, from one forward; the weak images are part of it if features are dropped."""
         s = self.settings
-        own, further = self.divide(batch)
+        own, second = self.divide(batch)
         mixes = [self.draw_cutmix(own) for _ in own.strong]
         strong = [
-            mix(view, further and further.strong[i])
-            for i, (mix, view) in enumerate(zip(mixes, own.strong, strict=True))
+            mix(view, second and second.strong[i]) for i, (mix, view) in enumerate(zip(mixes, own.strong, strict=True))
         ]
         sizes = [len(own.image), *[len(own.weak)] * len(strong)]
-        images, flows = [own.image, *strong], []
+        images, perturbed_passes = [own.image, *strong], []
         if s.feature_weight:
             start = sum(sizes)
             images.append(own.weak)
-            flows.append(Flow(start, start + len(own.weak), s.feature_drop))
+            perturbed_passes.append(PerturbedPass(start, start + len(own.weak), s.feature_drop))
             sizes += [len(own.weak)] * 2
-        outputs = self.network(torch.cat(images), flows)
+        outputs = self.network(torch.cat(images), perturbed_passes)
         # The weak views are in the batch already if features are dropped, unless the network drops some by itself.
         alone = not s.feature_weight or self.has_dropout
         clean = self.predict_without_perturbation(own.weak) if alone else {}
-        filling = {} if further is None else self.predict_without_perturbation(further.weak)
+        filling = {} if second is None else self.predict_without_perturbation(second.weak)
         terms = self.supervised_terms(
-            {name: part(output, 0, sizes[0]) for name, output in outputs.items()}, own.target, share=0.5
+            {name: slice_output(output, 0, sizes[0]) for name, output in outputs.items()}, own.target, share=0.5
         )
         for name in (student.name for student in s.students if not student.frozen):
             _, *logits = torch.split(outputs[name].logits, sizes)
             weak = clean[name] if alone else logits[-2].detach()
             self.pseudo_label_curves.add(name, weak, own.keep, s.tau)
             losses = [
-                self._distance(student, mix(weak, filling.get(name)), mix(own.keep, further and further.keep))
+                self._distance(student, mix(weak, filling.get(name)), mix(own.keep, second and second.keep))
                 for student, mix in zip(logits, mixes, strict=False)
             ]
             terms.append(Term(name, "strong", 0.5 * s.strong_weight * self.ramp(), torch.stack(losses).mean()))

@@ -2,9 +2,9 @@
 
 Sources: Tarvainen and Valpola, "Mean teachers are better role models" (NeurIPS 2017); Yu et al., "Uncertainty-aware
 Self-ensembling Model for Semi-supervised 3D Left Atrium Segmentation" (MICCAI 2019); constants as in the code base of
-Cross Teaching, which both methods share there. On unlabelled images the student minimises
+Cross Teaching, which both methods share there. On unlabeled images the student minimizes
 
-    (CE + Dice) / 2 on labelled images  +  w(t) mean (p_student - p_teacher)^2 on unlabelled ones,
+    (CE + Dice) / 2 on labeled images  +  w(t) mean (p_student - p_teacher)^2 on unlabeled ones,
 
 where the teacher sees the image with noise of its own. UA-MT counts only voxels where the entropy of the teacher's
 mean prediction over eight noisy passes is low.
@@ -22,9 +22,9 @@ from torch import Tensor
 from nnunet_collab.core.settings import require
 from nnunet_collab.core.types import Term
 from nnunet_collab.losses.consistency import predictive_entropy, squared_difference
+from nnunet_collab.training.ema_trainer import TeacherSettings, TeacherTrainer
 from nnunet_collab.training.semi_supervised import SemiSupervisedBatch
 from nnunet_collab.training.settings import CNN, StudentSettings
-from nnunet_collab.training.with_teacher import TeacherSettings, TeacherTrainer
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class MeanTeacherSettings(TeacherSettings):
 class UAMTSettings(MeanTeacherSettings):
     """Settings of UA-MT."""
 
-    passes: int = 8  # noisy passes of the teacher
+    mc_passes: int = 8  # noisy passes of the teacher
     # Threshold of the entropy at the start, as a share of the largest possible; it rises to 1 over the whole run.
-    certainty: float = 0.75
+    entropy_threshold_start: float = 0.75
 
     def __post_init__(self) -> None:
         """Check what a type cannot say.
@@ -64,8 +64,13 @@ class UAMTSettings(MeanTeacherSettings):
             CollabError: Naming the setting, the rule and the value.
         """
         super().__post_init__()
-        require(self.passes >= 1, "passes", "must be >= 1", self.passes)
-        require(0 < self.certainty <= 1, "certainty", "must be in (0, 1]", self.certainty)
+        require(self.mc_passes >= 1, "mc_passes", "must be >= 1", self.mc_passes)
+        require(
+            0 < self.entropy_threshold_start <= 1,
+            "entropy_threshold_start",
+            "must be in (0, 1]",
+            self.entropy_threshold_start,
+        )
 
 
 class MeanTeacherTrainer(TeacherTrainer):
@@ -106,10 +111,12 @@ class UAMTTrainer(MeanTeacherTrainer):
         # The logits alone: the maps that the taps hand over would all be kept until the last pass.
         passes = [
             {name: output.logits for name, output in self.teacher(self._with_noise(image)).items()}
-            for _ in range(s.passes)
+            for _ in range(s.mc_passes)
         ]
         classes = 2 if regions else self.label_manager.num_segmentation_heads
         # The paper's (3/4 + 1/4 ramp) log 2 is this share of the largest entropy of its two classes; its ramp lasts as
         # long as the run, however fast the weight rises.
-        threshold = (s.certainty + (1 - s.certainty) * self.ramp_over(1.0)) * math.log(classes)
+        threshold = (s.entropy_threshold_start + (1 - s.entropy_threshold_start) * self.ramp_over(1.0)) * math.log(
+            classes
+        )
         return {name: predictive_entropy([p[name] for p in passes], regions=regions) < threshold for name in passes[0]}

@@ -75,7 +75,7 @@ def make_blueprint(
 
 
 def build_network(blueprint: Blueprint, input_channels: int, num_outputs: int, *, deep_supervision: bool) -> nn.Module:
-    """Build the network as nnU-Net does, its initialisation included.
+    """Build the network as nnU-Net does, its initialization included.
 
     Raises:
         CollabError: If its constructor does not take the keywords.

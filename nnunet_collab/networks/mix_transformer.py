@@ -62,7 +62,7 @@ def stage_strides(strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ..
         strides: Stride of every stage of the plans' network, one list of two or three whole numbers >= 1 per stage.
 
     Returns:
-        Four tuples: distance of neighbouring tokens in voxels of the input, per axis.
+        Four tuples: distance of neighboring tokens in voxels of the input, per axis.
 
     Raises:
         CollabError: If `strides` has another form.
@@ -150,7 +150,7 @@ class MixFFN(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward layer, each normalised before, added after."""
+    """Attention and feed-forward layer, each normalized before, added after."""
 
     def __init__(self, dim: int, num_heads: int, reduction: tuple[int, ...], drop_path: float) -> None:
         super().__init__()
@@ -168,11 +168,11 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Overlapping patch embedding, blocks, final normalisation."""
+    """Overlapping patch embedding, blocks, final normalization."""
 
     def __init__(self, input_channels: int, dim: int, stride: tuple[int, ...], blocks: Iterator[Block]) -> None:
         super().__init__()
-        # Kernel 2s-1 with padding s-1: neighbouring patches overlap, and ceil(size / s) positions remain of any size.
+        # Kernel 2s-1 with padding s-1: neighboring patches overlap, and ceil(size / s) positions remain of any size.
         kernel, padding = tuple(2 * s - 1 for s in stride), tuple(s - 1 for s in stride)
         self.embedding = CONVOLUTIONS[len(stride)](input_channels, dim, kernel, stride, padding)  # type: ignore[arg-type]
         self.embedding_norm = nn.LayerNorm(dim)

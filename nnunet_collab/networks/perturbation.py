@@ -1,8 +1,8 @@
 """Feature perturbation: further passes of a network's decoder over features in which channels are dropped.
 
-One encoder pass serves all flows; the perturbed features are appended to the batch, so that the decoder runs once over
-everything. With instance normalisation, as in nnU-Net's networks, this equals separate passes; with batch
-normalisation clean and perturbed samples would share statistics.
+One encoder pass serves all perturbed passes; their features are appended to the batch, so that the decoder runs once
+over everything. With instance normalization, as in nnU-Net's networks, this equals separate passes; with batch
+normalization clean and perturbed samples would share statistics.
 
 The drop is `F.dropout2d` or `F.dropout3d` with `training=True` said explicitly, drawn for one call: there is no module
 that a forgotten `train()` could leave switched on, and validation and prediction never take this path.
@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Where = Literal["all", "bottleneck"]
+PerturbAt = Literal["all", "bottleneck"]
 
 
-class Flow(NamedTuple):
+class PerturbedPass(NamedTuple):
     """Samples of the batch that pass the decoder once more.
 
     Attributes:
@@ -33,32 +33,36 @@ class Flow(NamedTuple):
     start: int
     stop: int
     rate: float
-    where: Where = "all"
+    at: PerturbAt = "all"
 
 
-def append_flows(features: Any, flows: Sequence[Flow]) -> Any:
-    """The encoder's output with the samples of every flow appended, perturbed, in the order of the flows.
+def append_perturbed_passes(features: Any, perturbed_passes: Sequence[PerturbedPass]) -> Any:
+    """The encoder's output with the samples of every pass appended, perturbed, in the order of the passes.
 
     Args:
         features: `(B, D, *s)`, or a sequence of such maps, finest first.
-        flows: What to append.
+        perturbed_passes: What to append.
 
     Returns:
         The same kind of object for a batch of `B + sum(stop - start)` samples.
     """
     if isinstance(features, Tensor):
-        return _append(features, flows, deepest=True)
+        return _append(features, perturbed_passes, deepest=True)
     last = len(features) - 1
-    return type(features)([_append(f, flows, deepest=i == last) for i, f in enumerate(features)])
+    return type(features)([_append(f, perturbed_passes, deepest=i == last) for i, f in enumerate(features)])
 
 
-def _append(feature: Tensor, flows: Sequence[Flow], *, deepest: bool) -> Tensor:
+def _append(feature: Tensor, perturbed_passes: Sequence[PerturbedPass], *, deepest: bool) -> Tensor:
     drop = F.dropout2d if feature.ndim == 4 else F.dropout3d
     masks = []
-    for flow in flows:
-        whole = feature.new_ones((flow.stop - flow.start, feature.shape[1], *[1] * (feature.ndim - 2)))
-        masks.append(drop(whole, flow.rate, training=True) if deepest or flow.where == "all" else whole)
-    appended: Tensor = _AppendProducts.apply(feature, [(f.start, f.stop) for f in flows], *masks)
+    for perturbed_pass in perturbed_passes:
+        whole = feature.new_ones(
+            (perturbed_pass.stop - perturbed_pass.start, feature.shape[1], *[1] * (feature.ndim - 2))
+        )
+        masks.append(
+            drop(whole, perturbed_pass.rate, training=True) if deepest or perturbed_pass.where == "all" else whole
+        )
+    appended: Tensor = _AppendProducts.apply(feature, [(p.start, p.stop) for p in perturbed_passes], *masks)
     return appended
 
 

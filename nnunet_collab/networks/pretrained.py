@@ -1,7 +1,7 @@
 """ImageNet weights for the encoders of SegFormer and SemanticFPN, from the hub's cache or, if it can be had, the hub.
 
-Licences: the `nvidia/mit-*` weights carry the NVIDIA Source Code License for SegFormer, which allows non-commercial use
-only. timm states the licence of each of its weights; `mobilenetv2_100` and `resnet50` are Apache-2.0.
+Licenses: the `nvidia/mit-*` weights carry the NVIDIA Source Code License for SegFormer, which allows non-commercial use
+only. timm states the license of each of its weights; `mobilenetv2_100` and `resnet50` are Apache-2.0.
 For images of one channel the first layer's weights are summed over RGB, for other numbers repeated and rescaled, by
 timm's own function.
 """
@@ -94,7 +94,7 @@ def load_imagenet_weights(network: nn.Module) -> str:
         network: A `SegFormer` in two dimensions or a `SemanticFPN`, not compiled and not wrapped. Unchanged on failure.
 
     Returns:
-        One line for the log and the checkpoint: what was loaded, and its licence.
+        One line for the log and the checkpoint: what was loaded, and its license.
 
     Raises:
         PretrainedUnavailable: If there are no weights for this network, or they are neither cached nor downloadable.
@@ -128,7 +128,7 @@ def _load_mit(network: SegFormer) -> str:
     line = f"{repository}: {len(fitting)} of the encoder's {len(own)} tensors, pretrained on ImageNet-1k"
     if len(fitting) < len(own):
         line += " (the others stay random: the plans' strides ask for kernels of other sizes)"
-    return f"{line}; licence: {_MIT_LICENCE}"
+    return f"{line}; license: {_MIT_LICENCE}"
 
 
 def _read(repository: str) -> Mapping[str, Tensor]:
@@ -161,7 +161,7 @@ def _load_timm(network: SemanticFPN) -> str:
     config: Mapping[str, object] = source.pretrained_cfg  # type: ignore[assignment]
     name = config.get("hf_hub_id") or f"timm/{network.backbone}"
     return (
-        f"{name}: the whole encoder, pretrained on ImageNet; licence: {config.get('license') or 'see its model card'}"
+        f"{name}: the whole encoder, pretrained on ImageNet; license: {config.get('license') or 'see its model card'}"
     )
 
 

@@ -12,7 +12,7 @@ linear layers around it, and `F` acts on its slices :math:`F_i` one by one. Para
 of the left-hand side; the widest map, of four times the decoder's width at the finest resolution, never exists.
 
 Source: Xie et al., SegFormer, arXiv:2105.15203, section 3.2 (equation 4). Deliberate differences: by default the head
-normalises per sample (instance norm), as nnU-Net's networks do, because patches and batches are small; logits are
+normalizes per sample (instance norm), as nnU-Net's networks do, because patches and batches are small; logits are
 upsampled to the input's size; dropout before the classifier is elementwise, as in `transformers`.
 
 Shapes: `B` samples, `C` classes or regions, `D` channels, `*S` two or three spatial axes of the patch, `*s` of a map.
@@ -42,7 +42,7 @@ _NORMS: Mapping[tuple[str, int], type[nn.Module]] = MappingProxyType(
 
 
 def make_norm(kind: str, channels: int, dims: int) -> nn.Module:
-    """A normalisation layer with learnt scale and shift.
+    """A normalization layer with learnt scale and shift.
 
     Args:
         kind: `instance` (per sample and channel) or `batch` (per channel, running statistics in evaluation).

@@ -1,7 +1,7 @@
 r"""Semantic FPN on a convolutional backbone: the CNN students of the CTRCL paper, as networks that plans can describe.
 
 The backbone's maps at strides 4, 8, 16 and 32 become a feature pyramid (lateral 1x1 convolution, plus the coarser level
-upsampled, then a 3x3 convolution). Each level goes through rounds of 3x3 convolution, normalisation, ReLU and doubling,
+upsampled, then a 3x3 convolution). Each level goes through rounds of 3x3 convolution, normalization, ReLU and doubling,
 until it has stride 4. The sum of the four is classified by a 1x1 convolution and upsampled to the input's size.
 
 Source: Kirillov et al., Panoptic Feature Pyramid Networks, arXiv:1901.02446, section 3 and figure 3; the pyramid: Lin
@@ -184,7 +184,7 @@ class SemanticFPN(nn.Module):
 
 
 def _round(in_channels: int, out_channels: int, head_norm: str) -> nn.Sequential:
-    """3x3 convolution, normalisation, ReLU; the convolution's bias would be undone by the normalisation."""
+    """3x3 convolution, normalization, ReLU; the convolution's bias would be undone by the normalization."""
     convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
     return nn.Sequential(convolution, make_norm(head_norm, out_channels, 2), nn.ReLU())
 

@@ -17,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.pooling import average_pool
 from nnunet_collab.core.types import StudentOutput
-from nnunet_collab.networks.perturbation import Flow, append_flows
+from nnunet_collab.networks.perturbation import PerturbedPass, append_perturbed_passes
 
 
 class Student(nn.Module):
@@ -51,7 +51,7 @@ class Student(nn.Module):
         self._encoder_map: Tensor | None = None
         self._decoder_map: Tensor | None = None
         self._recording = False
-        self._flows: tuple[Flow, ...] = ()
+        self._perturbed_passes: tuple[PerturbedPass, ...] = ()
         self._taps = {level: _Tap(self, level) for level in taps}
         self._hooks = [
             _submodule(name, network, module_name).register_forward_hook(self._taps[level])
@@ -64,28 +64,30 @@ class Student(nn.Module):
         if frozen:
             self.requires_grad_(False).eval()
 
-    def forward(self, image: Tensor, flows: Sequence[Flow] = ()) -> StudentOutput:
+    def forward(self, image: Tensor, perturbed_passes: Sequence[PerturbedPass] = ()) -> StudentOutput:
         """One training forward.
 
         Args:
             image: `(B, C_in, *S)`.
-            flows: Samples that pass the decoder once more, with perturbed features; see `networks.perturbation`.
+            perturbed_passes: Samples that pass the decoder once more, with perturbed features; see
+                `networks.perturbation`.
 
         Returns:
             Logits at full resolution, the tapped features, and the deep-supervision logits if they are switched on. The
-            samples of the flows follow those of the batch, also in the auxiliary logits and the decoder's features.
+            samples of the perturbed passes follow those of the batch, also in the auxiliary logits and the decoder's
+            features.
 
         Raises:
-            CollabError: If flows are asked of a network that has no submodule `encoder`.
+            CollabError: If perturbed_passes are asked of a network that has no submodule `encoder`.
         """
-        if flows:
+        if perturbed_passes:
             self.require_encoder()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            self._recording, self._flows = True, tuple(flows)
+            self._recording, self._perturbed_passes = True, tuple(perturbed_passes)
             try:
                 output = self.network(image)
             finally:
-                self._recording, self._flows = False, ()
+                self._recording, self._perturbed_passes = False, ()
                 encoder, decoder = self._encoder_map, self._decoder_map
                 maps = tuple(getattr(self, name) for name in self._further)
                 self._encoder_map = self._decoder_map = None
@@ -111,7 +113,7 @@ class Student(nn.Module):
     def probe(self, image: Tensor) -> StudentOutput:
         """What it makes of an image, to learn the shapes of its maps; nothing in it changes.
 
-        In evaluation mode, or a batch normalisation would take in the image.
+        In evaluation mode, or a batch normalization would take in the image.
         """
         mode = self.training
         self.eval()
@@ -191,14 +193,14 @@ class _Tap:
 
 
 class _Perturb:
-    """Forward hook that appends the perturbed features of the flows to the encoder's output."""
+    """Forward hook that appends the perturbed features of the perturbed_passes to the encoder's output."""
 
     def __init__(self, student: Student) -> None:
         self.student = [student]
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        flows = self.student[0]._flows
-        return append_flows(output, flows) if flows else None
+        perturbed_passes = self.student[0]._perturbed_passes
+        return append_perturbed_passes(output, perturbed_passes) if perturbed_passes else None
 
 
 def _submodule(student: str, network: nn.Module, name: str) -> nn.Module:

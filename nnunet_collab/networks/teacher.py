@@ -18,9 +18,9 @@ class EMATeacher:
 
     After update number t (from 1) the weights are `d * teacher + (1 - d) * student` with `d = min(1 - 1 / t, decay)`:
     the first update copies, so that a random start is forgotten at once. Buffers (running statistics of batch
-    normalisation) are copied, not averaged. The teacher predicts in evaluation mode, without dropout.
+    normalization) are copied, not averaged. The teacher predicts in evaluation mode, without dropout.
 
-    It is outside of the trained module, so no optimiser, no gradient clipping and no DistributedDataParallel sees it;
+    It is outside of the trained module, so no optimizer, no gradient clipping and no DistributedDataParallel sees it;
     on every rank it is the same, because the students are.
 
     Args:
@@ -42,7 +42,7 @@ class EMATeacher:
         return cast(StudentGroup, self.average.module)
 
     def update(self, group: StudentGroup) -> None:
-        """Take in the students' weights; to be called after a step of the optimisers that was really taken."""
+        """Take in the students' weights; to be called after a step of the optimizers that was really taken."""
         self.updates += 1
         self.average.update_parameters(group)
 

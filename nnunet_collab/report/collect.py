@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Section:
+class Comparison:
     """Methods that were measured on the same cases; one section of the page.
 
     Attributes:
@@ -63,8 +63,8 @@ class Section:
         return np.stack([self.values(result, metric) for result in method.results], axis=1)
 
 
-def collect(sources: Sequence[Source], *, baseline: str | None = None, processes: int = 2) -> list[Section]:
-    """Measure what has no table yet and sort everything into sections, one per dataset.
+def collect(sources: Sequence[Source], *, baseline: str | None = None, processes: int = 2) -> list[Comparison]:
+    """Measure what has no table yet and sort everything into comparisons, one per dataset.
 
     Raises:
         CollabError: If a source cannot be measured, two of one dataset were not measured on the same cases and classes,
@@ -78,14 +78,14 @@ def collect(sources: Sequence[Source], *, baseline: str | None = None, processes
     if len(results) == 2 and "" in results:  # tables without a dataset.json: they are checked against the others
         unnamed = results.pop("")
         next(iter(results.values())).extend(unnamed)
-    sections = [_section(dataset, members, baseline) for dataset, members in results.items()]
-    if baseline is not None and all(section.baseline is None for section in sections):
-        labels = [method.label for section in sections for method in section.methods]
+    comparisons = [_comparison(dataset, members, baseline) for dataset, members in results.items()]
+    if baseline is not None and all(comparison.baseline is None for comparison in comparisons):
+        labels = [method.label for comparison in comparisons for method in comparison.methods]
         raise CollabError(
             f"report: --baseline must name one of the methods; got {baseline!r}. There are: {', '.join(labels)}. The "
             "name of a folder works, too."
         )
-    return sections
+    return comparisons
 
 
 def _read_table(source: Source) -> pd.DataFrame:
@@ -147,7 +147,7 @@ def _dataset_json(folder: Path) -> Path | None:
     return path if folder.name == "validation" and path.is_file() else None
 
 
-def _section(dataset: str, results: list[Result], baseline: str | None) -> Section:
+def _comparison(dataset: str, results: list[Result], baseline: str | None) -> Comparison:
     first = results[0]
     cases, classes = sorted(first.frame["case"].unique()), list(first.frame["class"].unique())
     for other in results[1:]:
@@ -156,7 +156,7 @@ def _section(dataset: str, results: list[Result], baseline: str | None) -> Secti
     chosen, why_not = choose_baseline(methods, baseline)
     pattern = next((r.source.facts["patient_pattern"] for r in results if "patient_pattern" in r.source.facts), None)
     units = {str(unit) for result in results for unit in result.frame.get("distance_unit", ["mm"])}
-    return Section(
+    return Comparison(
         dataset=dataset or "unnamed dataset",
         classes=classes,
         cases=cases,

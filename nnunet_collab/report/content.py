@@ -1,4 +1,4 @@
-"""What the report says, in order: chapters of sentences, tables and pictures, whatever they are printed as."""
+"""What the report says, in order: sections of sentences, tables and pictures, whatever they are printed as."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from nnunet_collab.report.costs import training_frame, training_table
 from nnunet_collab.report.figures import Picture, box_plots, learning_curves, pseudo_label_curves
-from nnunet_collab.report.frames import cases_frame, comparisons_frame, published_frame, scores_frame
 from nnunet_collab.report.overlays import overlays
+from nnunet_collab.report.scores import cases_frame, comparisons_frame, published_frame, scores_frame
 from nnunet_collab.report.sentences import facts, summary, warnings, without_voxels
 from nnunet_collab.report.settings import settings_of, settings_table
 from nnunet_collab.report.tables import (
@@ -25,11 +25,11 @@ from nnunet_collab.report.tables import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnunet_collab.report.collect import Section
+    from nnunet_collab.report.collect import Comparison
 
 
 @dataclass(frozen=True)
-class Chapter:
+class Section:
     """A part of the report with a heading.
 
     Attributes:
@@ -37,7 +37,7 @@ class Chapter:
         text: Paragraphs.
         tables: Below the text.
         pictures: Below the tables.
-        legend: Whether the colours of the methods must be explained.
+        legend: Whether the colors of the methods must be explained.
         published: Whether these are the papers' numbers, which are set apart.
         details: Title and preformatted text of what is folded away.
     """
@@ -52,8 +52,8 @@ class Chapter:
 
 
 @dataclass(frozen=True)
-class Part:
-    """All chapters on one dataset.
+class DatasetReport:
+    """All sections on one dataset.
 
     Attributes:
         title: The dataset.
@@ -61,8 +61,8 @@ class Part:
         warnings: What a reader must know before believing the numbers.
         summary: The main result, one sentence per method.
         baseline: What the differences in it are to; empty if nothing is compared.
-        methods: Their labels, in the order of their colours.
-        chapters: In order.
+        methods: Their labels, in the order of their colors.
+        sections: In order.
         frames: Name of a CSV file -> its rows.
     """
 
@@ -72,87 +72,87 @@ class Part:
     summary: list[str]
     baseline: str
     methods: list[str]
-    chapters: list[Chapter]
+    sections: list[Section]
     frames: dict[str, pd.DataFrame]
 
 
-def make_part(section: Section) -> Part:
+def make_dataset_report(comparison: Comparison) -> DatasetReport:
     """Compute, draw and write everything on one dataset."""
-    scores, tests, training = scores_frame(section), comparisons_frame(section), training_frame(section)
-    published = published_frame(section.dataset)
-    return Part(
-        title=section.dataset,
-        facts=facts(section),
-        warnings=warnings(section),
-        summary=summary(section, scores, tests),
-        baseline=section.baseline.label if section.baseline else "",
-        methods=[method.label for method in section.methods],
-        chapters=[
-            Chapter("Scores", without_voxels(scores), score_tables(section, scores)),
-            Chapter("Scores, case by case", ["Every dot is a case."], pictures=box_plots(section), legend=True),
-            _tests_chapter(section, tests),
-            _empty_masks_chapter(section, scores),
-            _overlays_chapter(section),
-            *_curve_chapters(section),
-            _training_chapter(section, training),
-            _settings_chapter(section),
-            _published_chapter(published),
+    scores, tests, training = scores_frame(comparison), comparisons_frame(comparison), training_frame(comparison)
+    published = published_frame(comparison.dataset)
+    return DatasetReport(
+        title=comparison.dataset,
+        facts=facts(comparison),
+        warnings=warnings(comparison),
+        summary=summary(comparison, scores, tests),
+        baseline=comparison.baseline.label if comparison.baseline else "",
+        methods=[method.label for method in comparison.methods],
+        sections=[
+            Section("Scores", without_voxels(scores), score_tables(comparison, scores)),
+            Section("Scores, case by case", ["Every dot is a case."], pictures=box_plots(comparison), legend=True),
+            _tests_section(comparison, tests),
+            _empty_masks_section(comparison, scores),
+            _overlays_section(comparison),
+            *_curve_sections(comparison),
+            _training_section(comparison, training),
+            _settings_section(comparison),
+            _published_section(published),
         ],
         frames={
             "scores": scores,
             "tests": tests,
             "training": training,
             "published": published,
-            "cases": cases_frame(section),
+            "cases": cases_frame(comparison),
         },
     )
 
 
-def _tests_chapter(section: Section, tests: pd.DataFrame) -> Chapter:
-    if section.baseline is None:
-        return Chapter("Against the baseline", [section.no_baseline])
+def _tests_section(comparison: Comparison, tests: pd.DataFrame) -> Section:
+    if comparison.baseline is None:
+        return Section("Against the baseline", [comparison.no_baseline])
     n = int(tests["units"].max())
     text = [
-        f"Baseline: {section.baseline.label}. Differences are means over the cases that both have, in brackets with "
-        f"95 % intervals. With {n} {'patients' if section.by_patient else 'cases'} no p can be below "
+        f"Baseline: {comparison.baseline.label}. Differences are means over the cases that both have, in brackets with "
+        f"95 % intervals. With {n} {'patients' if comparison.by_patient else 'cases'} no p can be below "
         f"{p_value(min(1.0, 2 / 2**n))}, before correction."
     ]
-    return Chapter("Against the baseline", text, tables=comparison_tables(section, tests))
+    return Section("Against the baseline", text, tables=comparison_tables(comparison, tests))
 
 
-def _empty_masks_chapter(section: Section, scores: pd.DataFrame) -> Chapter:
-    table = empty_mask_table(section, scores)
+def _empty_masks_section(comparison: Comparison, scores: pd.DataFrame) -> Section:
+    table = empty_mask_table(comparison, scores)
     if table is None:
-        return Chapter("Empty masks", ["There are none: every class is in every label and every prediction."])
+        return Section("Empty masks", ["There are none: every class is in every label and every prediction."])
     text = "Summed over cases and seeds. Missed: in the label only. False positive: in the prediction only."
-    return Chapter("Empty masks", [text], [table])
+    return Section("Empty masks", [text], [table])
 
 
-def _overlays_chapter(section: Section) -> Chapter:
-    pictures, missing = overlays(section)
+def _overlays_section(comparison: Comparison) -> Section:
+    pictures, missing = overlays(comparison)
     text = (
         ["Chosen by the mean Dice of a case; shown is the slice with most foreground in the truth."] if pictures else []
     )
-    return Chapter("Best, median and worst case", text + missing, pictures=pictures)
+    return Section("Best, median and worst case", text + missing, pictures=pictures)
 
 
-def _curve_chapters(section: Section) -> list[Chapter]:
-    learning, pseudo = learning_curves(section), pseudo_label_curves(section)
-    without = [m.label for m in section.methods if not any(fold.curves for fold in m.results[0].folds)]
+def _curve_sections(comparison: Comparison) -> list[Section]:
+    learning, pseudo = learning_curves(comparison), pseudo_label_curves(comparison)
+    without = [m.label for m in comparison.methods if not any(fold.curves for fold in m.results[0].folds)]
     missing = [f"Without a curve, because no curves.json of their training was found: {', '.join(without)}."]
     text = ["First seed and fold. Pseudo Dice is measured on patches during training: no score to report."]
     none = ["No method used pseudo labels, or their trainings left no curves of them."]
     return [
-        Chapter(
+        Section(
             "Learning curves", (text if learning else []) + (missing if without else []), [], learning, bool(learning)
         ),
-        Chapter("Pseudo labels", [] if pseudo else none, [], pseudo, bool(pseudo)),
+        Section("Pseudo labels", [] if pseudo else none, [], pseudo, bool(pseudo)),
     ]
 
 
-def _training_chapter(section: Section, training: pd.DataFrame) -> Chapter:
+def _training_section(comparison: Comparison, training: pd.DataFrame) -> Section:
     found = set(training["method"]) if len(training) else set()
-    without = [method.label for method in section.methods if method.label not in found]
+    without = [method.label for method in comparison.methods if method.label not in found]
     text = (
         ["As the trainings logged it; seconds per iteration include the validation steps of the epochs."]
         if found
@@ -160,28 +160,28 @@ def _training_chapter(section: Section, training: pd.DataFrame) -> Chapter:
     )
     if without:
         text.append(f"The results folder of the training was not found for: {', '.join(without)}. Set nnUNet_results.")
-    return Chapter("Data, time and memory", text, [training_table(section, training)] if found else [])
+    return Section("Data, time and memory", text, [training_table(comparison, training)] if found else [])
 
 
-def _settings_chapter(section: Section) -> Chapter:
+def _settings_section(comparison: Comparison) -> Section:
     details = [
         (f"All settings of {method.label}", json.dumps(settings, indent=2))
-        for method in section.methods
+        for method in comparison.methods
         if (settings := settings_of(method))
     ]
-    table = settings_table(section)
+    table = settings_table(comparison)
     none = [] if details else ["None of the methods recorded its settings."]
     same = ["All methods have the same settings."] if table and not table.rows else []
-    return Chapter("Settings", none + same, [table] if table and table.rows else [], details=details)
+    return Section("Settings", none + same, [table] if table and table.rows else [], details=details)
 
 
-def _published_chapter(frame: pd.DataFrame) -> Chapter:
+def _published_section(frame: pd.DataFrame) -> Section:
     if frame.empty:
-        return Chapter("What papers report", ["No published numbers are on file for this dataset."], published=True)
+        return Section("What papers report", ["No published numbers are on file for this dataset."], published=True)
     text = [
         "These numbers were printed in papers, for other cases, networks, resolutions and trainings. They were not "
         "measured here and must not be put beside the numbers above as if they had been. The last column names the "
         "caveats:"
     ]
     text += [f"{letter}: {caveat}" for caveat, letter in caveats(frame).items()]
-    return Chapter("What papers report", text, [published_table(frame)], published=True)
+    return Section("What papers report", text, [published_table(frame)], published=True)

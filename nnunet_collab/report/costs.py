@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nnunet_collab.report.collect import Section
+from nnunet_collab.report.collect import Comparison
 from nnunet_collab.report.tables import EMPTY, Cell, Table, known, number
 
 if TYPE_CHECKING:
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
     from nnunet_collab.report.runs import Fold
 
 
-def training_frame(section: Section) -> pd.DataFrame:
+def training_frame(comparison: Comparison) -> pd.DataFrame:
     """One row per fold of each training; NaN where it was not logged.
 
     `seconds_per_iteration` is the median over the epochs of an epoch's time, validation steps included, divided by its
     training iterations. `hours` is the time of all epochs; `gpu_hours` that times the GPUs, without any NaN.
     """
     rows = [
-        _training_row(section, method, result, fold)
-        for method in section.methods
+        _training_row(comparison, method, result, fold)
+        for method in comparison.methods
         for result in method.results
         for fold in result.folds
     ]
     return pd.DataFrame(rows)
 
 
-def _training_row(section: Section, method: Method, result: Result, fold: Fold) -> dict[str, Any]:
+def _training_row(comparison: Comparison, method: Method, result: Result, fold: Fold) -> dict[str, Any]:
     settings = result.source.record.get("settings", {})
     iterations = settings.get("iterations_per_epoch")
     hours = sum(fold.seconds) / 3600 if fold.seconds else np.nan
     return {
-        "dataset": section.dataset,
+        "dataset": comparison.dataset,
         "method": method.label,
         "training": result.source.run.name if result.source.run else "",
         "fold": fold.name.removeprefix("fold_"),
@@ -53,13 +53,13 @@ def _training_row(section: Section, method: Method, result: Result, fold: Fold) 
     }
 
 
-def training_table(section: Section, frame: pd.DataFrame) -> Table:
+def training_table(comparison: Comparison, frame: pd.DataFrame) -> Table:
     """One line per training and fold."""
     columns = {
         "seed": ("seed", 0),
         "fold": ("fold", None),
-        "labeled_cases": ("labelled cases", 0),
-        "unlabeled_cases": ("unlabelled cases", 0),
+        "labeled_cases": ("labeled cases", 0),
+        "unlabeled_cases": ("unlabeled cases", 0),
         "epochs": ("epochs", 0),
         "iterations_per_epoch": ("iterations per epoch", 0),
         "seconds_per_iteration": ("seconds per iteration", 3),
@@ -76,7 +76,7 @@ def training_table(section: Section, frame: pd.DataFrame) -> Table:
         for row in frame.to_dict("records")
     ]
     head = ["method", *(title for title, _ in columns.values())]
-    return Table("training", "Trainings", head, rows, {"dataset": section.dataset})
+    return Table("training", "Trainings", head, rows, {"dataset": comparison.dataset})
 
 
 def _or_nan(value: float | None) -> float:

@@ -1,6 +1,6 @@
 """Small pictures of the report: box plots over the cases, and curves over the epochs; one panel each, as SVG.
 
-Small ones instead of one large one, so that a phone shows them below each other and a desktop side by side. Colours are
+Small ones instead of one large one, so that a phone shows them below each other and a desktop side by side. Colors are
 those of Okabe and Ito, the same for a method in every picture; beyond seven methods the dashes tell them apart, too.
 """
 
@@ -20,12 +20,12 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from nnunet_collab.evaluation.metrics import ALL_CLASSES
-from nnunet_collab.report.collect import Section
-from nnunet_collab.report.frames import classes_and_mean, distance_of, mean_over_seeds, metrics_of, nanmean
+from nnunet_collab.report.collect import Comparison
 from nnunet_collab.report.grouping import Method
+from nnunet_collab.report.scores import classes_and_mean, distance_of, mean_over_seeds, metrics_of, nanmean
 from nnunet_collab.report.tables import title_of
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 _DASHES = ("", "5 2", "1 2", "5 2 1 2")
 _WIDTH = 4.4  # inches
 _FONTS = "'DejaVu Sans', Arial, Helvetica, sans-serif"
@@ -75,39 +75,39 @@ class Picture:
     full: bytes = b""
 
 
-def colour_of(index: int) -> str:
-    """Colour of the method of that number."""
-    return _COLOURS[index % len(_COLOURS)]
+def color_of(index: int) -> str:
+    """Color of the method of that number."""
+    return _COLORS[index % len(_COLORS)]
 
 
 def dash_of(index: int) -> str:
     """Its dashes, as SVG writes them; empty for a solid line."""
-    return _DASHES[index // len(_COLOURS) % len(_DASHES)]
+    return _DASHES[index // len(_COLORS) % len(_DASHES)]
 
 
-def box_plots(section: Section) -> list[Picture]:
+def box_plots(comparison: Comparison) -> list[Picture]:
     """Dice, and HD95, of every class and of their mean: one box per method, over the cases."""
     pictures = []
-    for metric in [m for m in metrics_of(section) if m in ("dice", distance_of(section))]:
-        for columns, name in classes_and_mean(section):
-            values = [_per_case(section, method, metric, columns) for method in section.methods]
+    for metric in [m for m in metrics_of(comparison) if m in ("dice", distance_of(comparison))]:
+        for columns, name in classes_and_mean(comparison):
+            values = [_per_case(comparison, method, metric, columns) for method in comparison.methods]
             if any(np.isfinite(v).any() for v in values):
-                pictures.append(_box_plot(section, metric, name, values))
+                pictures.append(_box_plot(comparison, metric, name, values))
     return pictures
 
 
-def _per_case(section: Section, method: Method, metric: str, columns: list[int]) -> NDArray[np.float64]:
-    values: NDArray[np.float64] = nanmean(mean_over_seeds(section, method, metric)[:, columns], axis=1)
+def _per_case(comparison: Comparison, method: Method, metric: str, columns: list[int]) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = nanmean(mean_over_seeds(comparison, method, metric)[:, columns], axis=1)
     return values
 
 
-def _box_plot(section: Section, metric: str, name: str, values: Sequence[NDArray[np.float64]]) -> Picture:
-    title = f"{title_of(metric, section)}: {name}"
+def _box_plot(comparison: Comparison, metric: str, name: str, values: Sequence[NDArray[np.float64]]) -> Picture:
+    title = f"{title_of(metric, comparison)}: {name}"
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 0.75 + 0.5 * len(values)), layout="constrained")
         axes = figure.subplots()
-        for row, (method, of_cases) in enumerate(zip(section.methods, values, strict=True)):
-            _draw_box(axes, row, of_cases[np.isfinite(of_cases)], colour_of(row))
+        for row, (method, of_cases) in enumerate(zip(comparison.methods, values, strict=True)):
+            _draw_box(axes, row, of_cases[np.isfinite(of_cases)], color_of(row))
             axes.text(0.005, row - 0.3, method.label, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
         axes.set(ylim=(len(values) - 0.5, -0.5), yticks=[], title=title)
         if metric == "dice":
@@ -117,11 +117,11 @@ def _box_plot(section: Section, metric: str, name: str, values: Sequence[NDArray
         axes.grid(axis="x", color="#E3E3E3", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        alt = f"Box plot of {title} over {len(section.cases)} cases, one box per method"
+        alt = f"Box plot of {title} over {len(comparison.cases)} cases, one box per method"
         return Picture(f"box_{metric}_{_file_name(name)}", "svg", _svg(figure), alt)
 
 
-def _draw_box(axes: Axes, row: int, values: NDArray[np.float64], colour: str) -> None:
+def _draw_box(axes: Axes, row: int, values: NDArray[np.float64], color: str) -> None:
     """Quartiles, whiskers to the farthest case within 1.5 box lengths, and every case as a dot."""
     if len(values) == 0:
         return
@@ -129,24 +129,24 @@ def _draw_box(axes: Axes, row: int, values: NDArray[np.float64], colour: str) ->
     low, median, high = np.percentile(values, (25, 50, 75))
     reach = 1.5 * (high - low)
     ends = values[(values >= low - reach) & (values <= high + reach)]
-    axes.plot([ends.min(), low], [y, y], color=colour, linewidth=1.4)
-    axes.plot([high, ends.max()], [y, y], color=colour, linewidth=1.4)
-    axes.barh(y, high - low, left=low, height=0.36, facecolor="white", edgecolor=colour, linewidth=1.4)
-    axes.plot([median, median], [y - 0.18, y + 0.18], color=colour, linewidth=2.5)
-    # In a fixed order, not at random: neighbours must not cover each other.
+    axes.plot([ends.min(), low], [y, y], color=color, linewidth=1.4)
+    axes.plot([high, ends.max()], [y, y], color=color, linewidth=1.4)
+    axes.barh(y, high - low, left=low, height=0.36, facecolor="white", edgecolor=color, linewidth=1.4)
+    axes.plot([median, median], [y - 0.18, y + 0.18], color=color, linewidth=2.5)
+    # In a fixed order, not at random: neighbors must not cover each other.
     shifts = np.resize([0.0, 0.08, -0.08, 0.04, -0.04], len(values))
-    axes.plot(np.sort(values), y + shifts, "o", color=colour, markersize=2.5, alpha=0.6, zorder=3)
+    axes.plot(np.sort(values), y + shifts, "o", color=color, markersize=2.5, alpha=0.6, zorder=3)
 
 
-def learning_curves(section: Section) -> list[Picture]:
+def learning_curves(comparison: Comparison) -> list[Picture]:
     """Pseudo Dice, supervised loss and agreement over the epochs, of the first seed and fold of every method."""
-    curves = [_curves_of(method) for method in section.methods]
+    curves = [_curves_of(method) for method in comparison.methods]
     return _pictures("curve", {key: [c.get(key) for c in curves] for key in _PANELS}, _PANELS)
 
 
-def pseudo_label_curves(section: Section) -> list[Picture]:
+def pseudo_label_curves(comparison: Comparison) -> list[Picture]:
     """How many pseudo labels were used, how sure and how good they were."""
-    curves = [_curves_of(method) for method in section.methods]
+    curves = [_curves_of(method) for method in comparison.methods]
     return _pictures("pseudo", {key: [c.get(key) for c in curves] for key in _PSEUDO_LABELS}, _PSEUDO_LABELS)
 
 
@@ -193,7 +193,7 @@ def _panel(name: str, title: str, label: str, curves: Sequence[Sequence[float] |
                 marker = "o" if len(values) == 1 else ""
                 # Later lines are thinner, so that equal ones can all be seen.
                 width = 1.4 + 2 * (1 - index / len(curves))
-                axes.plot(values, color=colour_of(index), linestyle=style, linewidth=width, marker=marker)
+                axes.plot(values, color=color_of(index), linestyle=style, linewidth=width, marker=marker)
         axes.set(title=title, ylabel=label, xlabel="epoch")
         if label.startswith(("0 to 1", "Dice", "share")):
             axes.set_ylim(-0.02, 1.02)

@@ -14,24 +14,24 @@ from PIL import Image, features
 
 from nnunet_collab.evaluation.folders import Plan, plan_evaluation, read_segmentation
 from nnunet_collab.figures.overlays import OverlayRow, largest_slice, overlay_figure
-from nnunet_collab.report.collect import Section
+from nnunet_collab.report.collect import Comparison
 from nnunet_collab.report.figures import Picture
-from nnunet_collab.report.frames import nanmean
 from nnunet_collab.report.grouping import Method, Result
+from nnunet_collab.report.scores import nanmean
 
 _PIXELS = 600  # width of a picture on the page
 _RANKS = ("best", "median", "worst")
 
 
-def overlays(section: Section) -> tuple[list[Picture], list[str]]:
+def overlays(comparison: Comparison) -> tuple[list[Picture], list[str]]:
     """One picture per method, of its first seed, and a sentence for each method that cannot be drawn."""
     pictures, missing = [], []
-    for number, method in enumerate(section.methods, start=1):
+    for number, method in enumerate(comparison.methods, start=1):
         reason = _what_is_missing(method.results[0])
         if reason:
             missing.append(f"{method.label}: not drawn, because {reason}.")
         else:
-            pictures.append(_picture(section, method, number))
+            pictures.append(_picture(comparison, method, number))
     return pictures, missing
 
 
@@ -58,14 +58,14 @@ def _image_file(result: Result, case: str) -> Path:
     return path
 
 
-def _picture(section: Section, method: Method, number: int) -> Picture:
+def _picture(comparison: Comparison, method: Method, number: int) -> Picture:
     result = method.results[0]
-    chosen = ranked_cases(section, result)
+    chosen = ranked_cases(comparison, result)
     shown = {"prediction": result}  # the caption names the method: its name may be too long for a column
-    baseline = section.baseline
+    baseline = comparison.baseline
     if baseline is not None and baseline is not method and not _what_is_missing(baseline.results[0]):
         shown["baseline"] = baseline.results[0]
-    rows = [_row(section, f"{rank}\n{case}", case, shown) for rank, case in chosen.items()]
+    rows = [_row(comparison, f"{rank}\n{case}", case, shown) for rank, case in chosen.items()]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "overlay.png")
         overlay_figure(rows, path, classes=_class_names(result.source.facts))
@@ -76,21 +76,21 @@ def _picture(section: Section, method: Method, number: int) -> Picture:
     return Picture(f"overlay_{number}", kind, content, alt, f"{method.label}{seed}{beside}", full)
 
 
-def ranked_cases(section: Section, result: Result) -> dict[str, str]:
+def ranked_cases(comparison: Comparison, result: Result) -> dict[str, str]:
     """Rank -> case, by the mean Dice of its classes; the median is the lower one of two. Fewer with few cases."""
-    dice = nanmean(section.values(result, "dice"), axis=1)
-    order = [section.cases[i] for i in np.argsort(-dice, kind="stable") if np.isfinite(dice[i])]
+    dice = nanmean(comparison.values(result, "dice"), axis=1)
+    order = [comparison.cases[i] for i in np.argsort(-dice, kind="stable") if np.isfinite(dice[i])]
     if len(order) < len(_RANKS):
         return dict(zip((_RANKS[0], _RANKS[-1]), order, strict=False))
     return dict(zip(_RANKS, (order[0], order[len(order) // 2], order[-1]), strict=True))
 
 
-def _row(section: Section, title: str, case: str, shown: Mapping[str, Result]) -> OverlayRow:
+def _row(comparison: Comparison, title: str, case: str, shown: Mapping[str, Result]) -> OverlayRow:
     first = next(iter(shown.values()))
     truth, spacing = _read(first, case, "labels")
     z = largest_slice(truth)
     means = {
-        name: float(nanmean(section.values(result, "dice"), axis=1)[section.cases.index(case)])
+        name: float(nanmean(comparison.values(result, "dice"), axis=1)[comparison.cases.index(case)])
         for name, result in shown.items()
     }
     return OverlayRow(
@@ -122,10 +122,10 @@ def _read(result: Result, case: str, which: str) -> tuple[NDArray[Any], NDArray[
 
 
 def _read_image(result: Result, case: str) -> NDArray[Any]:
-    """`(Z, Y, X)` grey values of the first channel; of a colour image, the mean of the colours."""
+    """`(Z, Y, X)` gray values of the first channel; of a color image, the mean of the colors."""
     image, _ = _plan(result, case).reader().read_images([str(_image_file(result, case))])
-    grey: NDArray[Any] = np.asarray(image, dtype=np.float32).mean(axis=0)
-    return grey
+    gray: NDArray[Any] = np.asarray(image, dtype=np.float32).mean(axis=0)
+    return gray
 
 
 def _class_names(facts: Mapping[str, Any]) -> dict[int, str]:

@@ -13,8 +13,8 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from nnunet_collab import __version__
-from nnunet_collab.report.content import Part
-from nnunet_collab.report.figures import Picture, colour_of, dash_of
+from nnunet_collab.report.content import DatasetReport
+from nnunet_collab.report.figures import Picture, color_of, dash_of
 from nnunet_collab.report.sentences import READING
 from nnunet_collab.report.tables import Cell, Table
 
@@ -24,75 +24,75 @@ _TEX = {
 }  # fmt: skip
 
 
-def write_report(folder: Path, parts: Sequence[Part], left_out: Sequence[str]) -> None:
+def write_report(folder: Path, reports: Sequence[DatasetReport], left_out: Sequence[str]) -> None:
     """Write everything into an existing, empty folder.
 
     Args:
         folder: Gets report.html, report.md, report.tex, one CSV per kind of number, and figures/.
-        parts: One per dataset.
+        reports: One per dataset.
         left_out: A sentence for each training without predictions.
     """
     (folder / "figures").mkdir()
-    for name, picture in _pictures(parts):
+    for name, picture in _pictures(reports):
         (folder / "figures" / name).write_bytes(picture.full or picture.content)
-    for name in parts[0].frames:
-        frame = pd.concat([part.frames[name] for part in parts], ignore_index=True)
+    for name in reports[0].frames:
+        frame = pd.concat([report.scores[name] for report in reports], ignore_index=True)
         if len(frame):
             frame.to_csv(folder / f"{name}.csv", index=False)
-    (folder / "report.html").write_text(html(parts, left_out), encoding="utf-8")
-    (folder / "report.md").write_text(markdown(parts, left_out), encoding="utf-8")
-    (folder / "report.tex").write_text(latex(parts), encoding="utf-8")
+    (folder / "report.html").write_text(html(reports, left_out), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(reports, left_out), encoding="utf-8")
+    (folder / "report.tex").write_text(latex(reports), encoding="utf-8")
 
 
-def html(parts: Sequence[Part], left_out: Sequence[str]) -> str:
+def html(reports: Sequence[DatasetReport], left_out: Sequence[str]) -> str:
     """The page, with its style and pictures inside."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = files("nnunet_collab.report").joinpath("page.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(
-        title=_title(parts),
+        title=_title(reports),
         version=__version__,
         date=datetime.date.today().isoformat(),
-        parts=parts,
+        reports=reports,
         left_out=left_out,
         reading=READING,
         data_uri=_data_uri,
-        colour_of=colour_of,
+        color_of=color_of,
         dash_of=dash_of,
     )
 
 
-def markdown(parts: Sequence[Part], left_out: Sequence[str]) -> str:
+def markdown(reports: Sequence[DatasetReport], left_out: Sequence[str]) -> str:
     """The same as Markdown; pictures are links into figures/."""
-    names = iter(name for name, _ in _pictures(parts))
-    lines = [f"# {_markdown_text(_title(parts))}", ""]
+    names = iter(name for name, _ in _pictures(reports))
+    lines = [f"# {_markdown_text(_title(reports))}", ""]
     if left_out:
         lines += ["Left out:", "", *(f"- {_markdown_text(line)}" for line in left_out), ""]
-    for part in parts:
-        lines += [f"## {_markdown_text(part.title)}", "", _markdown_text(" ".join(part.facts)), ""]
-        lines += [line for text in part.warnings for line in (f"> {_markdown_text(text)}", "")]
+    for report in reports:
+        lines += [f"## {_markdown_text(report.title)}", "", _markdown_text(" ".join(report.facts)), ""]
+        lines += [line for text in report.warnings for line in (f"> {_markdown_text(text)}", "")]
         lines += [
             "Dice, mean of the classes (differences are to the baseline, with corrected p):",
             "",
-            *(f"- {_markdown_text(line)}" for line in part.summary),
+            *(f"- {_markdown_text(line)}" for line in report.summary),
             "",
         ]
-        for chapter in part.chapters:
-            lines += [f"### {chapter.title}", ""]
-            lines += [line for text in chapter.text for line in (_markdown_text(text), "")]
-            for table in chapter.tables:
+        for section in report.sections:
+            lines += [f"### {section.title}", ""]
+            lines += [line for text in section.text for line in (_markdown_text(text), "")]
+            for table in section.tables:
                 lines += [f"**{_markdown_text(table.caption)}**", "", *_markdown_table(table), ""]
-            for picture in chapter.pictures:
+            for picture in section.pictures:
                 lines += [f"![{_markdown_text(picture.alt)}](figures/{next(names)})", ""]
     return "\n".join([*lines, "## How to read the numbers", "", *(f"- {line}" for line in READING), ""])
 
 
-def latex(parts: Sequence[Part]) -> str:
+def latex(reports: Sequence[DatasetReport]) -> str:
     r"""The tables, to be read with \input."""
     lines = [r"% \usepackage{booktabs, graphicx} in the preamble; \input{report} in the text."]
-    for part in parts:
-        for chapter in part.chapters:
-            for table in chapter.tables:
-                lines += _latex_table(table, f"{part.title}: {table.caption}")
+    for report in reports:
+        for section in report.sections:
+            for table in section.tables:
+                lines += _latex_table(table, f"{report.title}: {table.caption}")
     return "\n".join(lines) + "\n"
 
 
@@ -136,18 +136,18 @@ def _latex_text(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in text)
 
 
-def _title(parts: Sequence[Part]) -> str:
-    return f"Report: {', '.join(part.title for part in parts)}"
+def _title(reports: Sequence[DatasetReport]) -> str:
+    return f"Report: {', '.join(report.title for report in reports)}"
 
 
-def _pictures(parts: Sequence[Part]) -> list[tuple[str, Picture]]:
+def _pictures(reports: Sequence[DatasetReport]) -> list[tuple[str, Picture]]:
     """File names and pictures, in the order of the page."""
-    several: Callable[[int], str] = (lambda number: f"part{number}_") if len(parts) > 1 else (lambda number: "")
+    several: Callable[[int], str] = (lambda number: f"report{number}_") if len(reports) > 1 else (lambda number: "")
     return [
         (f"{several(number)}{picture.name}.{'png' if picture.full else picture.kind}", picture)
-        for number, part in enumerate(parts, start=1)
-        for chapter in part.chapters
-        for picture in chapter.pictures
+        for number, report in enumerate(reports, start=1)
+        for section in report.sections
+        for picture in section.pictures
     ]
 
 

@@ -13,7 +13,7 @@ from nnunet_collab.report.sources import Source
 
 _EPOCH = re.compile(r"epoch time: ([\d.]+) s", re.IGNORECASE)
 _SPLIT = re.compile(r"This split has (\d+) training and \d+ validation cases")
-_STREAMS = re.compile(r"labelled samples of (\d+) cases and \d+ unlabelled ones of (\d+)")
+_STREAMS = re.compile(r"labeled samples of (\d+) cases and \d+ unlabeled ones of (\d+)")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Fold:
         curves: curves.json.
         seconds: Of each epoch, its validation steps included.
         labeled: Cases trained on with their labels.
-        unlabeled: Cases trained on without; 0 if the log names labelled ones only.
+        unlabeled: Cases trained on without; 0 if the log names labeled ones only.
         device: `cpu`, or the name of the GPU.
         on_gpu: Whether it was one.
         processes: That trained together.
@@ -73,7 +73,7 @@ def _read_fold(folder: Path, all_cases: int | None) -> Fold:
 
 
 def _counts(streams: list[Any], split: list[str], all_cases: int | None) -> tuple[int | None, int | None]:
-    """Labelled and unlabelled cases, from the lines of the log that say so; fold all has no line of its split."""
+    """Labeled and unlabeled cases, from the lines of the log that say so; fold all has no line of its split."""
     if streams:
         return int(streams[-1][0]), int(streams[-1][1])
     labeled = int(split[-1]) if split else all_cases

@@ -10,7 +10,7 @@ from nnunet_collab.report.tables import known, number, p_value
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnunet_collab.report.collect import Section
+    from nnunet_collab.report.collect import Comparison
 
 READING = (
     "Scores are means over cases; below each, in brackets, its 95 % bootstrap interval. What is drawn anew are "
@@ -32,31 +32,31 @@ READING = (
 )
 
 
-def facts(section: Section) -> list[str]:
+def facts(comparison: Comparison) -> list[str]:
     """What was compared on what."""
-    results = [result for method in section.methods for result in method.results]
-    of_patients = f" of {len(set(section.units))} patients" if section.by_patient else ""
+    results = [result for method in comparison.methods for result in method.results]
+    of_patients = f" of {len(set(comparison.units))} patients" if comparison.by_patient else ""
     folds = sorted({fold.removeprefix("fold_") for result in results for fold in result.source.folds})
     which = f"validation cases of fold {', '.join(folds)}" if folds else "cases predicted after training"
     return [
-        f"{len(section.cases)} cases{of_patients} ({which}), {len(section.classes)} classes: "
-        f"{', '.join(section.classes)}.",
-        f"{_count(len(section.methods), 'method')} from {_count(len(results), 'set')} of predictions.",
+        f"{len(comparison.cases)} cases{of_patients} ({which}), {len(comparison.classes)} classes: "
+        f"{', '.join(comparison.classes)}.",
+        f"{_count(len(comparison.methods), 'method')} from {_count(len(results), 'set')} of predictions.",
     ]
 
 
-def warnings(section: Section) -> list[str]:
+def warnings(comparison: Comparison) -> list[str]:
     """What a reader must know before believing the numbers."""
     found = []
-    if any("fold_all" in result.source.folds for method in section.methods for result in method.results):
+    if any("fold_all" in result.source.folds for method in comparison.methods for result in method.results):
         found.append(
             "Fold all validates on the very cases it was trained on: these scores say nothing about other cases."
         )
-    if any(len(method.results) == 1 for method in section.methods):
-        alone = [method.label for method in section.methods if len(method.results) == 1]
-        who = "Every method has" if len(alone) == len(section.methods) else f"{', '.join(alone)}:"
+    if any(len(method.results) == 1 for method in comparison.methods):
+        alone = [method.label for method in comparison.methods if len(method.results) == 1]
+        who = "Every method has" if len(alone) == len(comparison.methods) else f"{', '.join(alone)}:"
         found.append(f"{who} a single seed: how much another seed would change the scores was not measured.")
-    if not section.by_patient:
+    if not comparison.by_patient:
         found.append(
             "Every case counts as a patient of its own: dataset.json does not say which cases are of one patient "
             "(patient_pattern)."
@@ -73,12 +73,12 @@ def without_voxels(scores: pd.DataFrame) -> list[str]:
     ]
 
 
-def summary(section: Section, scores: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
+def summary(comparison: Comparison, scores: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
     """Dice, mean of the classes, in one line per method."""
     sentences = []
     for row in scores[scores["class"] == ALL_CLASSES].to_dict("records"):
         sentence = f"{row['method']}: {number(row['dice'], 3)}"
-        if section.baseline and row["method"] == section.baseline.label:
+        if comparison.baseline and row["method"] == comparison.baseline.label:
             sentence += " (baseline)"
         elif len(tests):
             chosen = (tests["metric"] == "dice") & (tests["class"] == ALL_CLASSES) & (tests["method"] == row["method"])

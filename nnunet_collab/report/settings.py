@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nnunet_collab.report.collect import Section
+from nnunet_collab.report.collect import Comparison
 from nnunet_collab.report.tables import EMPTY, Cell, Table
 
 if TYPE_CHECKING:
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 _NOT_COMPARED = ("seed", "run_name")
 
 
-def settings_table(section: Section) -> Table | None:
+def settings_table(comparison: Comparison) -> Table | None:
     """The settings in which methods that have them differ, and students; None if fewer than two methods have any."""
-    flat = {m.label: _flat(settings) for m in section.methods if (settings := settings_of(m))}
+    flat = {m.label: _flat(settings) for m in comparison.methods if (settings := settings_of(m))}
     if len(flat) < 2:
         return None
-    names = [{student["name"] for student in settings_of(m).get("students", [])} for m in section.methods]
+    names = [{student["name"] for student in settings_of(m).get("students", [])} for m in comparison.methods]
     for values in flat.values():
         _shorten(values, set.union(*names) - set.intersection(*names))
     keys = sorted({key for values in flat.values() for key in values})
     differing = [key for key in keys if _differs(key, list(flat.values()))]
     rows = [[Cell(key), *(Cell(_text(values.get(key, EMPTY))) for values in flat.values())] for key in differing]
     title = "Settings that are not the same for all that have them"
-    return Table("", title, ["setting", *flat], rows, {"dataset": section.dataset})
+    return Table("", title, ["setting", *flat], rows, {"dataset": comparison.dataset})
 
 
 def _differs(key: str, settings: list[dict[str, Any]]) -> bool:

@@ -55,7 +55,7 @@ class Source:
 
     @property
     def dataset(self) -> str:
-        """The dataset whose cases these are: a labelled subset belongs to the one it was taken from."""
+        """The dataset whose cases these are: a labeled subset belongs to the one it was taken from."""
         names = (self.facts.get("labeled_subset_of"), self.plans.get("dataset_name"), self.facts.get("name"))
         return next((str(name) for name in names if name), "")
 
@@ -213,10 +213,10 @@ def _find_run(plans: Mapping[str, Any]) -> Path | None:
     return runs[0] if len(runs) == 1 else None
 
 
-def _below(variable: str, *parts: str) -> Path | None:
+def _below(variable: str, *reports: str) -> Path | None:
     """An existing folder below one of nnU-Net's three, or None."""
     root = os.environ.get(variable)
-    return _first_folder([Path(root, *parts)]) if root and all(parts) else None
+    return _first_folder([Path(root, *reports)]) if root and all(reports) else None
 
 
 def _first_folder(places: Sequence[Path | None]) -> Path | None:

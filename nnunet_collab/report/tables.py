@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nnunet_collab.evaluation.metrics import ALL_CLASSES, FLAGS
-from nnunet_collab.report.collect import Section
-from nnunet_collab.report.frames import distance_of, metrics_of
+from nnunet_collab.report.collect import Comparison
+from nnunet_collab.report.scores import distance_of, metrics_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,29 +54,29 @@ class Table:
     selects: Mapping[str, str]
 
 
-def title_of(metric: str, section: Section) -> str:
+def title_of(metric: str, comparison: Comparison) -> str:
     """Name of a metric with its unit."""
-    return TITLES[metric].replace("voxels", "pixels") if section.distance_unit == "pixel" else TITLES[metric]
+    return TITLES[metric].replace("voxels", "pixels") if comparison.distance_unit == "pixel" else TITLES[metric]
 
 
-def score_tables(section: Section, scores: pd.DataFrame) -> list[Table]:
+def score_tables(comparison: Comparison, scores: pd.DataFrame) -> list[Table]:
     """The mean of the classes, then each class."""
     tables = []
-    metrics = metrics_of(section)
+    metrics = metrics_of(comparison)
     for name in dict.fromkeys(scores["class"]):
         rows = []
         for row in scores[scores["class"] == name].to_dict("records"):
             cells = [Cell(row["method"]), *(_score_cell(row, metric) for metric in metrics)]
             rows.append([*cells, Cell(str(row["dice_cases"]))])
-        head = ["method", *(title_of(metric, section) for metric in metrics), "cases with a Dice"]
-        selects = {"dataset": section.dataset, "class": name}
-        tables.append(Table("scores", _capitalised(name), head, rows, selects))
+        head = ["method", *(title_of(metric, comparison) for metric in metrics), "cases with a Dice"]
+        selects = {"dataset": comparison.dataset, "class": name}
+        tables.append(Table("scores", _capitalized(name), head, rows, selects))
     return tables
 
 
-def comparison_tables(section: Section, tests: pd.DataFrame) -> list[Table]:
+def comparison_tables(comparison: Comparison, tests: pd.DataFrame) -> list[Table]:
     """The mean of the classes, then each class: every method against the baseline, in mm (or pixels)."""
-    metrics = [m for m in metrics_of(section) if section.distance_unit == "pixel" or not m.endswith("_voxel")]
+    metrics = [m for m in metrics_of(comparison) if comparison.distance_unit == "pixel" or not m.endswith("_voxel")]
     tables = []
     for name in dict.fromkeys(tests["class"]) if len(tests) else []:
         of_class = tests[tests["class"] == name]
@@ -85,11 +85,11 @@ def comparison_tables(section: Section, tests: pd.DataFrame) -> list[Table]:
             by_metric = of_class[of_class["method"] == method].set_index("metric").to_dict("index")
             cells = [_comparison_cell(by_metric[metric], metric) for metric in metrics]
             rows.append([Cell(str(method)), *cells, Cell(str(by_metric["dice"]["units"]))])
-        head = ["method", *(title_of(metric, section) for metric in metrics)]
-        head.append("patients" if section.by_patient else "cases")
-        baseline = section.baseline.label if section.baseline else ""
-        caption = f"{_capitalised(str(name))}, difference to {baseline}"
-        tables.append(Table("tests", caption, head, rows, {"dataset": section.dataset, "class": str(name)}))
+        head = ["method", *(title_of(metric, comparison) for metric in metrics)]
+        head.append("patients" if comparison.by_patient else "cases")
+        baseline = comparison.baseline.label if comparison.baseline else ""
+        caption = f"{_capitalized(str(name))}, difference to {baseline}"
+        tables.append(Table("tests", caption, head, rows, {"dataset": comparison.dataset, "class": str(name)}))
     return tables
 
 
@@ -100,12 +100,12 @@ def _comparison_cell(test: Mapping[str, Any], metric: str) -> Cell:
     return Cell(number(test["difference"], digits, sign=True), below + p)
 
 
-def empty_mask_table(section: Section, scores: pd.DataFrame) -> Table | None:
+def empty_mask_table(comparison: Comparison, scores: pd.DataFrame) -> Table | None:
     """How often a class was missed, invented, or in neither mask; None if that never happened."""
     if not scores[list(FLAGS)].to_numpy().any():
         return None
     titles = {"missed": "missed", "false_positive": "false positive", "both_empty": "in neither mask"}
-    distance = distance_of(section)
+    distance = distance_of(comparison)
     rows = [
         [
             Cell(row["method"]),
@@ -116,7 +116,7 @@ def empty_mask_table(section: Section, scores: pd.DataFrame) -> Table | None:
         for row in scores[scores["class"] != ALL_CLASSES].to_dict("records")
     ]
     head = ["method", "class", *titles.values(), "cases with a distance"]
-    return Table("scores", "Empty masks", head, rows, {"dataset": section.dataset})
+    return Table("scores", "Empty masks", head, rows, {"dataset": comparison.dataset})
 
 
 def caveats(frame: pd.DataFrame) -> dict[str, str]:
@@ -172,5 +172,5 @@ def known(value: Any) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _capitalised(name: str) -> str:
+def _capitalized(name: str) -> str:
     return name[0].upper() + name[1:]

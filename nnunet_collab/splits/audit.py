@@ -1,7 +1,7 @@
-"""Whether the same image is in two roles: labelled and unlabelled, trained on and validated on, or in the test set.
+"""Whether the same image is in two roles: labeled and unlabeled, trained on and validated on, or in the test set.
 
 Images are the same if their voxels are, whatever the number type, the name and the geometry in the header. Turned,
-resampled or rescaled copies are not recognised. Constant images (a missing channel filled with zeros) do not count.
+resampled or rescaled copies are not recognized. Constant images (a missing channel filled with zeros) do not count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.image_io import read_image
 from nnunet_collab.core.nnunet_folders import Split
 
-LABELED, UNLABELED, VALIDATION, TEST = "labelled", "unlabelled", "validation", "test"
+LABELED, UNLABELED, VALIDATION, TEST = "labeled", "unlabeled", "validation", "test"
 _ROLE = {"train": LABELED, "val": VALIDATION, "unlabeled": UNLABELED}
 
 

@@ -1,6 +1,6 @@
 """Which patients keep their labels when few labels are simulated: pure functions on names.
 
-A fold of `splits_final.json` has the roles "train" (labelled), "val" and "unlabeled" (training cases whose labels are
+A fold of `splits_final.json` has the roles "train" (labeled), "val" and "unlabeled" (training cases whose labels are
 never opened); the last one may be missing. A patient has one role per fold, however many cases there are of one.
 """
 
@@ -147,7 +147,7 @@ def with_few_labels(folds: Split, patient_of: PatientOf, labeled: int | Fraction
 
 
 def with_named_labels(cases: Iterable[str], labeled: Collection[str], patient_of: PatientOf, folds: int) -> Split:
-    """Folds in which the named cases are labelled everywhere and the others are validated on in turn.
+    """Folds in which the named cases are labeled everywhere and the others are validated on in turn.
 
     Args:
         cases: All names.
@@ -162,7 +162,7 @@ def with_named_labels(cases: Iterable[str], labeled: Collection[str], patient_of
     patients = sorted({patient_of(case) for case in others})
     if len(patients) < 2:
         raise CollabError(
-            "--labeled: the named patients are labelled in every fold, so at least two others must be there to "
+            "--labeled: the named patients are labeled in every fold, so at least two others must be there to "
             f"validate on; found {len(patients)} ({listed(patients) or 'none'}). Name fewer patients."
         )
     return [
@@ -191,7 +191,7 @@ def named_cases(names: Iterable[str], cases: Collection[str], patient_of: Patien
     for patient in sorted({patient_of(case) for case in chosen}):
         if missing := [case for case in by_patient[patient] if case not in chosen]:
             raise CollabError(
-                f"--labeled: a patient must be labelled as a whole or not at all; {patient} also has "
+                f"--labeled: a patient must be labeled as a whole or not at all; {patient} also has "
                 f"{listed(missing)}. Name the patient, {patient}, instead of cases."
             )
     return sorted(chosen)

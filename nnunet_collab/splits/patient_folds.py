@@ -110,6 +110,6 @@ def shuffled(patients: Iterable[str], rng: random.Random) -> list[str]:
 def few_patients(patients: Sequence[str]) -> str:
     """The message for a training set that cannot be split by patient."""
     return (
-        f"training needs labelled cases of at least two patients (five for five folds), so that one can be validated "
+        f"training needs labeled cases of at least two patients (five for five folds), so that one can be validated "
         f"on; found {len(patients)} ({', '.join(patients) or 'none'}). Add patients to the source."
     )

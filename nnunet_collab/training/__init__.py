@@ -1,1 +1,1 @@
-"""The students' life together: settings, step, optimisers, checkpoints, curves."""
+"""The students' life together: settings, step, optimizers, checkpoints, curves."""

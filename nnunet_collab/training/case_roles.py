@@ -1,4 +1,4 @@
-"""Who is labelled, unlabelled and validated on in a training: dealt, checked, and the same when it continues."""
+"""Who is labeled, unlabeled and validated on in a training: dealt, checked, and the same when it continues."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CaseRoles:
     def __init__(self) -> None:
         self.cases: dict[str, list[str]] = {}
 
-    def note(self, role: str, names: Iterable[str]) -> None:
+    def require_same_cases(self, role: str, names: Iterable[str]) -> None:
         """Remember who has a role, or compare with whom the run began.
 
         A label seen before an interruption would otherwise be of a validation case after it, without a word.

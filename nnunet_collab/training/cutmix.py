@@ -86,7 +86,7 @@ class CutMix:
         size: Spatial size of the patch.
         probability: With which a sample gets a box.
         device: Where the tensors are that will be mixed.
-        within_batch: True to fill boxes from another sample of the batch, False from further samples.
+        within_batch: True to fill boxes from another sample of the batch, False from samples of the second batch.
     """
 
     def __init__(
@@ -96,11 +96,13 @@ class CutMix:
         self.boxes = draw_boxes(count, size, probability=probability).to(device)
         self.probability = probability
 
-    def __call__(self, tensor: Tensor, further: Tensor | None = None) -> Tensor:
-        """`(B, C, *S)` or `(B, *S)` with the boxes filled from `further`, or from the partners in the batch."""
+    def __call__(self, tensor: Tensor, second: Tensor | None = None) -> Tensor:
+        """`(B, C, *S)` or `(B, *S)` with the boxes filled from `second`, or from the partners in the batch."""
         if self.probability == 0:
             return tensor
-        other = tensor[self.partners] if self.partners is not None else further
+        other = tensor[self.partners] if self.partners is not None else second
         if other is None:
-            raise ValueError("CutMix: without partners in the batch, further samples must be given to mix with.")
+            raise ValueError(
+                "CutMix: without partners in the batch, samples of the second batch must be given to mix with."
+            )
         return mix(tensor, other, self.boxes)

@@ -28,7 +28,7 @@ def local_device(requested: torch.device, scaler: GradScaler | None) -> tuple[to
 def wrap(group: StudentGroup, device: torch.device) -> nn.Module:
     """All students in one DistributedDataParallel; every parameter that learns is used in every step.
 
-    Batch normalisation is synchronised on CUDA; torch cannot on the CPU, where each process has its own statistics.
+    Batch normalization is synchronized on CUDA; torch cannot on the CPU, where each process has its own statistics.
     """
     module: nn.Module = group
     if device.type == "cuda":

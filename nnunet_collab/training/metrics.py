@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nnunet_collab.training.supervision import Truth
+from nnunet_collab.core.types import Truth
 
 Counts = npt.NDArray[np.float64]
 
@@ -21,12 +21,12 @@ def predicted_masks(logits: Tensor, truth: Truth) -> Tensor:
     else:
         classes = torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, *[1] * (logits.ndim - 2))
         masks = logits.argmax(dim=1, keepdim=True) == classes
-    return masks & truth.target.keep.unsqueeze(1)
+    return masks & truth.keep.unsqueeze(1)
 
 
 def true_masks(truth: Truth, num_outputs: int) -> Tensor:
     """`(B, C, *S)` bool: each foreground class or region as it is, ignored voxels left out."""
-    labels, keep = truth.target
+    labels, keep = truth.labels, truth.keep
     if truth.regions is not None:
         return truth.regions & keep.unsqueeze(1)
     classes = torch.arange(1, num_outputs, device=labels.device).view(1, -1, *[1] * (labels.ndim - 1))

@@ -1,4 +1,4 @@
-"""What methods with CutMix share: boxes are filled from the batch or from further images."""
+"""What methods with CutMix share: boxes are filled from the batch or from a second batch of images."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class MixingSettings(SemiSupervisedSettings):
 
     cutmix_probability: float = 0.5  # with which a strong view of a sample gets a box; 0: no CutMix
     # What fills the box: another sample of the batch, whose pseudo label is there already, or, as published, a further
-    # unlabelled image, which costs a pass without gradient.
-    mixing: Literal["batch", "further"] = "batch"
-    # Share of the run over which the weights of the unlabelled images rise. 0: none, as published for long runs; in a
+    # unlabeled image, which costs a pass without gradient.
+    mixing: Literal["batch", "second_batch"] = "batch"
+    # Share of the run over which the weights of the unlabeled images rise. 0: none, as published for long runs; in a
     # short one the first confident pseudo labels are all background and hold the network there.
     ramp_up: float = 0.0
 
@@ -48,9 +48,9 @@ class MixingTrainer(SemiSupervisedTrainer):
         super().initialize()
         alone = self.unlabeled_per_batch == 1
         self.mixes = self.settings.cutmix_probability > 0
-        self.mixes_further_images = self.mixes and (self.settings.mixing == "further" or alone)
-        if self.mixes_further_images and self.settings.mixing == "batch":
-            self.print_to_log_file("one unlabelled sample per batch: CutMix takes a further image for each")
+        self.mixes_second_batch = self.mixes and (self.settings.mixing == "second_batch" or alone)
+        if self.mixes_second_batch and self.settings.mixing == "batch":
+            self.print_to_log_file("one unlabeled sample per batch: CutMix takes a further image for each")
 
     @cached_property
     def has_dropout(self) -> bool:
@@ -58,30 +58,30 @@ class MixingTrainer(SemiSupervisedTrainer):
         return any(student.has_dropout for student in self.group)
 
     def ramp(self) -> float:
-        """Factor of the weights of all terms on unlabelled images at this iteration."""
+        """Factor of the weights of all terms on unlabeled images at this iteration."""
         return self.ramp_over(self.settings.ramp_up)
 
-    def views_per_batch(self) -> int:
-        """Twice as many with further images."""
-        return self.unlabeled_per_batch * (2 if self.mixes_further_images else 1)
+    def unlabeled_crops_per_batch(self) -> int:
+        """Twice as many with a second batch of images."""
+        return self.unlabeled_per_batch * (2 if self.mixes_second_batch else 1)
 
     def divide(self, batch: SemiSupervisedBatch) -> tuple[SemiSupervisedBatch, SemiSupervisedBatch | None]:
-        """The batch to learn from, and the further images to fill boxes with, if there are any."""
-        if not self.mixes_further_images:
+        """The batch to learn from, and the a second batch of images to fill boxes with, if there are any."""
+        if not self.mixes_second_batch:
             return batch, None
         count = self.unlabeled_per_batch
-        own, further = (
+        own, second = (
             batch._replace(weak=batch.weak[s], strong=tuple(view[s] for view in batch.strong), keep=batch.keep[s])
             for s in (slice(None, count), slice(count, None))
         )
-        return own, further
+        return own, second
 
     def draw_cutmix(self, batch: SemiSupervisedBatch) -> CutMix:
-        """Boxes for one strong view of every unlabelled sample."""
+        """Boxes for one strong view of every unlabeled sample."""
         return CutMix(
             len(batch.weak),
             batch.weak.shape[2:],
             probability=self.settings.cutmix_probability,
             device=batch.weak.device,
-            within_batch=not self.mixes_further_images,
+            within_batch=not self.mixes_second_batch,
         )

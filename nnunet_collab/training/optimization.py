@@ -1,4 +1,4 @@
-"""Each student's own optimiser, schedule and gradient clipping, with one gradient scaler for all."""
+"""Each student's own optimizer, schedule and gradient clipping, with one gradient scaler for all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StudentOptimizers:
     """Steps every learning student after one common backward pass.
 
     Args:
-        group: The students; frozen ones get no optimiser.
+        group: The students; frozen ones get no optimizer.
         settings: Theirs, and the length of the run.
         scaler: Of mixed precision, or None.
     """
@@ -81,7 +81,7 @@ class StudentOptimizers:
         return norms
 
     def state_dict(self) -> dict[str, Any]:
-        """State of every optimiser, by student."""
+        """State of every optimizer, by student."""
         return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@ def check_processes(configuration: Any, processes: int) -> None:
 
 
 def unlabeled_in_split(splits: Path, fold: int | str) -> list[str]:
-    """Training cases that the split of this fold declares unlabelled (`"unlabeled"` beside `train` and `val`)."""
+    """Training cases that the split of this fold declares unlabeled (`"unlabeled"` beside `train` and `val`)."""
     if fold == "all" or not splits.is_file():
         return []
     folds = json.loads(splits.read_text(encoding="utf-8"))
@@ -83,10 +83,10 @@ def unlabeled_in_split(splits: Path, fold: int | str) -> list[str]:
 
 
 def check_fold(splits: Path, fold: int | str) -> None:
-    """Raise if nnU-Net would train with the labels of cases that the split declares unlabelled.
+    """Raise if nnU-Net would train with the labels of cases that the split declares unlabeled.
 
     Raises:
-        CollabError: If the split has unlabelled cases, and the fold is `all` (every case of the dataset) or none of its
+        CollabError: If the split has unlabeled cases, and the fold is `all` (every case of the dataset) or none of its
             folds (nnU-Net then splits all cases at random).
     """
     if not splits.is_file():
@@ -96,7 +96,7 @@ def check_fold(splits: Path, fold: int | str) -> None:
         return
     if fold == "all" or int(fold) >= len(folds):
         raise CollabError(
-            f"{splits}: declares cases unlabelled, and nnU-Net would use their labels in fold {fold}. Train one of the "
+            f"{splits}: declares cases unlabeled, and nnU-Net would use their labels in fold {fold}. Train one of the "
             f"folds 0 to {len(folds) - 1}, or make a dataset without those labels: nnunet_collab split --to."
         )
 

@@ -18,7 +18,7 @@ class StudentSettings:
     arch: dict[str, Any] = field(default_factory=dict)  # further keywords of the network's constructor
     encoder_tap: str = ""  # layer whose output is the encoder's feature map; empty: chosen by the network
     decoder_tap: str = ""
-    pretrained: bool = False  # ImageNet weights, where there are any; mind their licences
+    pretrained: bool = False  # ImageNet weights, where there are any; mind their licenses
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 1e-2
     weight_decay: float = 3e-5

@@ -169,7 +169,7 @@ def _described(output: object) -> str:
 
 def _load_start_weights(settings: StudentSettings, network: nn.Module, log: Callable[[str], None]) -> str:
     """Load the weights to start from, and say where they come from."""
-    origin = "random initialisation"
+    origin = "random initialization"
     if settings.frozen:
         _load_published(settings, network)
         origin = f"frozen, from {settings.frozen}"

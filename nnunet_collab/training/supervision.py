@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import Tensor, nn
 
-from nnunet_collab.core.types import StudentOutput, Target
-
-
-class Truth(NamedTuple):
-    """The truth at full resolution: exclusive classes or overlapping regions, never both.
-
-    Attributes:
-        target: Labels and kept voxels; for regions, the labels are all 0 and only `keep` counts.
-        regions: `(B, R, *S)` bool, or None for exclusive classes.
-    """
-
-    target: Target
-    regions: Tensor | None
+from nnunet_collab.core.types import StudentOutput, Truth
 
 
 def read_truth(target: Tensor | list[Tensor], *, has_regions: bool, ignore_label: int | None) -> Truth:
@@ -39,10 +26,10 @@ def read_truth(target: Tensor | list[Tensor], *, has_regions: bool, ignore_label
         keep = torch.ones_like(regions[:, 0])
         if ignore_label is not None:
             regions, keep = regions[:, :-1], ~regions[:, -1]
-        return Truth(Target(torch.zeros_like(keep, dtype=torch.long), keep), regions)
+        return Truth(torch.zeros_like(keep, dtype=torch.long), keep, regions)
     labels = full[:, 0].long()
     keep = torch.ones_like(labels, dtype=torch.bool) if ignore_label is None else labels != ignore_label
-    return Truth(Target(labels.masked_fill(~keep, 0), keep), None)
+    return Truth(labels.masked_fill(~keep, 0), keep)
 
 
 SupervisedLoss = Callable[[StudentOutput, "Tensor | list[Tensor]"], Tensor]
@@ -83,7 +70,7 @@ def drop_lowest_resolution(nnunet_loss: nn.Module) -> None:
     """Give the lowest deep-supervision output weight 0, which nnU-Net does except in distributed runs.
 
     There it uses 1e-6 so that no parameter is unused. We freeze that output's layer instead, so distributed and single
-    runs minimise the same loss.
+    runs minimize the same loss.
     """
     if isinstance(nnunet_loss, DeepSupervisionWrapper):
         weights = [*nnunet_loss.weight_factors[:-1], 0.0]

@@ -1,7 +1,7 @@
 """The life cycle that every method shares, on nnU-Net's own trainer.
 
 A method gives its settings and `loss_terms`; the rest happens here: the students are built from the plans, trained with
-an optimiser each, logged, checkpointed and published. nnU-Net calls the hooks in this order: `__init__`,
+an optimizer each, logged, checkpointed and published. nnU-Net calls the hooks in this order: `__init__`,
 `load_checkpoint` (with --c or --val), `on_train_start`, per epoch the train and validation steps, `on_train_end`,
 `perform_actual_validation`.
 """
@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from nnunet_collab.core import checkpoint as checkpoints
-from nnunet_collab.core.distributed import of_all_ranks, world_size
+from nnunet_collab.core.distributed import gather_objects, world_size
 from nnunet_collab.core.nnunet_folders import SPLIT_FILE
 from nnunet_collab.core.settings import settings_from_environment, to_json
-from nnunet_collab.core.types import StudentOutput, Term
+from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.data.augmentation import flips_and_rotations_only, without_timing
 from nnunet_collab.data.loaders import BatchSource, in_background
 from nnunet_collab.networks.group import StudentGroup
@@ -40,7 +40,7 @@ from nnunet_collab.training.metrics import agreement_counts, dice, overlap_count
 from nnunet_collab.training.optimization import StudentOptimizers
 from nnunet_collab.training.settings import TrainingSettings
 from nnunet_collab.training.students import build_ensemble, build_students
-from nnunet_collab.training.supervision import Truth, drop_lowest_resolution, read_truth, supervised_loss
+from nnunet_collab.training.supervision import drop_lowest_resolution, read_truth, supervised_loss
 from nnunet_collab.training.validation import validate_students
 
 TRAINING, VALIDATION = 0, 1  # streams of batches
@@ -132,8 +132,8 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         """The networks that are validated, published and predict: the students, or what a method averages of them."""
         return self.group
 
-    def equip_students(self) -> None:
-        """Give the students further taps and heads, before they are compiled and get their optimisers."""
+    def add_heads(self) -> None:
+        """Give the students further taps and heads, before they are compiled and get their optimizers."""
 
     def after_step(self) -> None:
         """Called after every iteration whose step was taken by all students."""
@@ -160,7 +160,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         return build_ensemble(record["students"], num_input_channels, num_output_channels, regions=record["regions"])
 
     def initialize(self) -> None:
-        """Build students, loss and optimisers, the same on every rank and in every run with this seed."""
+        """Build students, loss and optimizers, the same on every rank and in every run with this seed."""
         if self.was_initialized:
             raise RuntimeError("CollabTrainer.initialize: must be called once; it was called again.")
         planning.check_processes(self.configuration_manager, world_size())
@@ -180,7 +180,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             log=self.print_to_log_file,
             levels=self.feature_levels,
         )
-        self.equip_students()
+        self.add_heads()
         self.loss = self._build_loss()
         self.supervised = supervised_loss(self.loss)
         if self._do_i_compile():
@@ -235,7 +235,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             unlabeled = planning.unlabeled_in_split(splits, self.fold)
             check_patients(f"{splits}, fold {self.fold}", {**roles, "unlabeled": unlabeled}, self.dataset_json)
         for role, cases in roles.items():
-            self.case_roles.note(role, cases)
+            self.case_roles.require_same_cases(role, cases)
         return split
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
@@ -395,7 +395,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Mean of the total and of every weighted term over the epoch and the ranks, skipped iterations left out."""
-        outputs = [output for rank in of_all_ranks(train_outputs) for output in rank]
+        outputs = [output for rank in gather_objects(train_outputs) for output in rank]
         used = [output for output in outputs if np.isfinite(output["loss"])]
         self.curves.log("train_losses", np.mean([o["loss"] for o in used]) if used else np.nan, self.current_epoch)
         for key in outputs[0]["terms"]:
@@ -422,7 +422,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Pseudo Dice per student and their mean, which chooses checkpoint_best."""
-        outputs = [output for rank in of_all_ranks(val_outputs) for output in rank]
+        outputs = [output for rank in gather_objects(val_outputs) for output in rank]
         per_class = {name: dice(sum(o["counts"][name] for o in outputs)) for name in outputs[0]["counts"]}
         epoch = self.current_epoch
         for name, values in per_class.items():
@@ -463,7 +463,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def save_checkpoint(self, filename: str) -> None:
         """Write everything a resumed run needs, atomically; on every rank's behalf the first process writes."""
-        states = of_all_ranks(checkpoints.random_states())
+        states = gather_objects(checkpoints.random_states())
         if self.local_rank != 0:
             return
         if self.disable_checkpointing:

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_unlabeled_preprocessing import (
+from unlabeled_images import (
     DATASET_JSON,
     NAME,
     contents,
@@ -66,7 +66,7 @@ def test_every_case_of_every_configuration_is_preprocessed_once(dataset, worked,
     out = capsys.readouterr().out
     assert f"reads   {raw / 'imagesUn'} (3 cases), {preprocessed / 'nnUNetPlans'}.json" in out
     assert f"writes  {preprocessed / folders[1]}, for 3d_fullres, 3d_bs4: 3 cases, 0 are there" in out
-    assert "Done: 3 unlabelled cases are ready for 2d, 3d_fullres, 3d_bs4." in out
+    assert "Done: 3 unlabeled cases are ready for 2d, 3d_fullres, 3d_bs4." in out
 
 
 def test_a_second_run_does_what_is_missing_and_overwrite_does_all(dataset, worked, capsys):
@@ -206,7 +206,7 @@ def test_no_images(dataset, tmp_path, capsys):
     (raw / "imagesUn" / "x.nii.gz").touch()
     message = refusal(capsys, tmp_path)
     assert (
-        f"{raw / 'imagesUn'}: unlabelled images must be here, named like those of imagesTr: CASE_0000.nii.gz; "
+        f"{raw / 'imagesUn'}: unlabeled images must be here, named like those of imagesTr: CASE_0000.nii.gz; "
         in message
     )
     assert "none of its 1 files is one. Put them there, without any label." in message
@@ -250,7 +250,7 @@ def test_names_and_channels_all_in_one_message(dataset, tmp_path, capsys):
     assert "case a" not in message
 
 
-def test_a_case_that_dataset_json_lists_is_no_unlabelled_one(dataset, tmp_path, capsys):
+def test_a_case_that_dataset_json_lists_is_no_unlabeled_one(dataset, tmp_path, capsys):
     """Its files may be anywhere: the list takes the place of imagesTr."""
     _, preprocessed = dataset
     path = preprocessed / "dataset.json"
@@ -270,7 +270,7 @@ def test_images_that_nnunet_s_other_readers_read(dataset, tmp_path, capsys):
     assert command() == 0
 
 
-def test_colour_pictures_have_three_channels_in_one_file(dataset, tmp_path, capsys):
+def test_color_pictures_have_three_channels_in_one_file(dataset, tmp_path, capsys):
     from skimage import io
 
     raw, preprocessed = dataset
@@ -287,7 +287,7 @@ def test_colour_pictures_have_three_channels_in_one_file(dataset, tmp_path, caps
     entry |= {"normalization_schemes": ["NoNormalization"] * 3, "use_mask_for_norm": [False] * 3}
     plans["foreground_intensity_properties_per_channel"]["2"] = {}
     write_json(preprocessed / "nnUNetPlans.json", plans)
-    colours = {"file_ending": ".png", "channel_names": {"0": "R", "1": "G", "2": "B"}}
-    write_json(preprocessed / "dataset.json", DATASET_JSON | colours)
+    colors = {"file_ending": ".png", "channel_names": {"0": "R", "1": "G", "2": "B"}}
+    write_json(preprocessed / "dataset.json", DATASET_JSON | colors)
     assert command() == 0
     assert complete_cases(preprocessed / "nnUNetPlans_2d_imagesUn") == ["a"]

@@ -47,7 +47,7 @@ def test_a_report_that_fails_leaves_the_former_one(tmp_path, monkeypatch):
     table, output = evaluation(tmp_path / "a.csv"), tmp_path / "report"
     report(table, "-o", output)
     before = sorted(path.name for path in output.iterdir())
-    monkeypatch.setattr(content, "box_plots", lambda section: 1 / 0)
+    monkeypatch.setattr(content, "box_plots", lambda comparison: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report(table, "-o", output, "--overwrite")
     assert sorted(path.name for path in output.iterdir()) == before

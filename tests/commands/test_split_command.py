@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_unlabeled_preprocessing import contents, save_image
+from unlabeled_images import contents, save_image
 
 from nnunet_collab.cli import main
 from nnunet_collab.commands import split as split_command
@@ -97,7 +97,7 @@ def test_an_unplanned_dataset_gets_its_split_where_the_planner_takes_it_from(raw
     assert f"wrote   {raw / 'splits_final.json'}" in out
     assert out.splitlines()[-5:] == [
         "patients/cases",
-        "        fold    labelled  unlabelled  validation",
+        "        fold    labeled  unlabeled  validation",
         "           0         2/4         2/4         2/4",
         "           1         2/4         2/4         2/4",
         "           2         2/4         2/4         2/4",
@@ -153,7 +153,7 @@ def test_named_patients(raw, capsys):
     assert command("--labeled", "p1", "p4_b", "p4_a", "--folds", "4") == 0
     assert all(fold["train"] == ["p1_a", "p1_b", "p4_a", "p4_b"] for fold in read(raw))
     assert sorted(case for fold in read(raw) for case in fold["val"]) == [c for c in CASES if c[:2] not in ("p1", "p4")]
-    assert "named patients are labelled in every fold; validation folds are dealt" in capsys.readouterr().out
+    assert "named patients are labeled in every fold; validation folds are dealt" in capsys.readouterr().out
 
 
 def test_cases_the_old_split_left_out_are_named(raw, capsys):
@@ -166,7 +166,7 @@ def test_patterns(raw, capsys):
     assert command("--labeled", "1") == 0
     assert "patient of its own" not in capsys.readouterr().out
     write_json(raw / "dataset.json", {k: v for k, v in DATASET_JSON.items() if k != "patient_pattern"})
-    message = refusal(capsys, raw, "--labeled", "3")  # its folds are by patient, so fewer cases are labelled now
+    message = refusal(capsys, raw, "--labeled", "3")  # its folds are by patient, so fewer cases are labeled now
     assert "there is another split" in message
     (raw / "splits_final.json").unlink()
     assert command("--labeled", "3") == 0
@@ -186,7 +186,7 @@ def test_ct_statistics_know_the_hidden_labels(raw, preprocessed, capsys, how):
         entry = {"normalization_schemes": ["ZScoreNormalization", "CTNormalization"]}
         write_json(preprocessed / "nnUNetPlans.json", {"configurations": {"2d": entry}})
     command("--labeled", "1")
-    assert "Warning: the images are normalised as CT, by intensities under all labels" in capsys.readouterr().out
+    assert "Warning: the images are normalized as CT, by intensities under all labels" in capsys.readouterr().out
 
 
 def test_patients_with_further_images_in_imagesun_are_named(raw, capsys):
@@ -254,9 +254,9 @@ def test_an_image_that_the_audit_cannot_read_stops_everything(raw, capsys):
         assert "every image must be readable" in refusal(capsys, raw, *words, "--audit")
 
 
-def test_a_split_without_unlabelled_cases_is_remarked_on(raw, capsys):
+def test_a_split_without_unlabeled_cases_is_remarked_on(raw, capsys):
     assert command("--labeled", "100%") == 0
-    assert "No case is unlabelled: all patients that are trained with keep their labels." in capsys.readouterr().out
+    assert "No case is unlabeled: all patients that are trained with keep their labels." in capsys.readouterr().out
 
 
 def test_datasets_that_are_refused(raw, capsys, monkeypatch):
@@ -306,17 +306,17 @@ def test_a_dataset_without_the_other_labels(raw, capsys):
     assert contents(raw) == before
     assert (new / "imagesTr" / files(labeled)[0]).samefile(raw / "imagesTr" / files(labeled)[0])  # a hard link
     out = capsys.readouterr().out
-    assert f"wrote   {new}: 6 labelled cases of 3 patients (" in out
+    assert f"wrote   {new}: 6 labeled cases of 3 patients (" in out
     assert "of the other 6 training cases are in imagesUn, without labels" in out
     assert "nnUNetv2_plan_and_preprocess -d 28" in out
 
 
-def test_one_labelled_patient_has_no_split(raw, capsys):
+def test_one_labeled_patient_has_no_split(raw, capsys):
     stale = raw.parents[1] / "nnUNet_preprocessed" / "Dataset028_One" / "splits_final.json"
     stale.parent.mkdir()
     stale.write_text("[]")
     message = refusal(capsys, raw, "--labeled", "p2", "--to", "28", "--name", "One")
-    assert f"{stale}: with one labelled patient there must be no split" in message
+    assert f"{stale}: with one labeled patient there must be no split" in message
     stale.unlink()
     assert command("--labeled", "p2", "--to", "28", "--name", "One") == 0
     assert names(raw.with_name("Dataset028_One")) == [
@@ -379,7 +379,7 @@ def test_refusals_leave_no_new_dataset(raw, capsys):
     )
     (raw / "labelsTr" / "p1_a.nii.gz").unlink()
     message = refusal(capsys, raw, "--labeled", "p1", "--to", "28")
-    assert "every labelled case must have its label; there is none of p1_a. Add the labels" in message
+    assert "every labeled case must have its label; there is none of p1_a. Add the labels" in message
     save_case(raw, "Un", "p2_b", 5)
     message = refusal(capsys, raw, "--labeled", "p3", "--to", "28")
     assert "a name must be in imagesTr or in imagesUn; p2_b in both" in message

@@ -52,7 +52,7 @@ def splits(folder: Path) -> list:
 
 
 def assert_volume(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
-    """Voxels, in nibabel's order x, y, z, and their places in millimetres (right, anterior, superior)."""
+    """Voxels, in nibabel's order x, y, z, and their places in millimeters (right, anterior, superior)."""
     image = nib.load(path)
     assert np.array_equal(np.asarray(image.dataobj), voxels)
     assert np.allclose(image.affine, affine, atol=1e-4)
@@ -71,5 +71,5 @@ def assert_nnunet_finds_no_fault(folder: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def assert_citable(about: dict) -> None:
-    for key in ("licence", "citation", "reference", "description", "patient_pattern", "split"):
+    for key in ("license", "citation", "reference", "description", "patient_pattern", "split"):
         assert about[key], key

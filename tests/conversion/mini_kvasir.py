@@ -27,9 +27,9 @@ def write_kvasir(root: Path) -> Path:
         (root / folder).mkdir(parents=True)
     for number, name in enumerate(PICTURES):
         picture = np.random.default_rng(number).integers(0, 255, (*size(number), 3)).astype(np.uint8)
-        # Colour at full resolution: of the coarse colours JPEG usually stores, every decoder makes something else.
+        # Color at full resolution: of the coarse colors JPEG usually stores, every decoder makes something else.
         Image.fromarray(picture).save(root / "images" / f"{name}.jpg", subsampling=0)
-        grey = np.repeat((truth(number) * 255).astype(np.uint8)[..., None], 3, axis=2)
-        Image.fromarray(grey[..., 0] if number == 9 else grey).save(root / "masks" / f"{name}.jpg", quality=80)
+        gray = np.repeat((truth(number) * 255).astype(np.uint8)[..., None], 3, axis=2)
+        Image.fromarray(gray[..., 0] if number == 9 else gray).save(root / "masks" / f"{name}.jpg", quality=80)
     (root / "kavsir_bboxes.json").write_text("{}")
     return root

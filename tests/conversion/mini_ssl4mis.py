@@ -59,7 +59,7 @@ def la_voxels(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def la_h5(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same as UA-MT crops and normalises it, z, y, x."""
+    """The same as UA-MT crops and normalizes it, z, y, x."""
     image, label = la_voxels(number)
     image = ((image - image.mean()) / image.std()).astype(np.float32)
     y, x = CROP

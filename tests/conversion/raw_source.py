@@ -19,7 +19,7 @@ INFO = DatasetInfo(
     file_ending=".nii.gz",
     patient_pattern=r"(\w+?)_\d+",
     description="d",
-    licence="l",
+    license="l",
     citation="c",
     reference="r",
 )
@@ -27,8 +27,8 @@ LA = Target(5, "LA")
 RULES = SourceRules(label_values={0: 0, 255: 1})
 
 
-def save(path: Path, voxels: np.ndarray, *, colour: bool = False, **geometry: tuple[float, ...]) -> Path:
-    image = sitk.GetImageFromArray(voxels, isVector=colour)
+def save(path: Path, voxels: np.ndarray, *, color: bool = False, **geometry: tuple[float, ...]) -> Path:
+    image = sitk.GetImageFromArray(voxels, isVector=color)
     for what, value in geometry.items():
         getattr(image, f"Set{what}")(value)
     path.parent.mkdir(parents=True, exist_ok=True)

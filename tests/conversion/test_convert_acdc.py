@@ -96,7 +96,7 @@ def test_dataset_json(source, raw):
     assert facts["file_ending"] == ".nii.gz"
     assert facts["name"] == "Heart"
     assert "2514-2525" in facts["citation"]
-    assert facts["licence"] == "CC BY-NC-SA 4.0"
+    assert facts["license"] == "CC BY-NC-SA 4.0"
     assert facts["converted_by"].startswith("nnunet_collab ")
     assert facts["patient_pattern"] == r"(patient\d+)_frame\d+"
 
@@ -220,7 +220,7 @@ def test_one_patient_is_too_few_and_three_give_three_folds(source, raw, capsys):
         shutil.rmtree(source / "training" / patient)
     message = refusal(source, raw)
     assert "the source has one fault" in message
-    assert "training needs labelled cases of at least two patients" in message
+    assert "training needs labeled cases of at least two patients" in message
     assert "found 1 (patient001)" in message
 
 

@@ -17,8 +17,8 @@ def source(tmp_path) -> Path:
 
 
 def test_pixels_and_seeded_split(source, raw, monkeypatch, capsys):
-    grey = np.asarray(Image.open(source / "masks" / f"{PICTURES[0]}.jpg"))
-    assert len(np.unique(grey)) > 2  # the oddity is in the miniature
+    gray = np.asarray(Image.open(source / "masks" / f"{PICTURES[0]}.jpg"))
+    assert len(np.unique(gray)) > 2  # the oddity is in the miniature
     convert("kvasir", source.parent)
     folder = raw / "Dataset027_KvasirSEG"
     train, test = names(folder / "imagesTr"), names(folder / "imagesTs")
@@ -51,7 +51,7 @@ def test_faults(source, raw):
     (source / "images" / f"{PICTURES[4]}.jpg").write_bytes(b"no picture")
     message = refusal(raw, "kvasir", source)
     assert "the label of this image is missing" in message
-    assert f"{PICTURES[1]}.jpg: a mask must be black and white; 100% of its pixels are grey" in message
+    assert f"{PICTURES[1]}.jpg: a mask must be black and white; 100% of its pixels are gray" in message
     assert f"{PICTURES[2]}.jpg: the size must be that of {PICTURES[2]}.jpg, (36, 30); it is (9, 9)" in message
     assert f"{source / 'images' / PICTURES[3]}.jpg: every pixel must have 3 value(s); it has 1" in message
     assert f"{source / 'images' / PICTURES[4]}.jpg: cannot be read whole" in message

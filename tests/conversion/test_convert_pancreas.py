@@ -64,7 +64,7 @@ def test_dataset_json_split_and_integrity(source, raw, monkeypatch, capsys):
     about = facts(folder)
     assert about["labels"] == {"background": 0, "pancreas": 1}
     assert about["intensity_unit"] == "HU"
-    assert about["licence"] == "CC BY 3.0"
+    assert about["license"] == "CC BY 3.0"
     assert "Drawn at random with a fixed seed" in about["split"]
     assert_citable(about)
     assert len(names(folder / "labelsTr")) == 3
@@ -130,7 +130,7 @@ def test_faults(source, raw):
     top = source / "Pancreas-CT"
     assert f"{label_file(source, 21)}: the image of this label is missing" in message
     assert f"{top / 'PANCREAS_0022'}: the label of this image is missing" in message
-    assert f"{top / 'PANCREAS_0023'}: neighbouring slices must lie 1 mm apart; found 1 to 2 mm" in message
+    assert f"{top / 'PANCREAS_0023'}: neighboring slices must lie 1 mm apart; found 1 to 2 mm" in message
     assert f"{top / 'PANCREAS_0024'}: there must be one DICOM series in it; found 2" in message
     assert f"{label_file(source, 26)}: the size must be that of PANCREAS_0026" in message
     assert f"{label_file(source, 27)}: label values must be 0, 1; found 2" in message

@@ -97,7 +97,7 @@ def test_labels_of_the_others_are_nowhere_in_the_output(dataset, raw, capsys):
     assert {name for fold in split for name in fold["train"] + fold["val"]} == set(kept)
     assert "3 patients, 10 cases without labels in imagesUn, 1 test cases" in capsys.readouterr().out
 
-    # No file, by its voxels, is the label of an unlabelled case.
+    # No file, by its voxels, is the label of an unlabeled case.
     whole = write_raw_dataset(dataset, Target(6, "Whole"))
     secret = {hashlib.sha256((whole / "labelsTr" / f"{name}.nii.gz").read_bytes()).digest() for name in others}
     written = {hashlib.sha256(path.read_bytes()).digest() for path in folder.rglob("*") if path.is_file()}
@@ -144,7 +144,7 @@ def test_somebody_must_be_left_without_labels(dataset, raw, word):
     assert not raw.exists()
 
 
-def test_overwrite_takes_the_unlabelled_images_of_a_conversion_but_not_the_users(dataset, raw):
+def test_overwrite_takes_the_unlabeled_images_of_a_conversion_but_not_the_users(dataset, raw):
     folder = write_raw_dataset(dataset, Target(5, "LA", labeled="3"))
     write_raw_dataset(dataset, Target(5, "LA", labeled="2", overwrite=True))
     assert len(names(folder / "imagesTr")) == 4

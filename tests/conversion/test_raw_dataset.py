@@ -57,14 +57,14 @@ def test_channels_whose_grids_differ_by_rounding_come_out_on_one(tmp_path, raw):
     assert json.loads((folder / "dataset.json").read_text())["regions_class_order"] == [1]
 
 
-def test_colour_pictures_with_a_reader_that_mends_the_labels(tmp_path, raw):
+def test_color_pictures_with_a_reader_that_mends_the_labels(tmp_path, raw):
     def read_mask(path: Path) -> sitk.Image:
         return read_image(path) > 127  # JPEG smears the two values of a mask
 
     rng = np.random.default_rng(0)
     cases, masks = [], {}
     for name in ("a_1", "b_1"):
-        picture = save(tmp_path / f"{name}.jpg", rng.integers(0, 255, (8, 8, 3)).astype(np.uint8), colour=True)
+        picture = save(tmp_path / f"{name}.jpg", rng.integers(0, 255, (8, 8, 3)).astype(np.uint8), color=True)
         masks[name] = np.kron(rng.integers(0, 2, (1, 1)), np.ones((8, 8))).astype(np.uint8)
         cases.append(Case(name, (picture,), save(tmp_path / f"{name}_mask.jpg", masks[name] * 250 + 2)))
     rules = SourceRules({0: 0, 1: 1}, axes=2, components=3, read_label=read_mask)

@@ -84,11 +84,11 @@ def test_intensities_must_be_finite(tmp_path):
 
 def test_number_of_axes_and_of_values_per_pixel(tmp_path):
     flat = save(tmp_path / "a.png", np.zeros((4, 5), np.uint8))
-    colour = save(tmp_path / "b.png", np.zeros((4, 5, 3), np.uint8), colour=True)
+    color = save(tmp_path / "b.png", np.zeros((4, 5, 3), np.uint8), color=True)
     assert "must have 3 axes; it has 2, size (5, 4). Copy the right file again." in faults(flat)[0]
     rules = replace(RULES, axes=2)
     assert faults(flat, rules=rules) == []
-    assert "every pixel must have 1 value(s); it has 3. Copy the right" in faults(colour, rules=rules)[0]
+    assert "every pixel must have 1 value(s); it has 3. Copy the right" in faults(color, rules=rules)[0]
     assert "every pixel must have 3 value(s); it has 1" in faults(flat, rules=replace(rules, components=3))[0]
     series = tmp_path / "c.nii"
     nib.save(nib.Nifti1Image(np.zeros((5, 4, 3, 2), np.int16), np.eye(4)), series)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnunet_collab.core.distributed import global_mean, sum_over_ranks, world_size
+from nnunet_collab.core.distributed import all_reduce_sum, global_mean, world_size
 
 # Seven elements, unequally shared: (values, which of them count), by rank.
 SHARES = (
@@ -39,7 +39,7 @@ def test_shares_average_to_the_mean_of_the_whole_batch_and_so_do_their_gradients
 def test_a_sum_is_the_same_on_every_rank_and_its_gradient_that_of_all_losses(on_every_rank):
     def product_of_sums(rank):  # as prototypes are: every rank's loss depends on every rank's summand
         own = torch.tensor([2.0 + rank, 3.0], requires_grad=True)
-        total = sum_over_ranks(own)
+        total = all_reduce_sum(own)
         (total[0] * total[1] * (1 + rank)).backward()
         return total.tolist(), own.tolist(), own.grad.tolist()
 
@@ -67,7 +67,7 @@ def test_in_a_single_process_it_is_the_plain_mean():
     assert world_size() == 1
     assert global_mean(torch.zeros(()), torch.tensor(0)).item() == 0.0
     tensor = torch.tensor([1.0, 2.0], requires_grad=True)
-    assert sum_over_ranks(tensor) is tensor
+    assert all_reduce_sum(tensor) is tensor
     values, counted = SHARES[0]
     mean, gradient = share_of_mean(0)
     assert mean == pytest.approx(torch.sin(0.3 * values)[counted > 0].mean().item(), rel=1e-6)

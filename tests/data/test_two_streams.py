@@ -62,7 +62,7 @@ def test_a_batch_holds_as_many_of_each_kind_as_asked_for(folder, dims, labeled, 
     assert batch["data"].shape == (labeled, 1, *PATCH[dims])
     assert batch["target"].shape == (labeled, 1, *PATCH[dims])
     assert batch["views"].shape == (unlabeled, 1 + strong, *PATCH[dims])
-    assert batch["where"].shape == (unlabeled, 1, *PATCH[dims])
+    assert batch["learn_mask"].shape == (unlabeled, 1, *PATCH[dims])
     assert set(batch["keys"]) <= set(LABELED)
     assert set(batch["keys_unlabeled"]) <= set(SPLIT_UNLABELED)
     for key, view in zip(batch["keys_unlabeled"], batch["views"], strict=True):
@@ -76,8 +76,8 @@ def test_padding_of_small_images_is_left_out(folder, dims):
     streams.unlabeled.transforms = None
     with seeded((0,)):
         batch = streams.generate_train_batch()
-    assert (batch["where"] == -1).any()
-    assert torch.equal(batch["where"] == -1, batch["views"] == 0)
+    assert (batch["learn_mask"] == -1).any()
+    assert torch.equal(batch["learn_mask"] == -1, batch["views"] == 0)
 
 
 SMALL = (slice(None), slice(2, 3), slice(20, 22), slice(20, 22))
@@ -103,7 +103,7 @@ def small_structure(tmp_path):
         (4, 0.33, True, None),
     ],
 )
-def test_labelled_crops_are_centred_on_foreground_as_often_as_nnunet_means_to(
+def test_labeled_crops_are_centered_on_foreground_as_often_as_nnunet_means_to(
     small_structure, count, share, chosen, first
 ):
     loader = LabeledCrops(
@@ -114,9 +114,9 @@ def test_labelled_crops_are_centred_on_foreground_as_often_as_nnunet_means_to(
     with seeded((3,)):
         for _ in range(240 // count):
             batch = loader.generate_train_batch()
-            assert batch["centred"].dtype is torch.bool
-            assert first is None or batch["centred"].tolist() == first
-            told += batch["centred"].tolist()
+            assert batch["centered"].dtype is torch.bool
+            assert first is None or batch["centered"].tolist() == first
+            told += batch["centered"].tolist()
             seen += (batch["target"] == 1).flatten(1).any(dim=1).tolist()
     assert all(s for s, t in zip(seen, told, strict=True) if t)
     assert np.mean([s for s, t in zip(seen, told, strict=True) if not t] or [0]) < 0.1
@@ -148,13 +148,13 @@ def test_no_label_chooses_the_place_of_a_crop(folder, ignore, monkeypatch):
         for _ in range(40):
             streams.unlabeled.generate_train_batch()
     starts = np.array([lower for lower, _ in drawn])
-    assert set(starts[:, 0]) == set(range(SHAPE[0]))  # every slice, labelled or not
+    assert set(starts[:, 0]) == set(range(SHAPE[0]))  # every slice, labeled or not
     # From half the extra margin before the image to as much behind it.
     assert (starts[:, 1:].min(), starts[:, 1:].max()) == (-2, SHAPE[1] + 2 - CROP["2d"][0])
 
 
 @pytest.mark.parametrize("ignore", [False, True])
-def test_what_the_labels_of_unlabelled_cases_say_changes_no_batch(folder, tmp_path_factory, ignore):
+def test_what_the_labels_of_unlabeled_cases_say_changes_no_batch(folder, tmp_path_factory, ignore):
     other = tmp_path_factory.mktemp("other")
     for case, value in {**LABELED, **SPLIT_UNLABELED}.items():
         save_case(other, case, value, make_labels())

@@ -83,7 +83,7 @@ def test_a_missing_image_is_named_with_the_commands_that_make_it(tmp_path):
     with pytest.raises(CollabError) as caught:
         UnlabeledDataset({"u": tmp_path}).load_case("u")
     assert str(caught.value) == (
-        f"{tmp_path}: holds no preprocessed image of the unlabelled case 'u'. Run nnunet_collab preprocess_unlabeled "
+        f"{tmp_path}: holds no preprocessed image of the unlabeled case 'u'. Run nnunet_collab preprocess_unlabeled "
         f"for images in imagesUn, nnUNetv2_preprocess for cases of imagesTr."
     )
     with pytest.raises(CollabError, match="holds no preprocessed image"):
@@ -91,7 +91,7 @@ def test_a_missing_image_is_named_with_the_commands_that_make_it(tmp_path):
 
 
 class Labeled:
-    """In place of nnU-Net's dataset of labelled cases."""
+    """In place of nnU-Net's dataset of labeled cases."""
 
     identifiers = ("a", "b")
 
@@ -102,7 +102,7 @@ class Labeled:
         return np.zeros((1, *SHAPE), np.float32), self.labels, None, {"class_locations": {1: "poison"}}
 
 
-def test_voxels_of_the_ignore_label_are_unlabelled_data_and_no_other_label_shows(tmp_path):
+def test_voxels_of_the_ignore_label_are_unlabeled_data_and_no_other_label_shows(tmp_path):
     save_case(tmp_path, "u", 7, make_labels())
     labels = make_labels("ignore")
     labels[:, 0] = -1  # outside of a mask

@@ -1,4 +1,4 @@
-"""Unlabelled cases come out as nnU-Net's labelled ones do, without a label, and never half."""
+"""Unlabeled cases come out as nnU-Net's labeled ones do, without a label, and never half."""
 
 from __future__ import annotations
 
@@ -6,27 +6,24 @@ import copy
 import json
 import pickle
 import shutil
-from pathlib import Path
 
 import blosc2
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import tiny
 from nnunetv2.experiment_planning import plan_and_preprocess_api
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from unlabeled_images import contents, make_case, make_dataset, make_plans, preprocess, save_image
 
 from nnunet_collab.cli import main
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.files import write_json
 from nnunet_collab.core.nnunet_folders import case_images
 from nnunet_collab.data import unlabeled_preprocessing
 from nnunet_collab.data.unlabeled_preprocessing import (
     complete_cases,
-    preprocess_cases,
     preprocessing_fingerprint,
     unlabeled_cases,
     unlabeled_folder,
@@ -37,61 +34,6 @@ NAME = "Dataset007_Tiny"
 DATASET_JSON = {**tiny.make_dataset_json(), "channel_names": {"0": "T1", "1": "T2"}}
 SHAPE = (4, 12, 10)  # z, y, x
 RESAMPLING = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
-
-
-def make_plans():
-    """Plans of two channels whose spacing is that of the images; one configuration inherits from another."""
-    plans = {**tiny.make_plans(), "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2]}
-    plans["foreground_intensity_properties_per_channel"] = {str(c): {"mean": 1.0, "std": 2.0} for c in range(2)}
-    for name in ("2d", "3d_fullres"):
-        entry = plans["configurations"][name]
-        entry |= {"normalization_schemes": ["ZScoreNormalization", "NoNormalization"], "use_mask_for_norm": [False] * 2}
-        for what in ("data", "seg", "probabilities"):
-            entry[f"resampling_fn_{what}"] = "resample_data_or_seg_to_shape"
-            entry[f"resampling_fn_{what}_kwargs"] = {**RESAMPLING, "is_seg": what == "seg", "order": 1}
-    plans["configurations"]["3d_bs4"] = {"inherits_from": "3d_fullres", "batch_size": 4}
-    return plans
-
-
-def save_image(path, voxels, spacing_mm=(1.0, 1.0, 1.0)):
-    image = sitk.GetImageFromArray(voxels)
-    image.SetSpacing(spacing_mm)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(image, str(path))
-
-
-def make_case(folder, case, seed, spacing_mm=(1.0, 1.0, 1.0)):
-    """Two channels of noise inside a border of zeros two voxels wide; returns them, (2, z, y, x)."""
-    voxels = np.zeros((2, *SHAPE), np.float32)
-    voxels[:, :, 2:-2, 2:-2] = np.random.default_rng(seed).uniform(1, 9, (2, SHAPE[0], SHAPE[1] - 4, SHAPE[2] - 4))
-    for channel in range(2):
-        save_image(folder / f"{case}_{channel:04d}.nii.gz", voxels[channel], spacing_mm)
-    return voxels
-
-
-def make_dataset(root, cases=("a", "b", "c")):
-    """A raw dataset with unlabelled cases alone, and its plans; returns both folders."""
-    raw, preprocessed = root / "nnUNet_raw" / NAME, root / "nnUNet_preprocessed" / NAME
-    for seed, case in enumerate(cases):
-        make_case(raw / "imagesUn", case, seed)
-    preprocessed.mkdir(parents=True)
-    write_json(raw / "dataset.json", DATASET_JSON)
-    write_json(preprocessed / "dataset.json", DATASET_JSON)
-    write_json(preprocessed / "nnUNetPlans.json", make_plans())
-    return raw, preprocessed
-
-
-def preprocess(raw, preprocessed, cases=None, configuration="2d", processes=1, plans=None):
-    images = case_images(raw / "imagesUn", ".nii.gz")
-    todo = {case: images[case] for case in cases or images}
-    folder = unlabeled_folder(preprocessed, "nnUNetPlans_2d" if configuration == "2d" else "nnUNetPlans_3d")
-    preprocess_cases(folder, todo, plans or make_plans(), configuration, DATASET_JSON, processes=processes)
-    return folder
-
-
-def contents(folder):
-    """Relative path -> bytes of everything below a folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
 
 
 @pytest.fixture
@@ -128,7 +70,7 @@ def test_outside_of_the_body_is_marked(dataset):
     assert set(np.unique(seg[:])) == {-1, 0}
 
 
-def test_the_same_files_as_nnunet_writes_for_a_labelled_case(dataset, tmp_path):
+def test_the_same_files_as_nnunet_writes_for_a_labeled_case(dataset, tmp_path):
     raw, preprocessed = dataset
     make_case(raw / "imagesUn", "a", 0, spacing_mm=(0.8, 0.8, 1.5))  # must be resampled
     label = np.zeros(SHAPE, np.uint8)
@@ -382,11 +324,11 @@ def test_with_nnunet_s_own_planner_and_loader(tmp_path, monkeypatch):
     names = ["phantomUn000", "phantomUn001"]
     for configuration in ("2d", "3d_fullres"):
         assert unlabeled_cases(preprocessed, plans, configuration, dataset_json, raw) == names
-    labelled = nnUNetDatasetBlosc2(str(preprocessed / "nnUNetPlans_2d"))
-    assert labelled.identifiers == [f"phantomTr{number:03d}" for number in range(3)]
-    unlabelled = nnUNetDatasetBlosc2(str(preprocessed / "nnUNetPlans_2d_imagesUn"))
-    assert unlabelled.identifiers == names
+    labeled = nnUNetDatasetBlosc2(str(preprocessed / "nnUNetPlans_2d"))
+    assert labeled.identifiers == [f"phantomTr{number:03d}" for number in range(3)]
+    unlabeled = nnUNetDatasetBlosc2(str(preprocessed / "nnUNetPlans_2d_imagesUn"))
+    assert unlabeled.identifiers == names
     manager = PlansManager(plans).get_label_manager(dataset_json)
-    batch = nnUNetDataLoader(unlabelled, 4, [16, 16], [16, 16], manager, 0.33).generate_train_batch()
+    batch = nnUNetDataLoader(unlabeled, 4, [16, 16], [16, 16], manager, 0.33).generate_train_batch()
     assert batch["data"].shape == (4, 1, 16, 16)
     assert batch["target"].max() <= 0

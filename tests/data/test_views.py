@@ -158,7 +158,7 @@ def test_outside_of_a_mask_every_view_is_zero_and_nothing_is_learned(pipeline):
         for view in stacked:
             assert (view[0][where[0] == -1] == 0).all()
             assert (view[0][where[0] == 0] != 0).float().mean() > 0.99
-            assert (view[1][where[0] == -1] != 0).any()  # normalised without the mask: left as it is
+            assert (view[1][where[0] == -1] != 0).any()  # normalized without the mask: left as it is
 
 
 @each_pipeline

@@ -70,7 +70,7 @@ def test_the_classes_are_there_whole_and_in_their_place():
         for plane in labels:
             if (plane == 1).any():
                 pool, right = (np.argwhere(plane == c).mean(axis=0) for c in (3, 1))
-                assert np.hypot(*(pool - right)) * 1.5 > 15, "mm between the ventricles' centres"
+                assert np.hypot(*(pool - right)) * 1.5 > 15, "mm between the ventricles' centers"
                 assert right[1] < pool[1], "the right ventricle is on the image's left"
 
 
@@ -93,8 +93,8 @@ def test_anatomy_and_contrast_differ_between_cases():
     assert max(pool_ml) > 2 * min(pool_ml)
     ratio = [np.median(image[labels == 1]) / np.median(image[labels == 2]) for image, labels in drawn]
     assert min(ratio) < 1.7 < 2 < max(ratio), "the right ventricle's contrast"
-    centres = np.array([np.argwhere(labels == 3).mean(axis=0) for _, labels in drawn])
-    assert (centres.std(axis=0) > (0.3, 1, 1)).all()
+    centers = np.array([np.argwhere(labels == 3).mean(axis=0) for _, labels in drawn])
+    assert (centers.std(axis=0) > (0.3, 1, 1)).all()
     for i, (_, a) in enumerate(drawn):
         assert all(np.mean(a[a > 0] == b[a > 0]) < 0.97 for _, b in drawn[i + 1 :])
 

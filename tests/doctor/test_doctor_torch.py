@@ -95,7 +95,7 @@ def test_works_where_nothing_is_installed(tmp_path):
     assert statuses(output).count("ok") == 3  # Python, the variable, the computer
 
 
-def test_recognises_torch_and_torchvision_that_do_not_fit(tmp_path):
+def test_recognizes_torch_and_torchvision_that_do_not_fit(tmp_path):
     timm = "raise RuntimeError('operator torchvision::nms does not exist')"
     status, output = run_doctor(tmp_path, fake(tmp_path, torch=WORKING_TORCH, timm=timm))
     assert status == 1

@@ -38,9 +38,9 @@ CERTAIN = {**AVERAGING, "ramp_up": 1, "consistency_weight": math.exp(5), "passes
 CROSSING = {**TEACHING, "students": {"CNN1": UNCLIPPED, "CNN2": UNCLIPPED}}
 CMAFORMER = {"students": {"CMAformer": {"grad_clip": 0, "arch": SMALL_CMAFORMER}}}
 # Each process draws the voxels of CRLN's contrast from its own; two have other ones than one does: see CONTRASTING.
-RECTIFYING = {**MATCHING, "tau": 0.3, "tau_weak": 0.2, "start": 0, "noise": 0.0, "contrast_weight": 0}
+RECTIFYING = {**MATCHING, "tau": 0.3, "tau_weak": 0.2, "rectify_from_iteration": 0, "noise": 0.0, "contrast_weight": 0}
 CONTRASTING = {**RECTIFYING, "contrast_weight": 1.0}  # everything is drawn, negatives from images that all have
-DUAL = {"students": {"CNN": UNCLIPPED}, "ramp_up": 0, "dual_start": 0.5}
+DUAL = {"students": {"CNN": UNCLIPPED}, "ramp_up": 0, "multiplier_init": 0.5}
 # Name -> trainer, kind of labels, configuration, settings.
 CASES = {
     "cross teaching": ("CrossTeachingTrainer", "plain", "2d", TEACHING),
@@ -62,7 +62,7 @@ CASES = {
     "ldc, regions": ("LDCTrainer", "regions", "3d_fullres", {**DUAL, "logit_limit": 0.1}),
     "ldc, official": ("LDCTrainer", "plain", "2d", {**DUAL, "formulation": "official", "contrast": "off"}),
 }
-BATCH_SIZE = 4  # half of it labelled
+BATCH_SIZE = 4  # half of it labeled
 
 
 def make_trainer(name, kind, configuration, changes):
@@ -70,7 +70,7 @@ def make_trainer(name, kind, configuration, changes):
     trainer = get_trainer_from_args(str(DATASETS[kind]), configuration, 0, name, device=torch.device("cpu"))
     trainer.initialize()
     if dist.is_initialized() and isinstance(trainer, SemiSupervisedTrainer):
-        # Every process centres as many labelled samples on foreground, on average, and as many as one process would.
+        # Every process centers as many labeled samples on foreground, on average, and as many as one process would.
         assert (trainer.oversample_foreground_percent, trainer.probabilistic_oversampling) == (0.33, True)
     trainer.set_deep_supervision_enabled(True)
     trainer.network.train()
@@ -101,10 +101,10 @@ def strengthen_relations(trainer):
 
 
 def make_batch(trainer):
-    """A batch whose second unlabelled sample, if there is one, has far fewer voxels that count."""
+    """A batch whose second unlabeled sample, if there is one, has far fewer voxels that count."""
     batch = next(trainer.get_dataloaders()[0])
     if "where" in batch:
-        batch["where"][1, ..., batch["where"].shape[-1] // 5 :] = -1
+        batch["learn_mask"][1, ..., batch["learn_mask"].shape[-1] // 5 :] = -1
     if getattr(trainer.settings, "contrast_weight", 0):
         for values in (batch["data"], *batch["target"]):
             values[1] = values[0]

@@ -1,4 +1,4 @@
-"""Datasets with unlabelled images, and copies of them in which the labels of unlabelled cases differ."""
+"""Datasets with unlabeled images, and copies of them in which the labels of unlabeled cases differ."""
 
 from __future__ import annotations
 
@@ -22,16 +22,23 @@ STUDENTS = {
     "MeanTeacherTrainer": CNN, "UAMTTrainer": CNN, "FixMatchTrainer": CNN, "UniMatchTrainer": CNN,
     "CrossMatchTrainer": CNN, "CRLNTrainer": CNN, "LDCTrainer": CNN, "CMAformerTrainer": ("CMAformer",),
 }  # fmt: skip
-SUPERVISED = ("SupervisedTrainer", "CMAformerTrainer")  # without unlabelled images
+SUPERVISED = ("SupervisedTrainer", "CMAformerTrainer")  # without unlabeled images
 SMALL_CMAFORMER = {"features": [4, 4, 6, 8, 8, 8], "num_heads": 2, "num_layers": 1}
-# Small networks, and thresholds that two iterations reach, so that the unlabelled images teach.
+# Small networks, and thresholds that two iterations reach, so that the unlabeled images teach.
 OWN = {
     "CrossTeachingTrainer": {"students": {"Transformer": {"network": "segformer_b0"}}},
     "FixMatchTrainer": {"tau": 0.3},
     "UniMatchTrainer": {"tau": 0.3},
     "CrossMatchTrainer": {"tau": 0.3},
     # Labels are rectified from the second epoch on.
-    "CRLNTrainer": {"tau": 0.3, "tau_weak": 0.28, "start": 2, "prototypes": 3, "anchors": 8, "negatives": 4},
+    "CRLNTrainer": {
+        "tau": 0.3,
+        "tau_weak": 0.28,
+        "rectify_from_iteration": 2,
+        "prototypes": 3,
+        "anchors": 8,
+        "negatives": 4,
+    },
     "CMAformerTrainer": {"students": {"CMAformer": {"arch": SMALL_CMAFORMER}}},
 }
 
@@ -42,7 +49,7 @@ def settings_of(trainer, **changes):
 
 
 def make_workspace(root):
-    """Datasets of five labelled cases, two of which every fold declares unlabelled, and two in imagesUn."""
+    """Datasets of five labeled cases, two of which every fold declares unlabeled, and two in imagesUn."""
     workspace = Workspace(root)
     small = {"shape": (6, 48, 48), "spacing_mm": (8, 3, 3)}
     for number, kind in enumerate(KINDS):
@@ -70,7 +77,7 @@ def make_workspace(root):
 
 
 def copy_of(workspace, root, change):
-    """Another workspace, where `change(image, labels)` was called for every preprocessed unlabelled case.
+    """Another workspace, where `change(image, labels)` was called for every preprocessed unlabeled case.
 
     Args:
         workspace: The original.

@@ -1,6 +1,6 @@
 """nnUNetv2_train, killed as by `kill -9` at the moment that the first argument names.
 
-python killed_train.py step:6 901 2d 0 -tr CTRCLTrainer                    as the sixth step of any optimiser begins
+python killed_train.py step:6 901 2d 0 -tr CTRCLTrainer                    as the sixth step of any optimizer begins
 python killed_train.py save:checkpoint_final.pth 901 2d 0 -tr CTRCLTrainer  with half of that checkpoint written
 """
 

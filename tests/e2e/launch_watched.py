@@ -15,7 +15,7 @@ from nnunet_collab.training.trainer import CollabTrainer
 
 
 def watch_steps():
-    """A list that every training step adds its batch to: the cases, and the sum of the unlabelled intensities."""
+    """A list that every training step adds its batch to: the cases, and the sum of the unlabeled intensities."""
     steps, take = [], CollabTrainer.train_step
 
     def train_step(trainer, batch):

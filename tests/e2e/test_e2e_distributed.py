@@ -38,7 +38,7 @@ def test_two_processes_have_the_gradients_of_one(case, gradients):
     for student in STUDENTS:
         names = [name for name in alone["gradients"] if f".{student}." in name]
         assert len(names) > 20
-        # Biases before a normalisation have gradient 0 but for rounding: compare with the whole student, too.
+        # Biases before a normalization have gradient 0 but for rounding: compare with the whole student, too.
         whole = torch.stack([alone["gradients"][name].norm() for name in names]).norm()
         for name in names:
             a, b = alone["gradients"][name], shared["gradients"][name]

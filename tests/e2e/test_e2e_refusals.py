@@ -141,7 +141,7 @@ def make_shallow_plans(workspace):
 
 
 def take_label_3_away(workspace):
-    """Of all cases, so also of the labelled ones."""
+    """Of all cases, so also of the labeled ones."""
     for path in (workspace.preprocessed("plain") / "nnUNetPlans_2d").glob("*.pkl"):
         content = pickle.loads(path.read_bytes())
         content["class_locations"][3] = []
@@ -164,7 +164,7 @@ def take_label_3_away(workspace):
         ),
         (
             "LDCTrainer", "plain", "nnUNetPlans", take_label_3_away,
-            "setting 'size_source': 'labeled' takes the size of each class from the labelled cases, and none of the 3 "
+            "setting 'size_source': 'labeled' takes the size of each class from the labeled cases, and none of the 3 "
             "of this fold has label 3. Label a case that does, or set size_source to 'teacher' or constraint to "
             "'none'.",
         ),

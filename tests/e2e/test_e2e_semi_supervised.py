@@ -1,4 +1,4 @@
-"""Methods with unlabelled images through nnU-Net's real commands: training, resuming, publishing, and no label read."""
+"""Methods with unlabeled images through nnU-Net's real commands: training, resuming, publishing, and no label read."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_trains_validates_and_publishes_each_student(trainer, configuration, run
     log = "".join(path.read_text() for path in training.fold.glob("training_log_*.txt"))
     if trainer not in SUPERVISED:
         # Two cases of the split and two of imagesUn.
-        assert "2 labelled samples of 2 cases and 2 unlabelled ones of 4" in log
+        assert "2 labeled samples of 2 cases and 2 unlabeled ones of 4" in log
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def kill_and_continue(workspace, runs, trainer, configuration, deploy):
     reference = runs[trainer, configuration].result()
     if changes:
         reference = train(workspace, trainer, "plain", configuration, group="uninterrupted", **changes)
-    # In the second epoch; where there are two optimisers, between the step of the first and that of the second.
+    # In the second epoch; where there are two optimizers, between the step of the first and that of the second.
     moments = {"CRLNTrainer": "step:8", "CrossTeachingTrainer": "step:6", "CPSTrainer": "step:6"}
     moment, group = moments.get(trainer, "step:4"), f"killed_{configuration}_{deploy}"
     training = train(workspace, trainer, "plain", configuration, group=group, killed_at=moment, **changes)
@@ -185,12 +185,12 @@ def test_killed_and_continued_equals_uninterrupted(trainer, configuration, deplo
     assert (ours["nnunet_collab"]["trained_weights"] is not None) == (has_heads or deploy == "teacher")
 
 
-# ---------------------------------------------------------------- no label of an unlabelled case is read
+# ---------------------------------------------------------------- no label of an unlabeled case is read
 
 
 @pytest.fixture(scope="module")
 def variants(workspace, tmp_path_factory):
-    """The workspace, and copies where the labels of the unlabelled cases are garbage or gone."""
+    """The workspace, and copies where the labels of the unlabeled cases are garbage or gone."""
     roots = {name: tmp_path_factory.mktemp(name) for name in ("garbage", "deleted")}
     yield {
         "intact": workspace,
@@ -211,7 +211,7 @@ def variants(workspace, tmp_path_factory):
         ("LDCTrainer", "regions", "3d_fullres"),
     ],
 )
-def test_labels_of_unlabelled_cases_change_no_bit_of_a_training(
+def test_labels_of_unlabeled_cases_change_no_bit_of_a_training(
     trainer, kind, configuration, variants, in_process, monkeypatch
 ):
     ends, forced = {}, watch_crops(monkeypatch)
@@ -250,7 +250,7 @@ def noting(get_bbox, forced):
     return note
 
 
-def test_a_label_of_a_labelled_case_does_change_it(workspace, in_process, tmp_path):
+def test_a_label_of_a_labeled_case_does_change_it(workspace, in_process, tmp_path):
     """The other way round, so that the test above cannot pass because nothing matters."""
     other = copy_of(workspace, tmp_path, lambda case: None)
     for case in SPLIT["train"]:
@@ -266,7 +266,7 @@ def test_a_label_of_a_labelled_case_does_change_it(workspace, in_process, tmp_pa
     assert differing_tensors(*ends) != []
 
 
-def test_plans_are_those_of_the_labelled_images_alone(workspace, tmp_path):
+def test_plans_are_those_of_the_labeled_images_alone(workspace, tmp_path):
     """Planned anew without imagesUn: the same fingerprint and the same plans."""
     other = Workspace(tmp_path)
     raw = Path("raw", workspace.dataset("plain"))
@@ -304,7 +304,7 @@ def test_two_processes_have_the_gradients_of_one(case, shared):
     whole = torch.stack([g.norm() for g in alone["gradients"].values()]).norm()
     assert len(alone["gradients"]) > 20
     for name, a in alone["gradients"].items():
-        # Biases before a normalisation have gradient 0 but for rounding: compare with the whole student, too.
+        # Biases before a normalization have gradient 0 but for rounding: compare with the whole student, too.
         assert (a - both["gradients"][name]).norm() <= 1e-3 * a.norm() + 1e-6 * whole, name
     for student, values in alone["curves"].items():
         assert both["curves"][student] == pytest.approx(values, rel=1e-4, abs=1e-6, nan_ok=True)
@@ -323,9 +323,11 @@ def test_uamt_did_leave_voxels_out(shared):
 
 
 @pytest.mark.parametrize("trainer", ["MeanTeacherTrainer", "CRLNTrainer"])
-def test_torchrun_keeps_the_share_of_labelled_samples_in_every_process_and_publishes(trainer, workspace, tmp_path):
+def test_torchrun_keeps_the_share_of_labeled_samples_in_every_process_and_publishes(trainer, workspace, tmp_path):
     changes = {"epochs": 1, "batch_size": 8, "labeled_share": 0.25}
-    changes |= {"start": 1} if trainer == "CRLNTrainer" else {}  # labels are rectified in the second iteration
+    changes |= (
+        {"rectify_from_iteration": 1} if trainer == "CRLNTrainer" else {}
+    )  # labels are rectified in the second iteration
     arguments = (tmp_path, DATASETS["plain"], "2d", 0, "-tr", trainer, "-device", "cpu")
     script = Path(__file__).with_name("launch_watched.py")
     settings = settings_of(trainer, **changes)

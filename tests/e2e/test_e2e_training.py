@@ -120,7 +120,7 @@ def test_stores_the_settings_wherever_they_are_needed(training):
 
 
 @each_training
-def test_counts_its_iterations_and_keeps_both_optimisers(training):
+def test_counts_its_iterations_and_keeps_both_optimizers(training):
     run = training.checkpoint()
     assert run["nnunet_collab"]["iteration"] == ITERATIONS
     assert run["current_epoch"] == 2

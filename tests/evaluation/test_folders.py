@@ -16,7 +16,7 @@ from skimage import io
 from nnunet_collab.commands import evaluate as command
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.evaluation.folders import evaluate_folders, listed, plan_evaluation, workers
-from nnunet_collab.evaluation.metrics import ALL_CLASSES, case_metrics, summarise
+from nnunet_collab.evaluation.metrics import ALL_CLASSES, case_metrics, summarize
 
 LABELS = {"background": 0, "liver": 1, "cyst": 2}
 SPACING_XYZ = (0.5, 2.0, 5.0)  # as SimpleITK writes it; nnU-Net reads (5, 2, 0.5)
@@ -179,13 +179,13 @@ def test_all_problems_are_told_at_once_and_nothing_is_computed(folders, monkeypa
     assert "found 4 problem(s)" in complaint(folders, allow_missing=True)
 
 
-def test_colours_a_predicted_ignore_label_and_long_lists(tmp_path):
+def test_colors_a_predicted_ignore_label_and_long_lists(tmp_path):
     describe(tmp_path / "p", {"background": 0, "polyp": 1, "ignore": 2}, ".png")
     for folder, case in product("pl", range(22)):
         write(tmp_path / folder / f"{case:02}.png", np.full((4, 4), 2))
     write(tmp_path / "l" / "00.png", np.zeros((4, 4, 3)))
     message = complaint((tmp_path / "p", tmp_path / "l"))
-    assert "00.png must have one channel; got 3. Save label values, not colours." in message
+    assert "00.png must have one channel; got 3. Save label values, not colors." in message
     assert "01.png must hold only the values [0, 1] of" in message
     assert message.endswith("- and 3 more")  # of 23
     assert listed([f"{n:02}" for n in range(21)]).endswith("18, 19, and 1 more)")
@@ -209,7 +209,7 @@ def test_command_prints_a_page_and_writes_a_tidy_csv(folders, tmp_path, capsys):
     for part in (
         "class Dice Jaccard HD mm HD95 mm ASD mm MAE",
         "Left out, predicted but without a label: 1 (c).",
-        "labelled but without a prediction: 1 (lonely).",
+        "labeled but without a prediction: 1 (lonely).",
         "Voxels whose label is 4 (ignore) count as background",
         "left out of Dice, Jaccard and distances (both empty: 2)",
     ):
@@ -256,6 +256,6 @@ def test_csv_is_whole_or_not_there(folders, tmp_path, monkeypatch):
     output.write_text("the old table")
     monkeypatch.setattr(os, "replace", lambda *_: 1 / 0)  # dies between writing and renaming
     with pytest.raises(ZeroDivisionError):
-        command.write_csv(frame, summarise(frame), output)
+        command.write_csv(frame, summarize(frame), output)
     assert output.read_text() == "the old table"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels", "out.csv", "predicted"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
-from nnunet_collab.evaluation.metrics import ALL_CLASSES, case_metrics, summarise
+from nnunet_collab.evaluation.metrics import ALL_CLASSES, case_metrics, summarize
 from nnunet_collab.evaluation.surface import surface_distances
 
 SHAPES = [((9, 11), (0.7, 2.5)), ((6, 7, 5), (5.0, 0.8, 1.3))]
@@ -23,9 +23,9 @@ def random_pair(shape, seed, density=0.3):
     return rng.random(shape) < density, rng.random(shape) < density
 
 
-def smooth_blob(shape, centre, radii):
+def smooth_blob(shape, center, radii):
     grid = np.meshgrid(*map(np.arange, shape), indexing="ij")
-    return sum(((x - c) / r) ** 2 for x, c, r in zip(grid, centre, radii, strict=True)) < 1
+    return sum(((x - c) / r) ** 2 for x, c, r in zip(grid, center, radii, strict=True)) < 1
 
 
 def reference(prediction, truth, spacing):
@@ -95,9 +95,9 @@ def test_shifted_cubes_are_apart_by_the_shift_also_by_surface_distance(axis):
 def test_smooth_objects_agree_with_surface_distance_within_half_a_voxel_diagonal():
     """It puts points on voxel corners and weighs them by area, so it differs, but by less than the grid can resolve."""
     for shape, spacing in (((40, 44), (1.5, 0.8)), ((20, 40, 44), (2.5, 0.8, 1.0))):
-        centre, radii = [s / 2 for s in shape], [s / 3 for s in shape]
-        prediction = smooth_blob(shape, centre, radii)
-        truth = smooth_blob(shape, [c - 2 for c in centre], [r * 0.9 for r in radii])
+        center, radii = [s / 2 for s in shape], [s / 3 for s in shape]
+        prediction = smooth_blob(shape, center, radii)
+        truth = smooth_blob(shape, [c - 2 for c in center], [r * 0.9 for r in radii])
         got = surface_distances(prediction, truth, spacing)
         assert got == pytest.approx(surface_distance_package(prediction, truth, spacing), abs=math.hypot(*spacing) / 2)
 
@@ -223,7 +223,7 @@ def test_summary_by_hand():
         ("c", "cyst", 0.0, nan, 0.6, 0, 1, 0),
         ("a", "stone", nan, nan, 0.0, 0, 0, 1),
     ]
-    summary = summarise(pd.DataFrame(rows, columns=columns)).set_index(["class", "statistic"])
+    summary = summarize(pd.DataFrame(rows, columns=columns)).set_index(["class", "statistic"])
     assert list(summary.index.get_level_values("class").unique()) == ["liver", "cyst", "stone", ALL_CLASSES]
     assert summary.loc[("liver", "mean"), ["dice", "hd_mm", "mae"]].tolist() == pytest.approx([1.6 / 3, 6.0, 0.2])
     assert summary.loc[("liver", "std"), "hd_mm"] == pytest.approx(math.sqrt(8))  # (2^2 + 2^2) / (2 - 1)

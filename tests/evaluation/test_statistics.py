@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from nnunet_collab.evaluation import statistics
-from nnunet_collab.evaluation.metrics import ALL_CLASSES, summarise
+from nnunet_collab.evaluation.metrics import ALL_CLASSES, summarize
 from nnunet_collab.evaluation.statistics import bootstrap_interval, holm, paired_test
 
 
@@ -63,7 +63,7 @@ def test_the_mean_is_that_of_the_evaluation_and_nan_is_left_out():
         {"case": str(case), "class": str(c), "dice": dice[case, c], "missed": 0, "false_positive": 0, "both_empty": 0}
         for case, c in itertools.product(range(7), range(3))
     ]
-    summary = summarise(pd.DataFrame(rows)).set_index(["class", "statistic"])["dice"]
+    summary = summarize(pd.DataFrame(rows)).set_index(["class", "statistic"])["dice"]
     cases = [str(case) for case in range(7)]
     assert bootstrap_interval(dice, cases).mean == pytest.approx(summary[(ALL_CLASSES, "mean")], rel=1e-12)
     assert bootstrap_interval(dice[:, 0], cases).mean == pytest.approx(summary[("0", "mean")], rel=1e-12)

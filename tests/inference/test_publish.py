@@ -83,7 +83,7 @@ def test_a_published_checkpoint_says_where_it_comes_from(fold, trainer):
     ours = checkpoint["nnunet_collab"]
     assert (ours["student"], ours["trained_by"], ours["iteration"]) == ("CNN", "CTRCLTrainer", 1)
     assert ours["settings"] == trainer.plans_manager.plans["nnunet_collab"]["settings"]
-    assert ours["weights_from"]["CNN"] == "random initialisation"
+    assert ours["weights_from"]["CNN"] == "random initialization"
     # Neither what continues the training nor the names of the cases.
     assert ours.keys() == {"settings", "iteration", "weights_from", "student", "trained_by"}
     assert checkpoint["optimizer_state"] == {}

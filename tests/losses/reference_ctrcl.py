@@ -1,6 +1,6 @@
 """CTRCL's equations (paper, sections III.B and III.C) in float64, one voxel or cell at a time.
 
-Plain Python over numpy arrays; nothing here is shared with the package. `logit_loss_fast` is a second, vectorised
+Plain Python over numpy arrays; nothing here is shared with the package. `logit_loss_fast` is a second, vectorized
 writing of `logit_loss`, for volumes that a loop cannot cross in time.
 
 Shapes: `B` samples, `K` classes, `D` channels, `*S` spatial axes of the labels, `*s` those of a feature map.

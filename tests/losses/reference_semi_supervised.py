@@ -72,7 +72,7 @@ def hard_dice(student: Array, teacher: Array, keep: Mask, regions: bool, tau: fl
     entries = [(r, k) for r in channels for k in (0, 1)] if regions else [(0, k) for k in channels]
     if kind != "dice":
         entries = [(index, k) for index, k in entries if k > 0]
-    overlap, predicted, labelled = ({e: 0.0 for e in entries} for _ in range(3))
+    overlap, predicted, labeled = ({e: 0.0 for e in entries} for _ in range(3))
     anything = False
     for voxel in voxels(student):
         if not keep[voxel]:
@@ -85,10 +85,10 @@ def hard_dice(student: Array, teacher: Array, keep: Mask, regions: bool, tau: fl
             m = float(max(range(len(q[index])), key=lambda j, own=q[index]: own[j]) == k)
             overlap[index, k] += p[index][k] * m
             predicted[index, k] += p[index][k] ** (1 if kind == "dice_nnunet" else 2)
-            labelled[index, k] += m
+            labeled[index, k] += m
     if not anything:
         return 0.0
-    ratios = [(2 * overlap[e] + smooth) / (predicted[e] + labelled[e] + smooth) for e in entries]
+    ratios = [(2 * overlap[e] + smooth) / (predicted[e] + labeled[e] + smooth) for e in entries]
     return 1 - sum(ratios) / len(ratios)
 
 

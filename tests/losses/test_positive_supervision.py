@@ -19,7 +19,7 @@ CHOICE = {"tau": 0.5, "xi": 0.6, "temperature": 0.5, "positives": "both", "ancho
 
 
 class Pointwise(torch.nn.Module):
-    """r = W f without neighbours: what reaches which voxel is plain to see."""
+    """r = W f without neighbors: what reaches which voxel is plain to see."""
 
     def __init__(self, weight):
         super().__init__()

@@ -270,7 +270,7 @@ def test_a_patch_of_a_single_class(named, criterion):
 
 
 def test_dice_of_the_code_has_squares_in_the_denominator_and_that_of_nnunet_has_not():
-    p = torch.tensor([0.8, 0.6], dtype=torch.float64)  # two voxels, both labelled 1
+    p = torch.tensor([0.8, 0.6], dtype=torch.float64)  # two voxels, both labeled 1
     student = torch.stack([torch.zeros(2).double(), torch.logit(p)]).view(1, 2, 1, 2)
     teacher = torch.tensor([[-9.0, -9.0], [9.0, 9.0]], dtype=torch.float64).view(1, 2, 1, 2)
     keep = torch.ones(1, 1, 2, dtype=torch.bool)

@@ -128,7 +128,7 @@ def test_lambda_is_at_most_half_where_wrong(shape: tuple[int, ...], factors: tup
     assert (lam > 0).all()
 
 
-def test_lambda_at_initialisation_is_one_over_k_squared() -> None:
+def test_lambda_at_initialization_is_one_over_k_squared() -> None:
     probs = torch.full((1, 9, 1, 1), 1 / 9, dtype=torch.float64)
     probs[0, 0] += 1e-6  # no tie
     probs[0, 1] -= 1e-6

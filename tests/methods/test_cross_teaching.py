@@ -23,7 +23,7 @@ from tiny import LABELS, make_semi_supervised_batch
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.losses.pseudo_labels import pseudo_label_loss
 from nnunet_collab.methods.cross_teaching import CPSTrainer, CrossTeachingTrainer
-from nnunet_collab.training.semi_supervised import part
+from nnunet_collab.training.semi_supervised import slice_output
 
 STUDENTS = {CrossTeachingTrainer: ("CNN", "Transformer"), CPSTrainer: ("CNN1", "CNN2")}
 
@@ -36,12 +36,12 @@ def make(tmp_path, monkeypatch):
 
 
 def forward(trainer, kind="plain"):
-    """Outputs of `terms_of` on the labelled and on the unlabelled samples, and the batch."""
+    """Outputs of `terms_of` on the labeled and on the unlabeled samples, and the batch."""
     batch = batch_of(trainer, kind)
     torch.manual_seed(5)
     outputs = trainer.network(torch.cat([batch.image, batch.weak]))
     count = len(batch.image)
-    labeled = {name: part(output, 0, count) for name, output in outputs.items()}
+    labeled = {name: slice_output(output, 0, count) for name, output in outputs.items()}
     return labeled, {name: output.logits[count:] for name, output in outputs.items()}, batch
 
 
@@ -131,7 +131,7 @@ def test_a_weight_above_zero_changes_them(make):
 def test_voxels_that_are_left_out_teach_nothing(make, kind):
     trainer = make(kind=kind)
     batch = make_semi_supervised_batch(trainer, kind)
-    batch["where"][:] = -1
+    batch["learn_mask"][:] = -1
     torch.manual_seed(5)
     terms = by_key(trainer.batch_terms(batch))
     (terms["CNN/pseudo"].value + terms["Transformer/pseudo"].value).backward()
@@ -167,7 +167,7 @@ def test_the_quality_of_pseudo_labels_is_that_of_the_labels_a_student_gets(make)
     """As its share used, entropy and classes are: the peer makes them."""
     trainer = make()
     outputs = {"CNN": object(), "Transformer": object()}
-    found = trainer.labeler(torch.zeros(1), outputs)
+    found = trainer.pseudo_labelers(torch.zeros(1), outputs)
     assert found == {"CNN": outputs["Transformer"], "Transformer": outputs["CNN"]}
 
 

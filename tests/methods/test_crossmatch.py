@@ -66,28 +66,28 @@ def separately(trainer, image, rate=0.0, where="all", drop=None):
     return network.decoder(features)[0]
 
 
-def no_box(tensor, further=None):
+def no_box(tensor, second=None):
     return tensor
 
 
-def by_hand(trainer, batch, kind, drop, *, boxes=(no_box, no_box), further=None, where="all", **options):
-    """The L_ip, L_tkd and L_dkd of the module's docstring, one view and one flow at a time."""
+def by_hand(trainer, batch, kind, drop, *, boxes=(no_box, no_box), second=None, where="all", **options):
+    """The L_ip, L_tkd and L_dkd of the module's docstring, one view and one perturbed_pass at a time."""
     options = {"criterion": "dice", "threshold": trainer.settings.tau, "smooth": 1e-4, **options}
     rates = trainer.settings.drop_rates
 
     def distance(student, teacher, keep):
         return pseudo_label_loss(student, teacher, keep, regions="regions" in kind, **options)
 
-    views = [boxes[i](view, further and further.strong[i]) for i, view in enumerate(batch.strong)]
-    keep_1, keep = (box(batch.keep, further and further.keep) for box in boxes)
+    views = [boxes[i](view, second and second.strong[i]) for i, view in enumerate(batch.strong)]
+    keep_1, keep = (box(batch.keep, second and second.keep) for box in boxes)
     s1, s2 = (separately(trainer, view) for view in views)
     (w, w_w, w_s), (s2_w, s2_s) = (
         [separately(trainer, batch.weak, rate, where, drop) for rate in (0.0, *rates)],
         [separately(trainer, views[1], rate, where, drop) for rate in rates],
     )
     fill = [None] * 3
-    if further is not None:
-        fill = [separately(trainer, further.weak, rate, where, drop) for rate in (0.0, *rates)]
+    if second is not None:
+        fill = [separately(trainer, second.weak, rate, where, drop) for rate in (0.0, *rates)]
     t, t_w, t_s = (boxes[1](x, y) for x, y in zip((w, w_w, w_s), fill, strict=True))
     image = (distance(s1, boxes[0](w, fill[0]), keep_1) + distance(s2, t, keep)) / 2
     tkd = (
@@ -126,15 +126,15 @@ def test_batched_flows_equal_separate_passes(make, halves, kind, configuration):
 
 
 @pytest.mark.parametrize("kind", ["plain", "regions"])
-@pytest.mark.parametrize("mode", ["batch", "further"])
+@pytest.mark.parametrize("mode", ["batch", "second_batch"])
 def test_image_label_assistants_and_place_are_mixed_alike(make, halves, kind, mode, monkeypatch):
     use_half_boxes(monkeypatch)
     trainer = make(kind=kind, changes={**low(kind), "mixing": mode})
     terms = terms_of(trainer, kind)
-    own, further = trainer.divide(batch_of(trainer, kind))
-    assert (further is None) == (mode == "batch")
-    boxes = [HalfBox(side=side, within_batch=further is None) for side in (0, 1)]
-    assert_terms_are(terms, by_hand(trainer, own, kind, halves, boxes=boxes, further=further))
+    own, second = trainer.divide(batch_of(trainer, kind))
+    assert (second is None) == (mode == "batch")
+    boxes = [HalfBox(side=side, within_batch=second is None) for side in (0, 1)]
+    assert_terms_are(terms, by_hand(trainer, own, kind, halves, boxes=boxes, second=second))
 
 
 @pytest.mark.parametrize("total", TOTALS)
@@ -163,7 +163,7 @@ def test_half_of_nnunets_sum_is_the_supervised_loss(make):
         ({"tau": 0.45}, {"threshold": 0.45}),
         ({"performance_gap": 0.0}, {}),
         ({"performance_gap": 0.8}, {}),
-        ({"perturb": "bottleneck"}, {"where": "bottleneck"}),
+        ({"perturb": "bottleneck"}, {"learn_mask": "bottleneck"}),
     ],
 )
 def test_every_switch_reaches_its_losses(make, halves, changes, options):
@@ -266,9 +266,9 @@ def test_a_mixing_image_is_never_its_own_partner(make):
             assert mixed[sample][~cut.boxes[sample]].unique().tolist() in ([sample], [])
 
 
-def test_a_single_unlabelled_sample_is_mixed_with_a_further_image(make):
+def test_a_single_unlabeled_sample_is_mixed_with_a_further_image(make):
     trainer = make(changes={**low("plain"), "batch_size": 2})
-    assert (trainer.unlabeled_per_batch, trainer.views_per_batch()) == (1, 2)
+    assert (trainer.unlabeled_per_batch, trainer.unlabeled_crops_per_batch()) == (1, 2)
     result = trainer.train_step(make_semi_supervised_batch(trainer))
     assert set(result["terms"]) == {f"CNN/{name}" for name in NAMES}
 
@@ -285,7 +285,7 @@ def test_after_a_step_no_parameter_that_learns_is_without_gradient(make, configu
     assert result["loss"] == pytest.approx(sum(result["terms"].values()), rel=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["batch", "further"])
+@pytest.mark.parametrize("mode", ["batch", "second_batch"])
 def test_what_teaches_is_not_dropped_by_the_network_itself(make, halves, monkeypatch, mode):
     """A SegFormer drops branches at random: with the method's own dropout fixed, targets do not depend on chance."""
     student = {"name": "T", **SEGFORMER, "arch": {"drop_path": 0.9, "head_dropout": 0.5}}

@@ -10,7 +10,7 @@ import torch
 from tiny import LABELS, make_batch, make_trainer
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.types import region_target
+from nnunet_collab.core.types import region_truth
 from nnunet_collab.losses.class_aware import class_aware_kl, region_class_aware_kl
 from nnunet_collab.losses.collaborative_kl import as_two_classes, ensemble_kl, mutual_kl, rectified_kl, selective_kl
 from nnunet_collab.methods.ctrcl import CTRCLTrainer
@@ -62,11 +62,11 @@ def losses_by_hand(trainer, own, peer, truth, mode):
     """The three collaborative values of equation 17, from the loss functions alone."""
     logit_loss = {"rlcl": rectified_kl, "mutual": mutual_kl, "ensemble": ensemble_kl, "selective": selective_kl}[mode]
     if truth.regions is None:
-        feature_loss = partial(class_aware_kl, target=truth.target, num_classes=3)
-        logits = logit_loss(own.logits, peer.logits, truth.target)
+        feature_loss = partial(class_aware_kl, target=truth, num_classes=3)
+        logits = logit_loss(own.logits, peer.logits, truth)
     else:
-        feature_loss = partial(region_class_aware_kl, regions=truth.regions, keep=truth.target.keep)
-        two_classes = region_target(truth.regions, truth.target.keep)
+        feature_loss = partial(region_class_aware_kl, regions=truth.regions, keep=truth.keep)
+        two_classes = region_truth(truth.regions, truth.keep)
         logits = logit_loss(as_two_classes(own.logits), as_two_classes(peer.logits), two_classes)
     features = [feature_loss(getattr(own, level), getattr(peer, level)) for level in ("encoder", "decoder")]
     return dict(zip((mode, "cfcl_encoder", "cfcl_decoder"), (logits, *features), strict=True))
@@ -107,8 +107,8 @@ def test_every_switch_reaches_its_loss(make, changes, level_options, logit_optio
     terms = by_key(trainer.loss_terms(outputs, target, truth))
     own, peer = (outputs[name] for name in STUDENTS)
     by_hand = [
-        rectified_kl(own.logits, peer.logits, truth.target, **logit_options),
-        class_aware_kl(own.encoder, peer.encoder, truth.target, num_classes=3, **level_options),
+        rectified_kl(own.logits, peer.logits, truth, **logit_options),
+        class_aware_kl(own.encoder, peer.encoder, truth, num_classes=3, **level_options),
     ]
     parameters = list(trainer.group["CNN"].network.encoder.stages[0].parameters())
     for name, want in zip(("rlcl", "cfcl_encoder"), by_hand, strict=True):

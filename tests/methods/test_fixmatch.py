@@ -1,4 +1,4 @@
-"""FixMatch and UniMatch: the terms by hand, CutMix from the batch or from further images, and who learns."""
+"""FixMatch and UniMatch: the terms by hand, CutMix from the batch or from a second batch of images, and who learns."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tiny import LABELS, make_semi_supervised_batch
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.losses.pseudo_labels import pseudo_label_loss
 from nnunet_collab.methods.fixmatch import FixMatchTrainer, UniMatchTrainer
-from nnunet_collab.networks.perturbation import Flow
+from nnunet_collab.networks.perturbation import PerturbedPass
 
 METHODS = (FixMatchTrainer, UniMatchTrainer)
 PAIR = [{"name": "CNN"}, {"name": "Transformer", **SEGFORMER}]
@@ -66,7 +66,7 @@ def test_fixmatch_by_hand(make, kind):
     low = {"tau": 0.6 if "regions" in kind else 0.4}
     trainer = make(kind=kind, changes={**low, **NO_BOX, "supervised_weight": 1.0})
     terms, batch = terms_of(trainer, kind), batch_of(trainer, kind)
-    # One sample of each kind at a time: with instance normalisation this is the same network.
+    # One sample of each kind at a time: with instance normalization this is the same network.
     labeled, strong = (trainer.group["CNN"].train()(image) for image in (batch.image, batch.strong[0]))
     want = distance(trainer, strong.logits, clean(trainer, batch.weak), batch.keep, kind)
     torch.testing.assert_close(terms["CNN/supervised"].value, trainer.supervised(labeled, batch.target))
@@ -88,7 +88,7 @@ def test_unimatch_by_hand(make, kind):
     torch.manual_seed(5)
     [trainer.draw_cutmix(batch) for _ in range(2)]
     images = torch.cat([batch.image, *batch.strong, batch.weak])
-    dropped = student(images, [Flow(count - len(batch.weak), count, 0.5)]).logits[count:]
+    dropped = student(images, [PerturbedPass(count - len(batch.weak), count, 0.5)]).logits[count:]
     torch.testing.assert_close(terms["CNN/feature"].value, distance(trainer, dropped, teacher, batch.keep, kind))
     # (L_sup + [L_s1 + L_s2] / 4 + L_fp / 2) / 2, and L_sup has the factor of nnU-Net's sum of two losses.
     assert {key: term.weight for key, term in terms.items()} == {
@@ -101,44 +101,46 @@ def test_features_are_dropped_from_the_weak_view_at_the_rate_of_the_settings(mak
     trainer = make(UniMatchTrainer, changes={**LOW, "feature_drop": 0.25})
     seen = []
     network = trainer.network
-    trainer.network = lambda image, flows: seen.append((image, flows)) or network(image, flows)
+    trainer.network = lambda image, perturbed_passes: (
+        seen.append((image, perturbed_passes)) or network(image, perturbed_passes)
+    )
     batch = batch_of(trainer)
     terms_of(trainer)
-    ((image, flows),) = seen
-    assert [(flow.rate, flow.where) for flow in flows] == [(0.25, "all")]
-    assert torch.equal(image[flows[0].start : flows[0].stop], batch.weak)
+    ((image, perturbed_passes),) = seen
+    assert [(perturbed_pass.rate, perturbed_pass.where) for perturbed_pass in perturbed_passes] == [(0.25, "all")]
+    assert torch.equal(image[perturbed_passes[0].start : perturbed_passes[0].stop], batch.weak)
 
 
-@pytest.mark.parametrize("mixing_mode", ["batch", "further"])
+@pytest.mark.parametrize("mixing_mode", ["batch", "second_batch"])
 @pytest.mark.parametrize("method", METHODS)
 def test_image_label_and_place_are_mixed_alike(make, method, mixing_mode, monkeypatch):
     use_half_boxes(monkeypatch)
     trainer = make(method, changes={**LOW, "mixing": mixing_mode})
     terms, batch = terms_of(trainer), batch_of(trainer)
-    assert len(batch.weak) == (4 if mixing_mode == "further" else 2)
-    own, further = trainer.divide(batch)
-    assert (further is None) == (mixing_mode == "batch")
-    teachers = [clean(trainer, own.weak), None if further is None else clean(trainer, further.weak)]
+    assert len(batch.weak) == (4 if mixing_mode == "second_batch" else 2)
+    own, second = trainer.divide(batch)
+    assert (second is None) == (mixing_mode == "batch")
+    teachers = [clean(trainer, own.weak), None if second is None else clean(trainer, second.weak)]
     student = trainer.group["CNN"].train()
     values = []
     for i, view in enumerate(own.strong):
-        box = HalfBox(side=i, within_batch=further is None)
-        mixed = box(view, further and further.strong[i])
-        keep = box(own.keep, further and further.keep)
+        box = HalfBox(side=i, within_batch=second is None)
+        mixed = box(view, second and second.strong[i])
+        keep = box(own.keep, second and second.keep)
         values.append(distance(trainer, student(mixed).logits, box(*teachers), keep))
     torch.testing.assert_close(terms["CNN/strong"].value, torch.stack(values).mean())
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_single_unlabelled_sample_is_mixed_with_a_further_image(make, method):
+def test_a_single_unlabeled_sample_is_mixed_with_a_further_image(make, method):
     trainer = make(method, changes={**LOW, "batch_size": 2})
-    assert (trainer.unlabeled_per_batch, trainer.views_per_batch()) == (1, 2)
+    assert (trainer.unlabeled_per_batch, trainer.unlabeled_crops_per_batch()) == (1, 2)
     trainer.train_step(make_semi_supervised_batch(trainer))
     without = make(method, changes={**LOW, **NO_BOX, "batch_size": 2})
-    assert without.views_per_batch() == 1
+    assert without.unlabeled_crops_per_batch() == 1
     without.train_step(make_semi_supervised_batch(without))
     log = "".join(path.read_text() for path in sorted(Path(trainer.output_folder).glob("training_log*.txt")))
-    assert "one unlabelled sample per batch: CutMix takes a further image for each" in log
+    assert "one unlabeled sample per batch: CutMix takes a further image for each" in log
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,10 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.inference.publish import publish_fold
 from nnunet_collab.losses.consistency import predictive_entropy, squared_difference
 from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer, UAMTTrainer
-from nnunet_collab.training.semi_supervised import part
+from nnunet_collab.training.semi_supervised import slice_output
 
 METHODS = (MeanTeacherTrainer, UAMTTrainer)
-FEW_PASSES = {MeanTeacherTrainer: {}, UAMTTrainer: {"passes": 2, "certainty": 1.0}}
+FEW_PASSES = {MeanTeacherTrainer: {}, UAMTTrainer: {"mc_passes": 2, "entropy_threshold_start": 1.0}}
 PAIR = [{"name": "CNN"}, {"name": "Transformer", **SEGFORMER}]
 
 
@@ -45,7 +45,7 @@ def train(trainer, steps=2, kind="plain"):
     return [trainer.train_step(make_semi_supervised_batch(trainer, kind, seed)) for seed in range(steps)]
 
 
-def by_hand(trainer, kind, passes=0, certainty=1.0):
+def by_hand(trainer, kind, mc_passes=0, entropy_threshold_start=1.0):
     """The supervised and the consistency value of the CNN, with the random numbers of `terms_of`."""
     batch = batch_of(trainer, kind)
     torch.manual_seed(5)
@@ -59,11 +59,13 @@ def by_hand(trainer, kind, passes=0, certainty=1.0):
 
     target = teacher()
     used = None
-    if passes:
+    if mc_passes:
         classes = 2 if regions else 3
-        used = predictive_entropy([teacher() for _ in range(passes)], regions=regions) < certainty * math.log(classes)
+        used = predictive_entropy(
+            [teacher() for _ in range(mc_passes)], regions=regions
+        ) < entropy_threshold_start * math.log(classes)
     consistency = squared_difference(output.logits[count:], target, batch.keep, regions=regions, used=used)
-    return trainer.supervised(part(output, 0, count), batch.target), consistency
+    return trainer.supervised(slice_output(output, 0, count), batch.target), consistency
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
@@ -93,13 +95,19 @@ def test_terms_are_the_losses_called_by_hand_with_the_weights_of_the_settings(ma
 
 
 @pytest.mark.parametrize("kind", LABELS)
-@pytest.mark.parametrize(("passes", "certainty", "ramp_up"), [(8, 0.9, 1.0), (3, 0.95, 0.3), (3, 0.95, 0.0)])
-def test_ua_mt_counts_voxels_of_low_entropy_over_its_passes(make, kind, passes, certainty, ramp_up):
-    trainer = make(UAMTTrainer, kind=kind, changes={"passes": passes, "certainty": certainty, "ramp_up": ramp_up})
+@pytest.mark.parametrize(
+    ("mc_passes", "entropy_threshold_start", "ramp_up"), [(8, 0.9, 1.0), (3, 0.95, 0.3), (3, 0.95, 0.0)]
+)
+def test_ua_mt_counts_voxels_of_low_entropy_over_its_passes(make, kind, mc_passes, entropy_threshold_start, ramp_up):
+    trainer = make(
+        UAMTTrainer,
+        kind=kind,
+        changes={"mc_passes": mc_passes, "entropy_threshold_start": entropy_threshold_start, "ramp_up": ramp_up},
+    )
     train(trainer, 1, kind)
     trainer.iteration = 0
     ramp = math.exp(-5)  # the threshold rises over the whole run, whatever the weight does
-    want = by_hand(trainer, kind, passes, certainty + (1 - certainty) * ramp)[1]
+    want = by_hand(trainer, kind, mc_passes, entropy_threshold_start + (1 - entropy_threshold_start) * ramp)[1]
     terms = terms_of(trainer, kind)
     assert terms["CNN/consistency"].weight == pytest.approx(0.1 * (ramp if ramp_up else 1))
     assert torch.equal(terms["CNN/consistency"].value, want)
@@ -107,7 +115,7 @@ def test_ua_mt_counts_voxels_of_low_entropy_over_its_passes(make, kind, passes, 
 
 
 def test_at_the_end_of_the_run_ua_mt_counts_every_voxel_that_is_not_a_tie(make):
-    trainer = make(UAMTTrainer, changes={"ramp_up": 0, "passes": 2})
+    trainer = make(UAMTTrainer, changes={"ramp_up": 0, "mc_passes": 2})
     train(trainer, 1)
     trainer.iteration = trainer.settings.epochs * trainer.settings.iterations_per_epoch
     assert torch.equal(terms_of(trainer)["CNN/consistency"].value, by_hand(trainer, "plain")[1])
@@ -140,7 +148,7 @@ def test_voxels_that_are_left_out_teach_nothing(make, method):
     trainer = make(method, changes=FEW_PASSES[method])
     train(trainer, 1)
     batch = make_semi_supervised_batch(trainer)
-    batch["where"][:] = -1
+    batch["learn_mask"][:] = -1
     trainer.optimizers.zero_grad()
     consistency = trainer.batch_terms(batch)[1]
     consistency.value.backward()
@@ -296,8 +304,8 @@ def test_settings_that_make_no_sense_are_refused(make, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"passes": 0}, "setting 'passes': must be >= 1"),
-        ({"certainty": 0}, "setting 'certainty': must be in (0, 1]"),
+        ({"mc_passes": 0}, "setting 'mc_passes': must be >= 1"),
+        ({"entropy_threshold_start": 0}, "setting 'entropy_threshold_start': must be in (0, 1]"),
     ],
 )
 def test_settings_of_ua_mt_that_make_no_sense_are_refused(make, changes, message):
@@ -307,5 +315,5 @@ def test_settings_of_ua_mt_that_make_no_sense_are_refused(make, changes, message
 
 
 def test_mean_teacher_has_no_settings_of_ua_mt(make):
-    with pytest.raises(CollabError, match="passes"):
-        make(changes={"passes": 2})
+    with pytest.raises(CollabError, match="mc_passes"):
+        make(changes={"mc_passes": 2})

@@ -1,18 +1,18 @@
 """Does it teach? With few labels each method beats the supervised training of equal length; its broken form does not.
 
-The tasks: ring and core of a disc, in noise. Two images are labelled and 64 are not. A gain counts as the mean over the
+The tasks: ring and core of a disc, in noise. Two images are labeled and 64 are not. A gain counts as the mean over the
 seeds of the task, since single runs differ by a hundredth or two. The broken form is the same training, deployed in the
 same way, with the unsupervised weights set to 0.
 
 SHORT: noise as strong as the contrast, and a low learning rate: the supervised network has not learned everything yet.
 OVERFIT: more noise and a higher rate. The supervised network has learned the noise of its two images (Dice 0.81; with
-    64 labelled images 0.92). A target from other weights than the student's, averaged or rectified by prototypes, does
+    64 labeled images 0.92). A target from other weights than the student's, averaged or rectified by prototypes, does
     not share all of that noise, and 64 more images average it out.
 NOISIER: the same, and the test images have more noise than all others. Consistency under noise, all that Mean Teacher
     and UA-MT ask for, is to make predictions depend on noise less, so this is where it must show. Their teacher alone
     gets noise: where it is strong (a deviation of 0.7 and more) or has no slow ramp, its targets lose the foreground,
     and the student with them. Most of the gain, 0.02 of 0.028, comes from the averaged weights in the targets and stays
-    without the teacher's noise. On images as noisy as the labelled ones it is as small as the spread of the seeds.
+    without the teacher's noise. On images as noisy as the labeled ones it is as small as the spread of the seeds.
 
 Of CRLN the rectified pseudo labels are tested, not the contrast: with it so short a training is unstable (with weight 1
 the Dice of the two seeds is 0.81 and 0.87, with 0.1 it is 0.88 and 0.59). Of LDC it is the agreement of student and
@@ -67,9 +67,16 @@ UNLIKE = [{"name": "CNN", **LEARNING}, {"name": "Wide", "arch": {"features_per_s
 # The default of 0.99 suits long runs: 250 iterations after a random start it is still a part of the average.
 AVERAGE = {"ema_decay": 0.95}
 NOISE = {**AVERAGE, "consistency_weight": 10.0, "noise": 0.5, "deploy": "teacher"}
-RECTIFIED = {**AVERAGE, "tau": 0.8, "tau_weak": 0.6, "start": 100, "ramp_up": 0.5, "contrast_weight": 0.0}
+RECTIFIED = {
+    **AVERAGE,
+    "tau": 0.8,
+    "tau_weak": 0.6,
+    "rectify_from_iteration": 100,
+    "ramp_up": 0.5,
+    "contrast_weight": 0.0,
+}
 AGREEING = {**AVERAGE, "consistency_weight": 2.0, "contrast": "off", "distance_weight": 0.0}
-# Trainer -> its task, its settings, and those which switch off what unlabelled images teach.
+# Trainer -> its task, its settings, and those which switch off what unlabeled images teach.
 METHODS = {
     CrossTeachingTrainer: (SHORT, {"pseudo_weight": 0.5, "students": UNLIKE}, {"pseudo_weight": 0}),
     CPSTrainer: (SHORT, {"pseudo_weight": 0.5}, {"pseudo_weight": 0}),
@@ -110,15 +117,15 @@ def draw_batch(trainer, labeled, unlabeled):
     count = getattr(trainer, "labeled_per_batch", trainer.batch_size)
     pairs = [mirrored([part[i] for part in labeled]) for i in torch.randint(LABELED, (count,))]
     batch = {"data": torch.stack([p[0] for p in pairs]), "target": torch.stack([p[1] for p in pairs])}
-    if hasattr(trainer, "views_per_batch"):
-        batch["centred"] = torch.arange(count) >= round(0.67 * count)  # as nnU-Net says which third is
+    if hasattr(trainer, "unlabeled_crops_per_batch"):
+        batch["centered"] = torch.arange(count) >= round(0.67 * count)  # as nnU-Net says which third is
         weak = torch.stack(
-            [*(mirrored([unlabeled[i]])[0] for i in torch.randint(UNLABELED, (trainer.views_per_batch(),)))]
+            [*(mirrored([unlabeled[i]])[0] for i in torch.randint(UNLABELED, (trainer.unlabeled_crops_per_batch(),)))]
         )
         change = strong_intensities()
         strong = [torch.stack([change(image=w.clone())["image"] for w in weak]) for _ in range(trainer.strong_views)]
         batch["views"] = torch.cat([weak, *strong], dim=1)
-        batch["where"] = torch.zeros(weak.shape, dtype=torch.int16)
+        batch["learn_mask"] = torch.zeros(weak.shape, dtype=torch.int16)
     return batch
 
 
@@ -131,7 +138,7 @@ def train(trainer_class, task, seed, folder, monkeypatch, changes):
     )
     names = [student.name for student in trainer_class.settings.students]
     common = {
-        "batch_size": 4 if trainer_class is SupervisedTrainer else 8,  # four labelled samples in every batch
+        "batch_size": 4 if trainer_class is SupervisedTrainer else 8,  # four labeled samples in every batch
         "seed": seed, "epochs": 1, "iterations_per_epoch": ITERATIONS, "deep_supervision": False,
         "students": {name: {"optimizer": "adamw", "lr": task.lr} for name in names},
     }  # fmt: skip
@@ -164,7 +171,7 @@ def supervised(tmp_path_factory):
 
 
 @pytest.mark.parametrize("trainer_class", METHODS)
-def test_unlabelled_images_teach_more_than_a_broken_term_would(trainer_class, supervised, tmp_path, monkeypatch):
+def test_unlabeled_images_teach_more_than_a_broken_term_would(trainer_class, supervised, tmp_path, monkeypatch):
     task, changes, switched_off = METHODS[trainer_class]
     gain = mean_dice(trainer_class, task, tmp_path, monkeypatch, changes) - supervised(task)
     if trainer_class is CrossMatchTrainer:  # its factors are no settings

@@ -1,4 +1,4 @@
-"""Feature perturbation: flows in one batch equal separate passes whose features are dropped by hand."""
+"""Feature perturbation: perturbed_passes in one batch equal separate passes whose features are dropped by hand."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ import nnunet_collab.networks.perturbation as module
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.networks.blueprint import build_network, make_blueprint
 from nnunet_collab.networks.group import StudentGroup
-from nnunet_collab.networks.perturbation import Flow, append_flows
+from nnunet_collab.networks.perturbation import PerturbedPass, append_perturbed_passes
 from nnunet_collab.networks.student import Student
 
 # Strides, patch.
 CASES = {"2d": (STRIDES_2D, (16, 24)), "3d": (STRIDES_3D, (4, 16, 16))}
 NETWORKS = ["unet", "segformer_b0"]
 # Overlapping, of one sample, without any drop; every rate once, since the record of masks is by rate.
-FLOWS = (Flow(1, 3, 0.25), Flow(1, 3, 0.75), Flow(0, 2, 0.5, "bottleneck"), Flow(2, 3, 0.0))
+FLOWS = (
+    PerturbedPass(1, 3, 0.25),
+    PerturbedPass(1, 3, 0.75),
+    PerturbedPass(0, 2, 0.5, "bottleneck"),
+    PerturbedPass(2, 3, 0.0),
+)
 each_case = pytest.mark.parametrize("case", CASES)
 each_network = pytest.mark.parametrize("network", NETWORKS)
 
@@ -67,16 +72,19 @@ class Recorder:
         return drop
 
 
-def separate_pass(student, image, flow, masks):
-    """The network on the flow's samples alone, its features multiplied by the recorded masks."""
+def separate_pass(student, image, perturbed_pass, masks):
+    """The network on the perturbed_pass's samples alone, its features multiplied by the recorded masks."""
 
     def multiply(layer, args, features):
-        untouched = features[:-1] if flow.where == "bottleneck" else []
-        return [*untouched, *(f * m for f, m in zip(features[len(untouched) :], masks[flow.rate], strict=True))]
+        untouched = features[:-1] if perturbed_pass.where == "bottleneck" else []
+        return [
+            *untouched,
+            *(f * m for f, m in zip(features[len(untouched) :], masks[perturbed_pass.rate], strict=True)),
+        ]
 
     handle = student.network.encoder.register_forward_hook(multiply)
     try:
-        return student(image[flow.start : flow.stop])
+        return student(image[perturbed_pass.start : perturbed_pass.stop])
     finally:
         handle.remove()
 
@@ -93,9 +101,12 @@ def test_flows_in_one_batch_equal_separate_passes_and_so_do_their_gradients(netw
     recorder = Recorder(monkeypatch)
     output = student(image, FLOWS)
     masks = recorder.masks
-    assert set(masks) == {flow.rate for flow in FLOWS}
-    clean, flows = student(image), [separate_pass(student, image, flow, masks) for flow in FLOWS]
-    together = [(o.logits, o.decoder, *o.auxiliary) for o in (clean, *flows)]
+    assert set(masks) == {perturbed_pass.rate for perturbed_pass in FLOWS}
+    clean, perturbed_passes = (
+        student(image),
+        [separate_pass(student, image, perturbed_pass, masks) for perturbed_pass in FLOWS],
+    )
+    together = [(o.logits, o.decoder, *o.auxiliary) for o in (clean, *perturbed_passes)]
     wanted = [torch.cat(parts) for parts in zip(*together, strict=True)]
     found = (output.logits, output.decoder, *output.auxiliary)
     assert len(output.logits) == 3 + 2 + 2 + 2 + 1
@@ -119,8 +130,8 @@ def test_a_flow_changes_what_it_promises_to_and_teaches_the_encoder(network, mon
     output = student(image, FLOWS)
     clean, weak, strong, deepest, none = torch.split(output.logits, [3, 2, 2, 2, 1])
     torch.testing.assert_close(none, clean[2:])  # rate 0
-    for flow, samples in ((weak, clean[1:]), (strong, clean[1:]), (deepest, clean[:2])):
-        assert (flow - samples).flatten(1).abs().amax(1).gt(1e-6).all()
+    for perturbed_pass, samples in ((weak, clean[1:]), (strong, clean[1:]), (deepest, clean[:2])):
+        assert (perturbed_pass - samples).flatten(1).abs().amax(1).gt(1e-6).all()
     strong.square().sum().backward()
     gradients = {name: p.grad for name, p in student.network.encoder.named_parameters()}
     assert gradients
@@ -132,33 +143,33 @@ def test_a_flow_changes_what_it_promises_to_and_teaches_the_encoder(network, mon
 def test_whole_channels_are_dropped_and_the_others_scaled(size, rate):
     torch.manual_seed(0)
     features = torch.rand(4, 500, *size) + 1
-    (found,) = append_flows([features], [Flow(1, 4, rate), Flow(1, 4, rate)])
+    (found,) = append_perturbed_passes([features], [PerturbedPass(1, 4, rate), PerturbedPass(1, 4, rate)])
     assert torch.equal(found[:4], features)
-    flows = (found[4:] / features[1:4].repeat(2, *[1] * (len(size) + 1))).flatten(
+    perturbed_passes = (found[4:] / features[1:4].repeat(2, *[1] * (len(size) + 1))).flatten(
         2
     )  # what each voxel was multiplied by
-    torch.testing.assert_close(flows, flows[..., :1].expand_as(flows))
-    factors = flows[..., 0]
+    torch.testing.assert_close(perturbed_passes, perturbed_passes[..., :1].expand_as(perturbed_passes))
+    factors = perturbed_passes[..., 0]
     dropped = factors == 0
     torch.testing.assert_close(factors[~dropped], torch.full_like(factors[~dropped], 1 / (1 - rate)))
     assert (dropped.float().mean(1) - rate).abs().max() < 0.08  # of each sample
-    assert len(dropped.unique(dim=0)) == 6  # every sample and flow for itself
+    assert len(dropped.unique(dim=0)) == 6  # every sample and perturbed_pass for itself
 
 
 def test_bottleneck_leaves_all_but_the_deepest_map_alone():
     torch.manual_seed(0)
     features = (torch.rand(2, 30, 8, 8) + 1, torch.rand(2, 40, 4, 4) + 1, torch.rand(2, 50, 2, 2) + 1)
-    found = append_flows(features, [Flow(0, 2, 0.5, "bottleneck")])
+    found = append_perturbed_passes(features, [PerturbedPass(0, 2, 0.5, "bottleneck")])
     assert isinstance(found, tuple)
     assert all(torch.equal(f[2:], feature) for f, feature in zip(found[:2], features[:2], strict=True))
     assert (found[2][2:] == 0).any()
-    assert all((f[2:] == 0).any() for f in append_flows(list(features), [Flow(0, 2, 0.5)]))
+    assert all((f[2:] == 0).any() for f in append_perturbed_passes(list(features), [PerturbedPass(0, 2, 0.5)]))
 
 
 @pytest.mark.parametrize("where", ["all", "bottleneck"])
 def test_an_encoder_with_a_single_map_is_perturbed_there(where):
     torch.manual_seed(0)
-    found = append_flows(torch.ones(2, 50, 4, 4), [Flow(1, 2, 0.5, where)])
+    found = append_perturbed_passes(torch.ones(2, 50, 4, 4), [PerturbedPass(1, 2, 0.5, where)])
     assert found.shape == (3, 50, 4, 4)
     assert set(found[2].unique().tolist()) == {0.0, 2.0}
 
@@ -178,7 +189,7 @@ def test_without_flows_nothing_is_ever_dropped(network, monkeypatch):
     student.eval()
     before = student(image)
     with pytest.raises(ValueError, match="dropout probability"):
-        student(image, [Flow(0, 1, 1.5)])  # also a pass that fails leaves no flow behind
+        student(image, [PerturbedPass(0, 1, 1.5)])  # also a pass that fails leaves no perturbed_pass behind
     perturbed = student(image, FLOWS)  # said explicitly, so in evaluation mode as well
     assert not torch.equal(perturbed.logits[3:5], before.logits[1:])
     state = torch.get_rng_state()
@@ -194,13 +205,13 @@ def test_all_students_of_a_group_take_the_same_flows_and_a_copy_its_own(monkeypa
     one, image = make_student(monkeypatch), image_of()
     two = copy.deepcopy(one)
     two.name = "copy"
-    outputs = StudentGroup([one, two])(image, [Flow(0, 2, 0.5)])
+    outputs = StudentGroup([one, two])(image, [PerturbedPass(0, 2, 0.5)])
     assert [len(o.logits) for o in outputs.values()] == [5, 5]
     assert torch.equal(outputs["CNN"].logits[:3], outputs["copy"].logits[:3])
     assert not torch.equal(outputs["CNN"].logits[3:], outputs["copy"].logits[3:])
     sizes = []
     handle = one.network.encoder.register_forward_hook(lambda *args: sizes.append(len(two(image).logits)))
-    assert len(one(image, [Flow(0, 2, 0.5)]).logits) == 5
+    assert len(one(image, [PerturbedPass(0, 2, 0.5)]).logits) == 5
     handle.remove()
     assert sizes == [3]  # while the one perturbs, its copy does not
 
@@ -209,7 +220,7 @@ def test_a_network_without_an_encoder_is_refused_when_flows_are_asked_for():
     student = Student("CNN", nn.Conv2d(1, 3, 1).double(), {})
     assert student(image_of()).logits.shape == (3, 3, 16, 24)
     with pytest.raises(CollabError) as caught:
-        student(image_of(), [Flow(0, 1, 0.5)])
+        student(image_of(), [PerturbedPass(0, 1, 0.5)])
     message = str(caught.value)
     assert "student 'CNN': features are perturbed between the encoder and the decoder" in message
     assert "needs a submodule called 'encoder'; Conv2d has none. Use the planned UNet" in message

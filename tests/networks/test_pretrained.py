@@ -210,11 +210,11 @@ def test_backbone_gets_timms_weights_adapted_to_one_channel(monkeypatch, tmp_pat
     network = SemanticFPN(1, 2, backbone=backbone, width=8, branch_width=8).eval()
     line = load_imagenet_weights(network)
     assert line.startswith(f"timm/{backbone}.")
-    assert line.endswith("licence: apache-2.0")
-    network, whole, grey = network.double(), whole.double(), torch.randn(1, 1, 64, 64, dtype=torch.float64)
+    assert line.endswith("license: apache-2.0")
+    network, whole, gray = network.double(), whole.double(), torch.randn(1, 1, 64, 64, dtype=torch.float64)
     with torch.no_grad():
-        want = whole.eval().forward_intermediates(grey.expand(-1, 3, -1, -1), intermediates_only=True)[-1]
-        torch.testing.assert_close(network.encoder(grey)[-1], want, rtol=1e-4, atol=1e-5)
+        want = whole.eval().forward_intermediates(gray.expand(-1, 3, -1, -1), intermediates_only=True)[-1]
+        torch.testing.assert_close(network.encoder(gray)[-1], want, rtol=1e-4, atol=1e-5)
 
 
 def test_there_are_no_weights_for_3d_nor_for_other_networks():

@@ -117,7 +117,7 @@ class World:
         (folder / "checkpoint_final.pth").touch()
         (folder / "training_log_2026_1_1.txt").write_text(
             "This split has 6 training and 2 validation cases.\n"
-            "each batch on this process: 1 labelled samples of 6 cases and 1 unlabelled ones of 11\n"
+            "each batch on this process: 1 labeled samples of 6 cases and 1 unlabeled ones of 11\n"
         )
         for index, student in enumerate(students):
             published = run.with_name(f"{name}_{student}__nnUNetPlans__2d")

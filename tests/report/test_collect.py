@@ -16,9 +16,9 @@ from nnunet_collab.evaluation.folders import evaluate_folders
 from nnunet_collab.evaluation.metrics import ALL_CLASSES
 from nnunet_collab.evaluation.statistics import holm
 from nnunet_collab.report.collect import collect
-from nnunet_collab.report.frames import comparisons_frame, published_frame
 from nnunet_collab.report.overlays import ranked_cases
 from nnunet_collab.report.runs import read_folds
+from nnunet_collab.report.scores import comparisons_frame, published_frame
 from nnunet_collab.report.settings import settings_table
 from nnunet_collab.report.sources import find_sources
 
@@ -41,17 +41,17 @@ def evaluated(world, name, cases=CASES, *, seed=0, classes=("liver", "cyst"), pl
     return folder
 
 
-def sections(*paths, **options):
+def comparisons(*paths, **options):
     return collect(find_sources(paths)[0], processes=1, **options)
 
 
-def labels_of(section):
-    return [method.label for method in section.methods]
+def labels_of(comparison):
+    return [method.label for method in comparison.methods]
 
 
 def complaint(*paths, **options):
     with pytest.raises(CollabError) as caught:
-        sections(*paths, **options)
+        comparisons(*paths, **options)
     return str(caught.value)
 
 
@@ -121,9 +121,9 @@ def test_folders_of_predictions_know_their_training_images_and_labels(world):
 def test_predictions_without_a_table_are_measured(world):
     run = world.train("SupervisedTrainer")
     validation = run.with_name("SupervisedTrainer_CNN__nnUNetPlans__2d") / "fold_0" / "validation"
-    (section,) = sections(run)
+    (comparison,) = comparisons(run)
     want = evaluate_folders(validation, world.raw / "labelsTr", processes=1, progress=False)
-    pd.testing.assert_frame_equal(section.methods[0].results[0].frame, want)
+    pd.testing.assert_frame_equal(comparison.methods[0].results[0].frame, want)
     folder = world.root / "copy"
     shutil.copytree(validation, folder)
     write_json(folder / "dataset.json", world.facts)
@@ -166,8 +166,8 @@ def test_a_broken_or_stale_table_is_refused(world):
 def test_seeds_are_one_method_and_anything_else_is_another(world):
     for run_name, settings in (("s0", {}), ("s3", {"seed": 3}), ("strong0", {"beta": 5}), ("0", {"beta": 7})):
         world.train("CTRCLTrainer", run_name, **{"seed": 0, **settings})
-    (section,) = sections(world.results)
-    seeds = {method.label: [result.seed for result in method.results] for method in section.methods}
+    (comparison,) = comparisons(world.results)
+    seeds = {method.label: [result.seed for result in method.results] for method in comparison.methods}
     # The last one differs from the first in beta alone, so only the folders tell them apart.
     assert seeds == {
         "CTRCLTrainer_0_CNN__nnUNetPlans__2d": [0],
@@ -175,24 +175,24 @@ def test_seeds_are_one_method_and_anything_else_is_another(world):
         "CTRCL strong / CNN": [0],
     }
     world.train("CTRCLTrainer", "s0", 0)
-    (section,) = sections(
+    (comparison,) = comparisons(
         world.results / "CTRCLTrainer_s0__nnUNetPlans__2d", world.results / "CTRCLTrainer_s3_CNN__nnUNetPlans__2d"
     )
-    assert labels_of(section) == ["CTRCL / CNN"]
+    assert labels_of(comparison) == ["CTRCL / CNN"]
 
 
 def test_the_same_model_predicted_twice_goes_by_its_folders(world):
     plans = world.plans("CTRCLTrainer", student="CNN")
     folders = [evaluated(world, name, plans=plans) for name in ("mirrored", "plain")]
-    assert labels_of(sections(*folders)[0]) == ["mirrored", "plain"]
+    assert labels_of(comparisons(*folders)[0]) == ["mirrored", "plain"]
 
 
 def test_folds_are_put_together_and_must_not_overlap(world):
     world.train("SupervisedTrainer", cases=CASES[:4])
     run = world.train("SupervisedTrainer", cases=CASES[4:], fold=1)
-    (section,) = sections(run)
-    assert section.cases == CASES
-    assert [fold.name for fold in section.methods[0].results[0].folds] == ["fold_0", "fold_1"]
+    (comparison,) = comparisons(run)
+    assert comparison.cases == CASES
+    assert [fold.name for fold in comparison.methods[0].results[0].folds] == ["fold_0", "fold_1"]
     world.train("SupervisedTrainer", cases=CASES[3:], fold=1)
     assert "must validate different cases; in several: 1 (p1_t1)" in complaint(run)
 
@@ -207,13 +207,16 @@ def test_other_cases_or_classes_do_not_go_into_one_table(world):
     assert "only a has 6 (" in complaint(a, world.root / "d.csv")
 
 
-def test_a_labelled_subset_shares_the_table_of_its_dataset(world):
+def test_a_labeled_subset_shares_the_table_of_its_dataset(world):
     a, b = evaluated(world, "a"), evaluated(world, "b", seed=1)
     facts = {**world.facts, "name": "Toy3", "labeled_subset_of": "Toy"}
     write_json(b / "dataset.json", {**facts, "file_ending": ".none"})
-    assert [len(section.methods) for section in sections(a, b)] == [2]
+    assert [len(comparison.methods) for comparison in comparisons(a, b)] == [2]
     write_json(b / "dataset.json", {**facts, "file_ending": ".none", "labeled_subset_of": "Other"})
-    assert [(section.dataset, len(section.methods)) for section in sections(a, b)] == [("Toy", 1), ("Other", 1)]
+    assert [(comparison.dataset, len(comparison.methods)) for comparison in comparisons(a, b)] == [
+        ("Toy", 1),
+        ("Other", 1),
+    ]
 
 
 # ---------------------------------------------------------------- the baseline and the tests
@@ -221,20 +224,20 @@ def test_a_labelled_subset_shares_the_table_of_its_dataset(world):
 
 def test_the_baseline_is_named_or_the_only_supervised_one(world):
     a, b = evaluated(world, "nnUNetTrainer"), evaluated(world, "b", seed=1)
-    assert labels_of(sections(b, a)[0]) == ["nnUNetTrainer", "b"]
-    assert sections(b, a, baseline="B")[0].baseline.label == "b"
+    assert labels_of(comparisons(b, a)[0]) == ["nnUNetTrainer", "b"]
+    assert comparisons(b, a, baseline="B")[0].baseline.label == "b"
     c = evaluated(world, "c", seed=2)
-    assert sections(b, c)[0].no_baseline.startswith("No baseline was named")
+    assert comparisons(b, c)[0].no_baseline.startswith("No baseline was named")
     message = complaint(b, c, baseline="x")
     assert "--baseline must name one of the methods; got 'x'. There are: b, c." in message
     write_json(c / "dataset.json", {**world.facts, "name": "Other"})
-    assert sections(b, c, baseline="b")[1].no_baseline == "None of these methods is called b, so nothing was tested."
+    assert comparisons(b, c, baseline="b")[1].no_baseline == "None of these methods is called b, so nothing was tested."
 
 
 def test_tests_are_scipys_on_the_mean_differences_of_patients(world):
-    (section,) = sections(*(evaluated(world, name, seed=i) for i, name in enumerate("abc")), baseline="b")
-    tests = comparisons_frame(section).set_index(["metric", "class", "method"])
-    cases = {m.label: m.results[0].frame.assign(patient=lambda f: f["case"].str[:2]) for m in section.methods}
+    (comparison,) = comparisons(*(evaluated(world, name, seed=i) for i, name in enumerate("abc")), baseline="b")
+    tests = comparisons_frame(comparison).set_index(["metric", "class", "method"])
+    cases = {m.label: m.results[0].frame.assign(patient=lambda f: f["case"].str[:2]) for m in comparison.methods}
     means = {
         label: {
             "liver": frame[frame["class"] == "liver"].groupby("patient")["dice"].mean(),
@@ -255,11 +258,11 @@ def test_tests_are_scipys_on_the_mean_differences_of_patients(world):
 
 
 def test_best_median_and_worst_by_the_mean_dice(world):
-    (section,) = sections(evaluated(world, "a"))
-    result = section.methods[0].results[0]
+    (comparison,) = comparisons(evaluated(world, "a"))
+    result = comparison.methods[0].results[0]
     order = result.frame.groupby("case")["dice"].mean().sort_values(ascending=False).index
-    assert ranked_cases(section, result) == {"best": order[0], "median": order[4], "worst": order[-1]}
-    (few,) = sections(evaluated(world, "two", CASES[:2]))
+    assert ranked_cases(comparison, result) == {"best": order[0], "median": order[4], "worst": order[-1]}
+    (few,) = comparisons(evaluated(world, "two", CASES[:2]))
     assert list(ranked_cases(few, few.methods[0].results[0])) == ["best", "worst"]
 
 
@@ -289,7 +292,7 @@ def test_costs_are_read_from_the_log_where_the_curves_do_not_say(world):
 def test_only_settings_that_differ_are_listed(world):
     world.train("CTRCLTrainer", "a", beta=2.0, batch_size=4, tau=0.5, students=("CNN", "Transformer"))
     world.train("SupervisedTrainer", "b", beta=2.0, batch_size=None, lr=0.1)
-    table = settings_table(sections(world.results)[0])
+    table = settings_table(comparisons(world.results)[0])
     rows = {line[0].text: [cell.text for cell in line[1:]] for line in table.rows}
     assert table.head[1:] == ["Supervised b / CNN", "CTRCL a / CNN", "CTRCL a / Transformer"]
     assert rows == {

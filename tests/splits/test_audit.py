@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from test_unlabeled_preprocessing import contents, save_image
+from unlabeled_images import contents, save_image
 
 from nnunet_collab.cli import main
 from nnunet_collab.core.errors import CollabError
@@ -56,21 +56,21 @@ def copy(raw, source, target):
 
 @pytest.mark.parametrize("split", [SPLIT, None])
 def test_none(raw, capsys, split):
-    want = "No duplicates among labelled, unlabelled, validation and test images (6 cases)."
+    want = "No duplicates among labeled, unlabeled, validation and test images (6 cases)."
     assert audit(raw, capsys, split) == (0, [want])
 
 
 @pytest.mark.parametrize(
     ("source", "target", "line"),
     [
-        ("Tr/a", "Un/u", "imagesTr/a and imagesUn/u hold the same image: labelled and unlabelled in fold 0"),
+        ("Tr/a", "Un/u", "imagesTr/a and imagesUn/u hold the same image: labeled and unlabeled in fold 0"),
         ("Tr/b", "Un/u", "imagesTr/b and imagesUn/u hold the same image: "
-         "validation and unlabelled in fold 0; labelled and unlabelled in fold 1"),
-        ("Tr/d", "Ts/t", "imagesTr/d and imagesTs/t hold the same image: unlabelled and test"),
-        ("Un/u", "Ts/t", "imagesUn/u and imagesTs/t hold the same image: unlabelled and test"),
+         "validation and unlabeled in fold 0; labeled and unlabeled in fold 1"),
+        ("Tr/d", "Ts/t", "imagesTr/d and imagesTs/t hold the same image: unlabeled and test"),
+        ("Un/u", "Ts/t", "imagesUn/u and imagesTs/t hold the same image: unlabeled and test"),
         ("Tr/a", "Tr/b", "imagesTr/a and imagesTr/b hold the same image: "
-         "labelled and validation in fold 0; unlabelled and labelled in fold 1"),
-        ("Tr/c", "Tr/d", "imagesTr/c and imagesTr/d hold the same image: validation and unlabelled in fold 1"),
+         "labeled and validation in fold 0; unlabeled and labeled in fold 1"),
+        ("Tr/c", "Tr/d", "imagesTr/c and imagesTr/d hold the same image: validation and unlabeled in fold 1"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("channels", [(0, 0), (1, 1), (0, 1)])
@@ -107,7 +107,7 @@ def test_without_a_split_copies_in_imagestr_are_named(raw, capsys):
     assert audit(raw, capsys, None) == (1, [
         "duplicate: imagesTr/a and imagesTr/c hold the same image: one may be trained on while the other is validated "
         "on",
-        "duplicate: imagesTr/b and imagesUn/u hold the same image: labelled and unlabelled",
+        "duplicate: imagesTr/b and imagesUn/u hold the same image: labeled and unlabeled",
     ])  # fmt: skip
 
 
@@ -133,8 +133,8 @@ def test_after_writing_a_split_its_roles_count(raw, capsys):
     copy(raw, "imagesTr/a_0000", "imagesTr/b_0000")
     assert main(["split", "-d", "27", "--labeled", "a", "--audit", "--folds", "3"]) == 1
     out = capsys.readouterr().out
-    assert "imagesTr/a and imagesTr/b hold the same image: labelled and " in out
-    assert "labelled and validation in fold" in out
+    assert "imagesTr/a and imagesTr/b hold the same image: labeled and " in out
+    assert "labeled and validation in fold" in out
 
 
 def test_a_new_dataset_is_audited_itself(raw, capsys):
@@ -145,8 +145,8 @@ def test_a_new_dataset_is_audited_itself(raw, capsys):
     out = capsys.readouterr().out
     assert "imagesTr/a and imagesUn/b hold the same image" in out
     assert main(["split", "-d", "27", "--labeled", "a", "b", "--to", "29", "--audit", "--seed", "1"]) == 1
-    assert "imagesTr/a and imagesTr/b hold the same image: labelled and validation" in (
-        capsys.readouterr().out.replace("validation and labelled", "labelled and validation")
+    assert "imagesTr/a and imagesTr/b hold the same image: labeled and validation" in (
+        capsys.readouterr().out.replace("validation and labeled", "labeled and validation")
     )
 
 

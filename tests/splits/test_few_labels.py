@@ -156,7 +156,7 @@ def test_names_that_are_refused():
         named_cases(["p02", "p01_a"], CASES, patient)
 
 
-def test_named_patients_are_labelled_in_every_fold_and_never_validated_on():
+def test_named_patients_are_labeled_in_every_fold_and_never_validated_on():
     named = named_cases(["p03", "p01"], CASES, patient)
     split = with_named_labels(CASES, named, patient, 5)
     assert len(split) == 5

@@ -37,15 +37,15 @@ def test_without_a_pattern_every_case_is_a_patient():
 
 def test_the_same_cases_in_any_order_pass_again_and_others_do_not():
     roles = CaseRoles()
-    roles.note("train", ["b", "a"])
-    roles.note("train", ["a", "b"])
+    roles.require_same_cases("train", ["b", "a"])
+    roles.require_same_cases("train", ["a", "b"])
     with pytest.raises(CollabError) as caught:
-        roles.note("train", ["a", "c"])
+        roles.require_same_cases("train", ["a", "c"])
     assert str(caught.value).startswith(
         "cases of role 'train': a training is continued and validated with the cases it began with; "
         "not there now: b; new: c. Restore splits_final.json"
     )
-    roles.note("val", ["z"])
+    roles.require_same_cases("val", ["z"])
     assert roles.cases == {"train": ["a", "b"], "val": ["z"]}
 
 

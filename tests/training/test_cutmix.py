@@ -76,9 +76,9 @@ def test_boxes_reach_every_voxel(size):
 
 
 @pytest.mark.parametrize("size", [(100, 100), (40, 40, 40)], ids=str)
-def test_boxes_have_no_favourite_side(size):
-    centres = [(b.nonzero().double().mean(0) + 0.5) / torch.tensor(size) for b in draw_boxes(150, size, probability=1)]
-    torch.testing.assert_close(torch.stack(centres).mean(0), torch.full((len(size),), 0.5).double(), rtol=0, atol=0.06)
+def test_boxes_have_no_favorite_side(size):
+    centers = [(b.nonzero().double().mean(0) + 0.5) / torch.tensor(size) for b in draw_boxes(150, size, probability=1)]
+    torch.testing.assert_close(torch.stack(centers).mean(0), torch.full((len(size),), 0.5).double(), rtol=0, atol=0.06)
 
 
 def test_the_probability_is_that_of_a_box_in_each_sample():
@@ -150,15 +150,15 @@ def test_a_gradient_takes_the_way_of_the_content():
 @pytest.mark.parametrize("within_batch", [True, False])
 def test_image_label_and_confidence_are_cut_by_one_box_from_one_sample(size, within_batch):
     cutmix = cut(4, size, within_batch=within_batch)
-    logits, further = torch.randn(2, 4, 3, *size)
-    mixed = cutmix(logits, None if within_batch else further)
-    labels = cutmix(logits.argmax(1), None if within_batch else further.argmax(1))
-    confidence = cutmix(logits.amax(1, keepdim=True), None if within_batch else further.amax(1, keepdim=True))
+    logits, second = torch.randn(2, 4, 3, *size)
+    mixed = cutmix(logits, None if within_batch else second)
+    labels = cutmix(logits.argmax(1), None if within_batch else second.argmax(1))
+    confidence = cutmix(logits.amax(1, keepdim=True), None if within_batch else second.amax(1, keepdim=True))
     assert torch.equal(mixed.argmax(1), labels)
     assert torch.equal(mixed.amax(1, keepdim=True), confidence)
-    assert torch.equal(mixed, cutmix(logits, None if within_batch else further))
+    assert torch.equal(mixed, cutmix(logits, None if within_batch else second))
     for sample in range(4):
-        source = logits[cutmix.partners[sample]] if within_batch else further[sample]
+        source = logits[cutmix.partners[sample]] if within_batch else second[sample]
         box = cutmix.boxes[sample]
         assert box.any()
         assert torch.equal(mixed[sample][:, box], source[:, box])
@@ -174,7 +174,9 @@ def test_without_a_chance_of_a_box_nothing_is_mixed_and_nothing_needed():
 
 
 def test_boxes_need_something_to_be_filled_from():
-    with pytest.raises(ValueError, match=r"^CutMix: without partners in the batch, further samples must be given to m"):
+    with pytest.raises(
+        ValueError, match=r"^CutMix: without partners in the batch, samples of the second batch must be given to m"
+    ):
         cut(within_batch=False)(torch.rand(4, 1, 8, 8))
     with pytest.raises(ValueError, match="a sample needs another one"):
         cut(1)

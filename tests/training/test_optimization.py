@@ -49,7 +49,7 @@ def weights(group, name):
 
 
 def alone(network, settings, make_optimizer, steps):
-    """The plain loop: one network, one optimiser, its gradient clipped."""
+    """The plain loop: one network, one optimizer, its gradient clipped."""
     optimizer = make_optimizer(network.parameters())
     for iteration in range(steps):
         epoch_start = iteration - iteration % 5 if settings.lr_per == "epoch" else iteration
@@ -104,7 +104,7 @@ MAKE = {
 
 
 @pytest.mark.parametrize("settings", [SGD, ADAM], ids=lambda s: s.name)
-def test_a_students_steps_are_those_of_its_optimiser_alone_bit_for_bit(settings):
+def test_a_students_steps_are_those_of_its_optimizer_alone_bit_for_bit(settings):
     group, optimizers = make(SGD, ADAM)
     network = copy.deepcopy(group[settings.name].network)
     for iteration in range(7):
@@ -207,7 +207,7 @@ def test_learning_rates_follow_nnunets_schedulers_per_epoch_and_per_iteration(it
     assert found["W"] == pytest.approx(rate(make_warm, iteration), rel=1e-14)
 
 
-def test_optimisers_are_those_that_the_settings_name():
+def test_optimizers_are_those_that_the_settings_name():
     _, optimizers = make(replace(SGD, momentum=0.0), ADAM)
     plain, adam = optimizers.optimizers["CNN"], optimizers.optimizers["Transformer"]
     assert (type(plain), plain.defaults["nesterov"], plain.defaults["momentum"]) == (torch.optim.SGD, False, 0.0)

@@ -1,4 +1,4 @@
-"""What all semi-supervised methods share: the division of the batch, where unlabelled images come from, the curves."""
+"""What all semi-supervised methods share: the division of the batch, where unlabeled images come from, the curves."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_batch_too_small_for_both_kinds_is_refused_with_the_size_that_would_do
     with pytest.raises(CollabError) as caught:
         make(changes={"batch_size": 1})
     assert str(caught.value) == (
-        "setting 'batch_size': each batch holds labelled and unlabelled samples, so MeanTeacherTrainer needs two per "
+        "setting 'batch_size': each batch holds labeled and unlabeled samples, so MeanTeacherTrainer needs two per "
         "process or more; there is 1. Set batch_size to 2 or more."
     )
 
@@ -77,9 +77,9 @@ def test_views_and_kept_voxels_are_read_apart(make, method):
     for i, view in enumerate((batch.weak, *batch.strong)):
         assert torch.equal(view, content["views"][:, i : i + 1])
     assert batch.keep.dtype is torch.bool
-    assert torch.equal(batch.keep, content["where"][:, 0] == 0)
+    assert torch.equal(batch.keep, content["learn_mask"][:, 0] == 0)
     assert len(batch.image) == len(batch.target[0]) == trainer.labeled_per_batch
-    assert len(batch.weak) == trainer.views_per_batch()
+    assert len(batch.weak) == trainer.unlabeled_crops_per_batch()
 
 
 # ---------------------------------------------------------------- the data
@@ -93,7 +93,7 @@ def cases_in(values, names):
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 @pytest.mark.parametrize("method", [CrossTeachingTrainer, CrossMatchTrainer])
-def test_a_batch_holds_labelled_cases_and_all_kinds_of_unlabelled_ones(make, tmp_path, method, configuration):
+def test_a_batch_holds_labeled_cases_and_all_kinds_of_unlabeled_ones(make, tmp_path, method, configuration):
     trainer = make(method, configuration=configuration)
     own = write_data(tmp_path, full_plans(), make_dataset_json(), configuration=configuration)
     delete_labels(own, SPLIT_UNLABELED)
@@ -104,27 +104,27 @@ def test_a_batch_holds_labelled_cases_and_all_kinds_of_unlabelled_ones(make, tmp
         batch = next(batches)
         assert batch["data"].shape == (2, 1, *patch)
         assert batch["views"].shape == (2, 1 + method.strong_views, *patch)
-        assert batch["where"].shape == (2, 1, *patch)
+        assert batch["learn_mask"].shape == (2, 1, *patch)
         assert set(batch["keys"]) <= set(LABELED)
         weak = batch["views"][:, 0].flatten(1).max(1).values
         seen |= cases_in(weak, {**SPLIT_UNLABELED, **EXTRA})
         assert cases_in(weak, {**SPLIT_UNLABELED, **EXTRA}) == set(batch["keys_unlabeled"])
     assert seen == {*SPLIT_UNLABELED, *EXTRA}
-    text = "each batch on this process: 2 labelled samples of 2 cases and 2 unlabelled ones of 4"
+    text = "each batch on this process: 2 labeled samples of 2 cases and 2 unlabeled ones of 4"
     assert text in log_of(trainer)
 
 
 @pytest.mark.parametrize("batch_size", [2, 4])
-def test_one_labelled_sample_per_batch_is_centred_on_foreground_as_often_as_one_of_several(make, tmp_path, batch_size):
-    """nnU-Net's rounding never centres a single sample, and the method would lose to a baseline with a whole batch."""
+def test_one_labeled_sample_per_batch_is_centered_on_foreground_as_often_as_one_of_several(make, tmp_path, batch_size):
+    """nnU-Net's rounding never centers a single sample, and the method would lose to a baseline with a whole batch."""
     trainer = make(changes={"batch_size": batch_size})
     write_data(tmp_path, full_plans(), make_dataset_json())
     batches, _ = trainer.get_dataloaders()
-    centred = [next(batches)["centred"].numpy() for _ in range(60)]
-    assert 0.15 < np.mean(centred) < 0.55
+    centered = [next(batches)["centered"].numpy() for _ in range(60)]
+    assert 0.15 < np.mean(centered) < 0.55
 
 
-def test_without_any_unlabelled_case_the_training_is_refused(make, tmp_path):
+def test_without_any_unlabeled_case_the_training_is_refused(make, tmp_path):
     trainer = make()
     fold = {"train": [*LABELED, *SPLIT_UNLABELED], "val": ["x"]}
     write_data(tmp_path, full_plans(), make_dataset_json(), fold=fold, extra={})
@@ -133,15 +133,15 @@ def test_without_any_unlabelled_case_the_training_is_refused(make, tmp_path):
     raw = tmp_path / "nnUNet_raw" / "Dataset001_Tiny"
     splits = tmp_path / "nnUNet_preprocessed" / "Dataset001_Tiny" / "splits_final.json"
     assert str(caught.value) == (
-        f"MeanTeacherTrainer: learns from unlabelled images, too, and found none: {raw / 'imagesUn'} has no image "
-        f"CASE_0000.nii.gz of a patient who is not validated on, {splits} declares no case unlabelled in fold 0. Put "
-        f"images into imagesUn and run nnunet_collab preprocess_unlabeled, or declare cases unlabelled with "
+        f"MeanTeacherTrainer: learns from unlabeled images, too, and found none: {raw / 'imagesUn'} has no image "
+        f"CASE_0000.nii.gz of a patient who is not validated on, {splits} declares no case unlabeled in fold 0. Put "
+        f"images into imagesUn and run nnunet_collab preprocess_unlabeled, or declare cases unlabeled with "
         f"nnunet_collab split."
     )
 
 
 def unlabeled_of(trainer):
-    """Names in the training's unlabelled dataset."""
+    """Names in the training's unlabeled dataset."""
     data, _ = trainer.get_tr_and_val_datasets()
     return set(trainer.unlabeled_dataset(data).identifiers)
 
@@ -190,14 +190,14 @@ def test_cases_of_the_split_that_are_not_preprocessed_are_named(make, tmp_path, 
 
 
 @pytest.mark.parametrize("unlabeled_voxels", [True, False])
-def test_voxels_of_the_ignore_label_are_unlabelled_data_unless_switched_off(make, tmp_path, unlabeled_voxels):
+def test_voxels_of_the_ignore_label_are_unlabeled_data_unless_switched_off(make, tmp_path, unlabeled_voxels):
     trainer = make(kind="ignore", changes={"unlabeled_voxels": unlabeled_voxels})
     write_data(tmp_path, full_plans(), make_dataset_json("ignore"), kind="ignore")
     batches, _ = trainer.get_dataloaders()
     seen = set()
     for _ in range(12):
         batch = next(batches)
-        for key, where in zip(batch["keys_unlabeled"], batch["where"], strict=True):
+        for key, where in zip(batch["keys_unlabeled"], batch["learn_mask"], strict=True):
             seen.add(str(key))
             if key in LABELED:
                 assert (where == 0).any(), key
@@ -212,7 +212,7 @@ def test_scribbles_alone_are_enough(make, tmp_path):
     assert set(next(trainer.get_dataloaders()[0])["keys_unlabeled"]) <= set(LABELED)
 
 
-def test_without_an_ignore_label_labelled_cases_are_no_unlabelled_ones(make, tmp_path):
+def test_without_an_ignore_label_labeled_cases_are_no_unlabeled_ones(make, tmp_path):
     trainer = make()
     write_data(tmp_path, full_plans(), make_dataset_json())
     data, _ = trainer.get_tr_and_val_datasets()
@@ -229,23 +229,23 @@ def write_splits(folder, *folds):
 
 
 @pytest.mark.parametrize("fold", ["all", 1, 4])
-def test_a_fold_that_would_use_labels_of_unlabelled_cases_is_refused(fold, tmp_path):
+def test_a_fold_that_would_use_labels_of_unlabeled_cases_is_refused(fold, tmp_path):
     splits = write_splits(tmp_path, FOLD)
     with pytest.raises(CollabError) as caught:
         check_fold(splits, fold)
     assert str(caught.value) == (
-        f"{splits}: declares cases unlabelled, and nnU-Net would use their labels in fold {fold}. Train one of the "
+        f"{splits}: declares cases unlabeled, and nnU-Net would use their labels in fold {fold}. Train one of the "
         f"folds 0 to 0, or make a dataset without those labels: nnunet_collab split --to."
     )
 
 
 @pytest.mark.parametrize("fold", ["all", 0, 7])
-def test_a_split_without_unlabelled_cases_is_nnunets_own_business(fold, tmp_path):
+def test_a_split_without_unlabeled_cases_is_nnunets_own_business(fold, tmp_path):
     check_fold(tmp_path / "splits_final.json", fold)
     check_fold(write_splits(tmp_path, {"train": ["a"], "val": ["b"]}), fold)
 
 
-def test_a_sound_split_passes_and_names_the_unlabelled_cases_of_its_fold(tmp_path):
+def test_a_sound_split_passes_and_names_the_unlabeled_cases_of_its_fold(tmp_path):
     splits = write_splits(tmp_path, FOLD, {"train": ["a"], "val": ["b"], "unlabeled": ["z"]})
     check_fold(splits, 0)
     assert unlabeled_in_split(splits, 0) == ["u", "v"]
@@ -324,6 +324,6 @@ def test_pseudo_labels_of_one_class_are_warned_of_in_the_log(make, kind, named):
     trainer.current_epoch = 1
     trainer.optimizers.step = lambda: {"CNN": torch.ones(()), "Transformer": torch.ones(())}
     one_epoch(trainer, kind)
-    warning = f"WARNING: in this epoch all used pseudo labels for Transformer were {named}: the unlabelled images teach"
+    warning = f"WARNING: in this epoch all used pseudo labels for Transformer were {named}: the unlabeled images teach"
     assert log_of(trainer).count("WARNING") == 1
     assert warning in log_of(trainer)

@@ -90,7 +90,7 @@ def test_imagenet_weights_are_recorded_missed_loudly_or_demanded(required, monke
             build_tiny_students(settings)
         return
     log = []
-    assert build_tiny_students(settings, log=log)["Transformer"].origin == "random initialisation"
+    assert build_tiny_students(settings, log=log)["Transformer"].origin == "random initialization"
     assert log[0] == (
         "WARNING: student Transformer starts from RANDOM weights, not from ImageNet: no way to the hub. "
         "(Set nnUNet_collab_require_pretrained=1 to make this an error.)"

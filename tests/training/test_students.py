@@ -182,7 +182,7 @@ def test_the_ensemble_for_prediction_takes_the_weights_of_the_trained_group(regi
     assert not any(module._forward_hooks for module in ensemble.modules())
 
 
-def test_a_trainer_is_initialised_once(tmp_path, monkeypatch):
+def test_a_trainer_is_initialized_once(tmp_path, monkeypatch):
     trainer = make_trainer(CollabTrainer, tmp_path, monkeypatch)
     with pytest.raises(RuntimeError, match=r"CollabTrainer\.initialize: must be called once; it was called again"):
         trainer.initialize()

@@ -30,9 +30,9 @@ def test_plain_labels(as_list):
     labels = LABEL_MAP % 3
     truth = read_truth(lists_and_tensors(labels.unsqueeze(1))[as_list], has_regions=False, ignore_label=None)
     assert truth.regions is None
-    assert torch.equal(truth.target.labels, labels.long())
-    assert truth.target.keep.dtype is torch.bool
-    assert truth.target.keep.all()
+    assert torch.equal(truth.labels, labels.long())
+    assert truth.keep.dtype is torch.bool
+    assert truth.keep.all()
 
 
 @pytest.mark.parametrize("as_list", [0, 1])
@@ -40,9 +40,9 @@ def test_plain_labels(as_list):
 def test_the_ignore_label_is_cleared_and_not_kept(as_list, dtype):
     target = LABEL_MAP.unsqueeze(1).to(dtype)
     truth = read_truth(lists_and_tensors(target)[as_list], has_regions=False, ignore_label=3)
-    assert truth.target.keep.tolist() == [[[True] * 3, [False, True, False]], [[False, False, True], [True] * 3]]
-    assert truth.target.labels.tolist() == [[[0, 1, 2], [0, 2, 0]], [[0, 0, 0], [1, 1, 2]]]
-    assert truth.target.labels.dtype is torch.int64
+    assert truth.keep.tolist() == [[[True] * 3, [False, True, False]], [[False, False, True], [True] * 3]]
+    assert truth.labels.tolist() == [[[0, 1, 2], [0, 2, 0]], [[0, 0, 0], [1, 1, 2]]]
+    assert truth.labels.dtype is torch.int64
     assert torch.equal(target, LABEL_MAP.unsqueeze(1).to(dtype))  # the loader's tensor is not written to
 
 
@@ -56,9 +56,9 @@ def test_regions_and_the_channel_of_ignored_voxels(as_list, ignore_label, dtype)
     truth = read_truth(lists_and_tensors(target)[as_list], has_regions=True, ignore_label=ignore_label)
     assert torch.equal(truth.regions, torch.stack([whole, core], dim=1))
     assert truth.regions.dtype is torch.bool
-    assert torch.equal(truth.target.keep, torch.ones_like(whole) if ignore_label is None else ~ignored)
-    assert not truth.target.labels.any()
-    assert truth.target.labels.shape == whole.shape
+    assert torch.equal(truth.keep, torch.ones_like(whole) if ignore_label is None else ~ignored)
+    assert not truth.labels.any()
+    assert truth.labels.shape == whole.shape
 
 
 def stock_loss(kind, *, deep_supervision=True, is_ddp=False):

@@ -55,7 +55,7 @@ def test_counts_and_dice_are_nnunets(kind, size):
 def test_ignored_voxels_are_in_no_mask():
     for kind in ("ignore", "regions_ignore"):
         logits, _, truth = make_case(kind)
-        ignored = ~truth.target.keep.unsqueeze(1)
+        ignored = ~truth.keep.unsqueeze(1)
         assert not (predicted_masks(logits, truth) & ignored).any()
         assert not (true_masks(truth, logits.shape[1]) & ignored).any()
 

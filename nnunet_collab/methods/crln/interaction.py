@@ -1,6 +1,6 @@
 """Dynamic interaction module (DIM) of CRLN: learned prototypes look at two decoder maps and return a map per class.
 
-Source: Wang et al., "Leveraging labelled data knowledge: A cooperative rectification learning network for
+Source: Wang et al., "Leveraging labeled data knowledge: A cooperative rectification learning network for
 semi-supervised 3D medical image segmentation" (Medical Image Analysis 2025), equations 3 to 7. No code was published.
 """
 

@@ -1,7 +1,7 @@
 """A projection of a feature map that is evaluated only at some voxels, for contrastive losses at full resolution.
 
 CRLN (equation 9) projects f_4 by r = Conv1(Conv3(f_4)), which has several times as many channels as f_4. Nothing stands
-between the two convolutions. So r of one voxel follows from the neighbourhood of f_4 around it: cheap for the few that
+between the two convolutions. So r of one voxel follows from the neighborhood of f_4 around it: cheap for the few that
 carry a gradient. For many constants, Conv3 is made once as a whole, and Conv1 where it is asked for. The mean of r over
 a class is Conv1 of the mean.
 """
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_collab.core.distributed import sum_over_ranks
+from nnunet_collab.core.distributed import all_reduce_sum
 from nnunet_collab.networks.dimensions import CONVOLUTIONS, CONVOLVE
 
 
@@ -38,15 +38,15 @@ class VoxelProjection(nn.Module):
     def at(self, features: Tensor, voxels: Tensor) -> Tensor:
         """Features `(n, F)` of the voxels `(n, 1 + dims)` (sample, then position) of `features` `(B, F_4, *S)`."""
         steps = torch.cartesian_prod(*[torch.arange(-1, 2, device=voxels.device)] * self.dims)
-        places = voxels[:, 1:].unsqueeze(1) + steps  # (n, neighbours, dims)
+        places = voxels[:, 1:].unsqueeze(1) + steps  # (n, neighbors, dims)
         last = torch.tensor(features.shape[2:], device=voxels.device) - 1
         outside = ((places < 0) | (places > last)).any(dim=2, keepdim=True)
         places = torch.minimum(places.clamp_min(0), last)
-        # One access for all neighbours, so that the gradient of the map is made once.
+        # One access for all neighbors, so that the gradient of the map is made once.
         gathered = features.movedim(1, -1)[(voxels[:, :1].expand_as(places[..., 0]), *places.unbind(dim=2))]
-        neighbours = gathered.float().masked_fill(outside, 0).flatten(1)
-        weight = self.spatial.weight.float().flatten(2).transpose(1, 2).flatten(1)  # neighbours before channels
-        hidden = F.linear(neighbours, weight, self.spatial.bias.float())  # type: ignore[union-attr]
+        neighbors = gathered.float().masked_fill(outside, 0).flatten(1)
+        weight = self.spatial.weight.float().flatten(2).transpose(1, 2).flatten(1)  # neighbors before channels
+        hidden = F.linear(neighbors, weight, self.spatial.bias.float())  # type: ignore[union-attr]
         return self._project(hidden)
 
     @torch.no_grad()
@@ -77,7 +77,7 @@ class FixedProjection:
     def at(self, voxels: Tensor) -> Tensor:
         """Features `(n, F)` of the voxels `(n, 1 + dims)` (sample, then position)."""
         index = voxels[:, 0]
-        for axis, size in enumerate(self.hidden.shape[1:-1], start=1):
+        for axis, size in enumerate(self.hidden.shape[1:-1], rectify_from_iteration=1):
             index = index * size + voxels[:, axis]
         rows = self.hidden.flatten(0, -2).index_select(0, index)
         return self.projection._project(rows.float())
@@ -90,6 +90,6 @@ class FixedProjection:
             members: `(B, C, *S)` bool.
         """
         samples = zip(members.flatten(2), self.hidden.flatten(1, -2), strict=True)
-        sums = sum_over_ranks(torch.stack([mask.float() @ hidden.float() for mask, hidden in samples]).sum(dim=0))
-        counts = sum_over_ranks(members.sum(dim=[0, *range(2, members.ndim)]))
+        sums = all_reduce_sum(torch.stack([mask.float() @ hidden.float() for mask, hidden in samples]).sum(dim=0))
+        counts = all_reduce_sum(members.sum(dim=[0, *range(2, members.ndim)]))
         return self.projection._project(sums / counts.unsqueeze(1))

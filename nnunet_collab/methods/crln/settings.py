@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nnunet_collab.core.settings import refuse_idle, require
+from nnunet_collab.core.settings import refuse_unused, require
 from nnunet_collab.methods.crln.interaction import Aggregation
 from nnunet_collab.methods.crln.rectifier import Space
+from nnunet_collab.training.ema_trainer import TeacherSettings
 from nnunet_collab.training.mixing import MixingSettings
 from nnunet_collab.training.settings import CNN, StudentSettings
-from nnunet_collab.training.with_teacher import TeacherSettings
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class CRLNSettings(MixingSettings, TeacherSettings):
     prototypes: int = 16  # R per class; figure 10 prefers it to 32, the final value is nowhere stated
     aggregation: Aggregation = "shared"  # table 6: SA + CI + CR
     rectification: Literal["none", "fixed", "concatenation", "learnable"] = "learnable"  # table 7: v1, v2, v3
-    space: Space = "logit"  # of equation 8 (`learnable` alone), see networks.rectifier
-    start: int = 800  # S, iterations before pseudo labels are rectified (figure 12)
+    rectification_space: Space = "logit"  # of equation 8 (`learnable` alone), see networks.rectifier
+    rectify_from_iteration: int = 800  # S, iterations before pseudo labels are rectified (figure 12)
     # [I] ReCo's: confidence from which on a pseudo label is used, and below which a voxel is uncertain
     tau: float = 0.97
     tau_weak: float = 0.7  # [I] ReCo's: confidence below which a pseudo label is no anchor, negative or mean
@@ -32,15 +32,15 @@ class CRLNSettings(MixingSettings, TeacherSettings):
     unlabeled_weight: float = 1.0
     # Table 5: no CPS, MR, LP, CPS. Its row without DIM is `none` here and in `rectification`: DIM, which nothing needs
     # then, is neither built nor trained.
-    positive: Literal["none", "mean", "learned", "both"] = "both"
+    positives: Literal["none", "mean", "learned", "both"] = "both"
     contrast_weight: float = 1.0  # equation 15; in full from the first iteration on, `ramp_up` does not touch it
     # Weight of the learned prototypes (figure 13). "uniform": in [0, 1), drawn for each step, as equation 13 has it.
     xi: float | Literal["uniform"] = 0.6
     temperature: float = 0.5
     anchors: int = 256
     negatives: int = 512
-    # [I] share of each side of an unlabelled patch that the student sees, in its middle, while the teacher sees all of
-    # it. Section 4.4.1 names a centre crop without its size, section 3.1 none. Rounded to sizes the network takes.
+    # [I] share of each side of an unlabeled patch that the student sees, in its middle, while the teacher sees all of
+    # it. Section 4.4.1 names a center crop without its size, section 3.1 none. Rounded to sizes the network takes.
     context_crop: float = 1.0
     noise: float = 0.2  # [I] the strong view's uniform noise is in +-noise; intensities have a deviation of about 1
     mu_lr: float = 1e-3  # [I] Adam
@@ -58,21 +58,25 @@ class CRLNSettings(MixingSettings, TeacherSettings):
         require(0 < self.tau < 1, "tau", "must be in (0, 1)", self.tau)
         require(0 <= self.tau_weak < self.tau, "tau_weak", f"must be in [0, tau), tau is {self.tau}", self.tau_weak)
         require(isinstance(self.xi, str) or self.xi >= 0, "xi", "must be >= 0 or 'uniform'", self.xi)
-        for name in ("start", "unlabeled_weight", "contrast_weight", "noise"):
+        for name in ("rectify_from_iteration", "unlabeled_weight", "contrast_weight", "noise"):
             require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
         require(0 < self.context_crop <= 1, "context_crop", "must be a share, in (0, 1]", self.context_crop)
         for name in ("temperature", "mu_lr"):
             require(getattr(self, name) > 0, name, "must be > 0", getattr(self, name))
 
-        idle = {"none": ("space", "mu_lr"), "fixed": ("space", "mu_lr"), "concatenation": ("space",)}
-        refuse_idle(self, idle.get(self.rectification, ()), f"with rectification {self.rectification!r}")
+        idle = {
+            "none": ("rectification_space", "mu_lr"),
+            "fixed": ("rectification_space", "mu_lr"),
+            "concatenation": ("rectification_space",),
+        }
+        refuse_unused(self, idle.get(self.rectification, ()), f"with rectification {self.rectification!r}")
 
     @property
     def contrasts(self) -> bool:
         """Whether there is positive supervision."""
-        return self.positive != "none" and self.contrast_weight > 0
+        return self.positives != "none" and self.contrast_weight > 0
 
     @property
     def interacts(self) -> bool:
         """Whether anything needs DIM: the rectification, or the learned prototypes of a positive."""
-        return self.rectification != "none" or (self.contrasts and self.positive != "mean")
+        return self.rectification != "none" or (self.contrasts and self.positives != "mean")

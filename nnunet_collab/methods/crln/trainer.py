@@ -1,15 +1,15 @@
-"""CRLN: prototypes learned from the labelled images rectify the teacher's pseudo labels.
+"""CRLN: prototypes learned from the labeled images rectify the teacher's pseudo labels.
 
-Source: Wang et al., "Leveraging labelled data knowledge: A cooperative rectification learning network for
+Source: Wang et al., "Leveraging labeled data knowledge: A cooperative rectification learning network for
 semi-supervised 3D medical image segmentation" (Medical Image Analysis 2025). No code was published; what the paper
 leaves open is said in `methods.crln_settings`. With the relationship map M of the dynamic interaction module (DIM,
 `networks.interaction`),
 
-    L = l_s(student(x_l), y) + l_s(M(x_l), y)                    labelled images             equation 15
-      + l_u(student(strong x_u), y_r) + l_cp                     unlabelled ones; CPS (`losses.positive_supervision`)
+    L = l_s(student(x_l), y) + l_s(M(x_l), y)                    labeled images             equation 15
+      + l_u(student(strong x_u), y_r) + l_cp                     unlabeled ones; CPS (`losses.positive_supervision`)
     y_r = rectified prediction of the teacher, from iteration S on                           equation 8
 
-and mu, which says how much M counts, minimises l_s(rectified student(x_l), y) by an optimiser of its own (equation 16),
+and mu, which says how much M counts, minimizes l_s(rectified student(x_l), y) by an optimizer of its own (equation 16),
 everything else being constant there. The teacher averages student, DIM and prototypes. Where neither the rectification
 nor CPS uses M or the prototypes (table 5), there is no DIM and no l_s(M(x_l), y).
 """
@@ -27,16 +27,16 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.positive_supervision import Supervision, positive_supervision
 from nnunet_collab.losses.pseudo_labels import pseudo_label_loss, pseudo_labels
-from nnunet_collab.methods.crln.centre_crop import CentreCrop
+from nnunet_collab.methods.crln.center_crop import CenterCrop
 from nnunet_collab.methods.crln.interaction import DynamicInteraction
 from nnunet_collab.methods.crln.projection import VoxelProjection
 from nnunet_collab.methods.crln.rectifier import Kind, Rectifier
 from nnunet_collab.methods.crln.settings import CRLNSettings
 from nnunet_collab.networks.blueprint import is_unet
 from nnunet_collab.networks.student import Student
+from nnunet_collab.training.ema_trainer import TeacherTrainer
 from nnunet_collab.training.mixing import MixingTrainer
-from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, part
-from nnunet_collab.training.with_teacher import TeacherTrainer
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, slice_output
 
 STAGES = 3  # of the decoder that are tapped
 
@@ -47,7 +47,7 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
     settings: ClassVar[CRLNSettings] = CRLNSettings()
 
     def initialize(self) -> None:
-        """Build everything, and the rectifier's optimiser.
+        """Build everything, and the rectifier's optimizer.
 
         Raises:
             CollabError: If the labels are regions, or the decoder has too few stages.
@@ -60,15 +60,15 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
         super().initialize()
         s = self.settings
         total = s.epochs * s.iterations_per_epoch
-        if s.rectification != "none" and s.start >= total:
+        if s.rectification != "none" and s.rectify_from_iteration >= total:
             self.print_to_log_file(
-                f"WARNING: setting 'start' is {s.start}, the whole training has {total} iterations: pseudo labels will "
-                f"never be rectified. Lower it."
+                f"WARNING: setting 'rectify_from_iteration' is {s.rectify_from_iteration}, the training has {total} "
+                f"iterations: pseudo labels will never be rectified. Lower it."
             )
         learned = [] if self.rectifier is None else list(self.rectifier.parameters())
         self.rectifier_optimizer = torch.optim.Adam(learned, s.mu_lr) if learned else None
 
-    def equip_students(self) -> None:
+    def add_heads(self) -> None:
         """Tap the last three stages of the decoder, add DIM and the projection, and build the rectifier."""
         (student,) = self.group
         network = student.network
@@ -96,14 +96,14 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
         self.rectifier: Rectifier | None = None
         if s.rectification != "none":
             kind: Kind = s.rectification
-            rectifier = Rectifier(kind, space=s.space, tau=s.tau, num_classes=classes, dims=dims)
+            rectifier = Rectifier(kind, space=s.rectification_space, tau=s.tau, num_classes=classes, dims=dims)
             self.rectifier = rectifier.to(self.device)
 
-    def _context(self, network: Any) -> CentreCrop:
-        """The box that the student sees of unlabelled patches."""
+    def _context(self, network: Any) -> CenterCrop:
+        """The box that the student sees of unlabeled patches."""
         patch, share = self.configuration_manager.patch_size, self.settings.context_crop
         strides = [math.prod(axis) for axis in zip(*network.encoder.strides, strict=True)]
-        context = CentreCrop(patch, share, strides)
+        context = CenterCrop(patch, share, strides)
         if share < 1 and (context.whole or list(context.size) == strides):
             what = "the whole patch" if context.whole else "a single voxel at the lowest resolution"
             raise CollabError(
@@ -120,23 +120,23 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
 
     def _mass(self) -> float:
         """What the values of one voxel's pseudo label sum to; tau and tau_weak are for these values."""
-        if self.rectifier is None or self.iteration < self.settings.start:
+        if self.rectifier is None or self.iteration < self.settings.rectify_from_iteration:
             return 1.0
         return self.rectifier.mass.item()
 
     def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
         """Equation 15, and the gradient of equation 16 on the way."""
         s = self.settings
-        own, further = self.divide(batch)
+        own, second = self.divide(batch)
         name, n_l = s.students[0].name, len(own.image)
-        seen, seen_further = self._seen(own), None if further is None else self._seen(further)
+        seen, seen_second = self._seen(own), None if second is None else self._seen(second)
         cut = self.draw_cutmix(seen)
-        strong = cut(self._with_noise(seen.weak), None if seen_further is None else self._with_noise(seen_further.weak))
+        strong = cut(self._with_noise(seen.weak), None if seen_second is None else self._with_noise(seen_second.weak))
         output = self._look(own.image, strong, name)
         relations = self._relations(self.group[name], output, slice(None, n_l)) if s.interacts else None
-        labeled = part(output, 0, n_l)
-        teacher = self.context.put_back(cut(*self._pseudo_labels(own, further, name)))
-        keep = self.context.put_back(cut(seen.keep, None if seen_further is None else seen_further.keep))
+        labeled = slice_output(output, 0, n_l)
+        teacher = self.context.put_back(cut(*self._pseudo_labels(own, second, name)))
+        keep = self.context.put_back(cut(seen.keep, None if seen_second is None else seen_second.keep))
         terms = self.supervised_terms({name: labeled}, own.target)
         if relations is not None:
             self._learn_to_rectify(labeled.logits, relations, own.target)
@@ -149,14 +149,14 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
         return terms
 
     def _seen(self, batch: SemiSupervisedBatch) -> SemiSupervisedBatch:
-        """What the student is shown of the unlabelled images."""
+        """What the student is shown of the unlabeled images."""
         return batch._replace(weak=self.context.take(batch.weak), keep=self.context.take(batch.keep))
 
     def _look(self, labeled: Tensor, strong: Tensor, name: str) -> StudentOutput:
         """The student's output on both, in one pass if their sizes are equal.
 
-        Else logits and f_4 of the unlabelled images are 0 where the student did not look, as at the border of an image,
-        and all that only labelled images need is of them alone.
+        Else logits and f_4 of the unlabeled images are 0 where the student did not look, as at the border of an image,
+        and all that only labeled images need is of them alone.
         """
         if self.context.whole:
             output: StudentOutput = self.network(torch.cat([labeled, strong]))[name]
@@ -173,17 +173,17 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
 
     @torch.no_grad()
     def _pseudo_labels(
-        self, own: SemiSupervisedBatch, further: SemiSupervisedBatch | None, name: str
+        self, own: SemiSupervisedBatch, second: SemiSupervisedBatch | None, name: str
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities of the labels of both parts, rectified once that has begun."""
         count = len(own.weak)
-        output = self.teacher(own.weak if further is None else torch.cat([own.weak, further.weak]))[name]
+        output = self.teacher(own.weak if second is None else torch.cat([own.weak, second.weak]))[name]
         before, after = map(self.context.take, self._before_and_after(output))
         keep = self.context.take(own.keep)
         self.pseudo_label_curves.add(f"{name} before", before[:count], keep, self.settings.tau)
         self.pseudo_label_curves.add(f"{name} after", after[:count], keep, self.threshold())
-        used = after if self.iteration >= self.settings.start else before
-        return used[:count], None if further is None else used[count:]
+        used = after if self.iteration >= self.settings.rectify_from_iteration else before
+        return used[:count], None if second is None else used[count:]
 
     def _before_and_after(self, output: StudentOutput) -> tuple[Tensor, Tensor]:
         """A teacher's prediction as it is, and rectified."""
@@ -202,13 +202,13 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
         s = self.settings
         (student,) = self.group
         hard = pseudo_labels(teacher, regions=False)
-        truth = own.truth.target
+        truth = own.truth
         known = Supervision(
             labels=torch.cat([truth.labels, hard.labels[:, 0]]),
             reliable=torch.cat([truth.keep, keep & (hard.confidence[:, 0] > s.tau_weak / self._mass())]),
             confidence=output.logits.detach().float().softmax(dim=1),
         )
-        assert s.positive != "none"  # then there is no projection
+        assert s.positives != "none"  # then there is no projection
         return positive_supervision(
             student.heads["projection"],  # type: ignore[arg-type]
             output.maps[-1],
@@ -217,7 +217,7 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
             tau=s.tau,
             xi=float(torch.rand(())) if isinstance(s.xi, str) else s.xi,
             temperature=s.temperature,
-            positives=s.positive,
+            positives=s.positives,
             anchors=s.anchors,
             negatives=s.negatives,
         )
@@ -255,7 +255,7 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
             self.curves.log_variables({"mu": float(self.rectifier.mu.detach())}, self.current_epoch)
 
     def method_state(self) -> dict[str, Any]:
-        """Rectifier and its optimiser, too."""
+        """Rectifier and its optimizer, too."""
         state = super().method_state()
         if self.rectifier is not None:
             state["rectifier"] = self.rectifier.state_dict()
@@ -271,9 +271,9 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
         if self.rectifier_optimizer is not None:
             self.rectifier_optimizer.load_state_dict(state["rectifier_optimizer"])
 
-    def labeler(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
+    def pseudo_labelers(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
         """The teacher before and after rectification (the paper's figure 1)."""
-        (name, output), *_ = super().labeler(image, outputs).items()
+        (name, output), *_ = super().pseudo_labelers(image, outputs).items()
         before, after = self._before_and_after(output)
         return {f"{name} before": _logits(before), f"{name} after": _logits(after)}
 

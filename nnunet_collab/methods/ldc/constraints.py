@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_collab.core.distributed import sum_over_ranks
+from nnunet_collab.core.distributed import all_reduce_sum
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.losses.duality import (
     activate,
@@ -43,8 +43,8 @@ class Constraints:
             names,
             ["global_mean"] * (recipe.constraint == "global_mean"),
             rate=settings.dual_rate,
-            largest=settings.dual_largest,
-            start=settings.dual_start,
+            largest=settings.multiplier_max,
+            start=settings.multiplier_init,
             decay=settings.dual_decay,
             device=device,
         )
@@ -52,15 +52,15 @@ class Constraints:
         self._residuals: Tensor | None = None  # of the step that is being taken
 
     def measure_sizes(self, masks: Tensor, at_random: Tensor) -> None:
-        """Take the sizes in labelled crops at random places into their running mean; the others say nothing.
+        """Take the sizes in labeled crops at random places into their running mean; the others say nothing.
 
         Args:
             masks: `(B_l, K, *S)` bool, of fully annotated crops.
-            at_random: `(B_l,)` bool, False for crops that are centred on foreground.
+            at_random: `(B_l,)` bool, False for crops that are centered on foreground.
         """
         fractions = masks.flatten(2).float().mean(dim=2) * at_random.unsqueeze(1)
-        count = sum_over_ranks(at_random.sum().float())
-        self.sizes.update(sum_over_ranks(fractions.sum(dim=0)) / count.clamp_min(1), count > 0)
+        count = all_reduce_sum(at_random.sum().float())
+        self.sizes.update(all_reduce_sum(fractions.sum(dim=0)) / count.clamp_min(1), count > 0)
 
     def fractions(self, logits: Tensor) -> Tensor:
         """`(K,)` mean probability of the foreground of all ranks."""
@@ -79,7 +79,7 @@ class Constraints:
         Args:
             logits: `(B, C, *S)` whose classes are to have the sizes.
             sizes: `(K,)`.
-            labeled: Logits and truth `(B_l, C, *S)` of the labelled samples, and `keep` `(B_l, *S)`.
+            labeled: Logits and truth `(B_l, C, *S)` of the labeled samples, and `keep` `(B_l, *S)`.
             weights: Of the student.
         """
         s, parts = self.settings, []
@@ -124,10 +124,10 @@ class Constraints:
 
 
 def check_every_class_is_labeled(data: Any, wanted: Iterable[int | Sequence[int]]) -> None:
-    """Refuse sizes of classes that the labelled cases cannot give.
+    """Refuse sizes of classes that the labeled cases cannot give.
 
     Args:
-        data: nnU-Net's dataset of the labelled training cases.
+        data: nnU-Net's dataset of the labeled training cases.
         wanted: Foreground labels or regions.
 
     Raises:
@@ -140,7 +140,7 @@ def check_every_class_is_labeled(data: Any, wanted: Iterable[int | Sequence[int]
         if not missing:
             return
     raise CollabError(
-        f"setting 'size_source': 'labeled' takes the size of each class from the labelled cases, and none of the "
+        f"setting 'size_source': 'labeled' takes the size of each class from the labeled cases, and none of the "
         f"{len(data.identifiers)} of this fold has label {', '.join(sorted(map(str, missing)))}. Label a case that "
         f"does, or set size_source to 'teacher' or constraint to 'none'."
     )

@@ -1,6 +1,6 @@
 """Lagrange multipliers and running means: the state of constrained training.
 
-Multipliers are no parameters: an optimiser would descend where they must ascend. They are kept on the device, so that
+Multipliers are no parameters: an optimizer would descend where they must ascend. They are kept on the device, so that
 no step waits for them, are the same on all ranks, and belong into the checkpoint.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nnunet_collab.core.distributed import sum_over_ranks, world_size
+from nnunet_collab.core.distributed import all_reduce_sum, world_size
 
 
 class RunningMean:
@@ -92,12 +92,12 @@ class Multipliers:
 
     @torch.no_grad()
     def step(self, residuals: Tensor) -> None:
-        """One ascent; to be called after a step of the optimisers that was really taken.
+        """One ascent; to be called after a step of the optimizers that was really taken.
 
         Args:
             residuals: `(J,)` of that step. Ranks use their mean, so that no rounding can drive them apart.
         """
-        mean = sum_over_ranks(residuals.detach().to(self.values)) / world_size()
+        mean = all_reduce_sum(residuals.detach().to(self.values)) / world_size()
         self.residuals.update(mean)
         lowest = torch.where(self.equality, -self.largest, 0.0).to(self.values)
         ascended = self.values + self.rate * self.residuals.value

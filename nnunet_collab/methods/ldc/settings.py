@@ -2,11 +2,11 @@
 
 Parts whose setting is None are those of the formulation:
 
-- `sound` (default): student (strong view) and averaged teacher (weak view) agree on unlabelled images, the sizes of the
-  classes stay in bands. The paper's idea in a form that can be minimised.
+- `sound` (default): student (strong view) and averaged teacher (weak view) agree on unlabeled images, the sizes of the
+  classes stay in bands. The paper's idea in a form that can be minimized.
 - `paper_eq2`: the same with equation 2 as printed in place of the consistency loss.
-- `official`: the released code. Labelled images alone are learned from, with an equality of global means whose
-  multiplier is forgotten after every epoch, and a contrast of unrelated images. Its optimiser, data and schedule are
+- `official`: the released code. Labeled images alone are learned from, with an equality of global means whose
+  multiplier is forgotten after every epoch, and a contrast of unrelated images. Its optimizer, data and schedule are
   not part of it; the students' settings are.
 """
 
@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from nnunet_collab.core.settings import refuse_idle, require
+from nnunet_collab.core.settings import refuse_unused, require
 from nnunet_collab.losses.duality import Activation
+from nnunet_collab.training.ema_trainer import TeacherSettings
 from nnunet_collab.training.settings import CNN, StudentSettings
-from nnunet_collab.training.with_teacher import TeacherSettings
 
 Formulation = Literal["sound", "paper_eq2", "official"]
 Constraint = Literal["none", "size_bands", "global_mean"]
@@ -67,7 +67,7 @@ class LDCSettings(TeacherSettings):
     formulation: Formulation = "sound"
     activation: Activation | None = None  # of consistency and constraints; regions are always sigmoid
 
-    # The objective on unlabelled images, or, `official`, on labelled ones; see losses.duality.
+    # The objective on unlabeled images, or, `official`, on labeled ones; see losses.duality.
     cross_entropy: float = 0.3  # alpha, released code; in the official formulation binary
     dice: float = 0.5
     squared_error: float = 0.2
@@ -81,24 +81,24 @@ class LDCSettings(TeacherSettings):
 
     # Constraints.
     constraint: Constraint | None = None
-    size_source: Literal["labeled", "teacher"] = "labeled"  # of the sizes: random labelled crops, or the teacher
-    size_decay: float = 0.99  # of the running mean of the labelled crops' sizes
+    size_source: Literal["labeled", "teacher"] = "labeled"  # of the sizes: random labeled crops, or the teacher
+    size_decay: float = 0.99  # of the running mean of the labeled crops' sizes
     tolerance: float = 0.1  # half-width of the bands, as a share of the size
     norm_limit: float = 0.0  # largest squared norm of the student's weights; 0: none
     logit_limit: float = 0.0  # mean of max(0, |logit| - limit) <= 0; 0: none
     dual_rate: float = 0.01  # step of the multipliers, released code
-    dual_start: float = 0.0
-    dual_largest: float = 100.0  # [I] bound of the multipliers
+    multiplier_init: float = 0.0
+    multiplier_max: float = 100.0  # [I] bound of the multipliers
     dual_decay: float = 0.9  # [I] of the running mean of the residuals that the multipliers follow
     rho: float | None = None  # penalty of the augmented Lagrangian; 0: plain
     reset_each_epoch: bool | None = None  # the released code loses its multiplier after every epoch
 
     # Boundaries.
-    distance_weight: float = 0.1  # [I] of the signed distance maps' squared error, labelled images; 0: not learned
+    distance_weight: float = 0.1  # [I] of the signed distance maps' squared error, labeled images; 0: not learned
     contrast: Contrast | None = None
     contrast_weight: float | None = None
     temperature: float = 0.07
-    slice_gap: int = 1  # neighbouring slices so near are no negatives; 0: all are
+    slice_gap: int = 1  # neighboring slices so near are no negatives; 0: all are
 
     def __post_init__(self) -> None:
         """Check what a type cannot say.
@@ -117,10 +117,10 @@ class LDCSettings(TeacherSettings):
         for name in ("size_decay", "dual_decay", "threshold", "tolerance"):
             value = getattr(self, name)
             require(0 <= value < 1, name, "must be in [0, 1)", value)
-        for name in ("temperature", "dual_largest"):
+        for name in ("temperature", "multiplier_max"):
             require(getattr(self, name) > 0, name, "must be > 0", getattr(self, name))
-        largest = f"must be in [0, dual_largest], which is {self.dual_largest}"
-        require(0 <= self.dual_start <= self.dual_largest, "dual_start", largest, self.dual_start)
+        largest = f"must be in [0, multiplier_max], which is {self.multiplier_max}"
+        require(0 <= self.multiplier_init <= self.multiplier_max, "multiplier_init", largest, self.multiplier_init)
         share = "must be a share of the run, in [0, 1]"
         require(self.ramp_up is None or 0 <= self.ramp_up <= 1, "ramp_up", share, self.ramp_up)
         require(all(w >= 0 for w in self.class_weights), "class_weights", "must be >= 0", list(self.class_weights))
@@ -131,9 +131,9 @@ class LDCSettings(TeacherSettings):
             self.contrast,
         )
 
-        refuse_idle(self, IDLE.get(self.formulation, ()), f"in the formulation {self.formulation!r}")
+        refuse_unused(self, IDLE.get(self.formulation, ()), f"in the formulation {self.formulation!r}")
         if (self.constraint or RECIPES[self.formulation].constraint) == "global_mean":
-            refuse_idle(self, ("size_source", "size_decay", "tolerance"), "with constraint 'global_mean'")
+            refuse_unused(self, ("size_source", "size_decay", "tolerance"), "with constraint 'global_mean'")
 
     def recipe(self, *, regions: bool) -> Recipe:
         """The parts of the formulation, changed as the settings say.

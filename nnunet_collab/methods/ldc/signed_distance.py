@@ -51,7 +51,7 @@ def signed_distance(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArra
 
 
 class WithSignedDistances:
-    """A source of batches that adds the maps of the labelled samples.
+    """A source of batches that adds the maps of the labeled samples.
 
     The batch gets an entry `signed_distance` `(B, K, *S)` float32 at full resolution, K classes without background, or
     regions. Voxels of an ignore label count as outside of every class.

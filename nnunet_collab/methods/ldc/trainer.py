@@ -2,10 +2,10 @@
 
 Source: Zheng et al., "Lagrange Duality and Compound Multi-Attention Transformer for Semi-Supervised Medical Image
 Segmentation", and its released code, which does not compute what the paper says. `losses.duality` says what is built
-instead, `methods.ldc_settings` how to have the paper's equation 2 or the released code. The student minimises
+instead, `methods.ldc_settings` how to have the paper's equation 2 or the released code. The student minimizes
 
-    supervised(x_l, y) + mean (SDM(x_l) - SDM(y))^2            labelled images
-      + consistency(student(strong x_u), teacher(weak x_u))    unlabelled ones
+    supervised(x_l, y) + mean (SDM(x_l) - SDM(y))^2            labeled images
+      + consistency(student(strong x_u), teacher(weak x_u))    unlabeled ones
       + constraints + contrast(SDM of student, SDM of teacher)
 
 while the multipliers of the constraints ascend after each of its steps. They are a training device and certify
@@ -20,21 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_collab.core.distributed import sum_over_ranks
+from nnunet_collab.core.distributed import all_reduce_sum
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.types import StudentOutput, Term
+from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.data.loaders import BatchSource
-from nnunet_collab.data.two_streams import CENTRED
+from nnunet_collab.data.two_streams import CENTERD
 from nnunet_collab.losses.boundary_contrast import boundary_contrast, diagonal_contrast, distance_error
 from nnunet_collab.losses.duality import class_fractions, consistency_loss, paper_equation_2, teacher_target
 from nnunet_collab.methods.ldc.constraints import Constraints, check_every_class_is_labeled
 from nnunet_collab.methods.ldc.distance_head import DistanceHead, SliceProjection
 from nnunet_collab.methods.ldc.settings import LDCSettings
 from nnunet_collab.methods.ldc.signed_distance import KEY, WithSignedDistances
+from nnunet_collab.training.ema_trainer import TeacherTrainer
 from nnunet_collab.training.metrics import true_masks
-from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, part
-from nnunet_collab.training.supervision import Truth
-from nnunet_collab.training.with_teacher import TeacherTrainer
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, slice_output
 
 
 class LDCTrainer(TeacherTrainer):
@@ -72,7 +71,7 @@ class LDCTrainer(TeacherTrainer):
                 "'global_mean' does nothing. Set activation to 'sigmoid', or constraint to 'size_bands'."
             )
 
-    def equip_students(self) -> None:
+    def add_heads(self) -> None:
         """Add the heads of signed distance maps."""
         if not (self.contrasts_slices or self.learns_distances):
             return
@@ -96,7 +95,7 @@ class LDCTrainer(TeacherTrainer):
     def _check_pairs(self) -> None:
         if self.recipe.contrast == "official_diagonal" and self.labeled_per_batch != self.unlabeled_per_batch:
             raise CollabError(
-                f"setting 'contrast': 'official_diagonal' pairs each labelled sample with an unlabelled one, so a "
+                f"setting 'contrast': 'official_diagonal' pairs each labeled sample with an unlabeled one, so a "
                 f"batch must hold as many of both; on this process it has {self.labeled_per_batch} and "
                 f"{self.unlabeled_per_batch}. Set an even batch_size and labeled_share to 0.5."
             )
@@ -104,18 +103,18 @@ class LDCTrainer(TeacherTrainer):
     def _check_sizes_of_labels(self) -> None:
         if self.label_manager.has_ignore_label:
             raise CollabError(
-                "setting 'size_source': 'labeled' takes the sizes of the classes from labelled crops, and this dataset "
-                "has an ignore label: its crops are centred on annotated voxels, the others' sizes are unknown. Set "
+                "setting 'size_source': 'labeled' takes the sizes of the classes from labeled crops, and this dataset "
+                "has an ignore label: its crops are centered on annotated voxels, the others' sizes are unknown. Set "
                 "size_source to 'teacher', or, where the formulation has none, constraint to 'none'."
             )
         if self.official:  # the truth of the same crops is compared
             return
         share = 1 - float(self.oversample_foreground_percent)
         at_random = share if self.probabilistic_oversampling else round(self.labeled_per_batch * share)
-        if sum_over_ranks(torch.tensor(float(at_random), device=self.device)) == 0:
+        if all_reduce_sum(torch.tensor(float(at_random), device=self.device)) == 0:
             raise CollabError(
-                f"setting 'size_source': 'labeled' takes the sizes from labelled crops at random places, and a batch "
-                f"of {self.labeled_per_batch} labelled samples has none: all are centred on foreground. Lower "
+                f"setting 'size_source': 'labeled' takes the sizes from labeled crops at random places, and a batch "
+                f"of {self.labeled_per_batch} labeled samples has none: all are centered on foreground. Lower "
                 f"oversample_foreground_percent in a trainer of your own, or use 'teacher'."
             )
 
@@ -129,7 +128,7 @@ class LDCTrainer(TeacherTrainer):
         """Signed distance maps of the truth, too, if they are learned.
 
         Raises:
-            CollabError: If sizes are wanted of a class that no labelled case has.
+            CollabError: If sizes are wanted of a class that no labeled case has.
         """
         if self._measures_sizes():
             wanted = self.label_manager.foreground_regions if self.regions else self.label_manager.foreground_labels
@@ -149,25 +148,25 @@ class LDCTrainer(TeacherTrainer):
     # ---------------------------------------------------------------- terms
 
     def batch_terms(self, batch: dict[str, Any]) -> list[Term]:
-        """All terms; if signed distance maps are learned, `batch` has those of its labelled samples."""
+        """All terms; if signed distance maps are learned, `batch` has those of its labeled samples."""
         ours = self.read_batch(batch)
         if self.official:
             return self._official_terms(ours)
         distances = batch[KEY].to(self.device, non_blocking=True) if self.learns_distances else None
-        return self._terms(ours, distances, batch[CENTRED].to(self.device, non_blocking=True))
+        return self._terms(ours, distances, batch[CENTERD].to(self.device, non_blocking=True))
 
     def threshold(self) -> float:
         """Constant."""
         return self.settings.threshold
 
-    def _terms(self, batch: SemiSupervisedBatch, distances: Tensor | None, centred: Tensor) -> list[Term]:
+    def _terms(self, batch: SemiSupervisedBatch, distances: Tensor | None, centered: Tensor) -> list[Term]:
         """Those of `sound` and `paper_eq2`."""
         s, recipe = self.settings, self.recipe
         name, count = s.students[0].name, len(batch.image)
         output: StudentOutput = self.network(torch.cat([batch.image, batch.strong[0]]))[name]
         teacher = self.teacher(batch.weak)[name]
         self.pseudo_label_curves.add(name, teacher.logits, batch.keep, s.threshold)
-        labeled, unlabeled = part(output, 0, count), output.logits[count:]
+        labeled, unlabeled = slice_output(output, 0, count), output.logits[count:]
         ramp = self.ramp_over(recipe.ramp_up)
         target, used = teacher_target(
             teacher.logits, activation=recipe.activation, hard=s.hard_target, threshold=s.threshold
@@ -178,7 +177,7 @@ class LDCTrainer(TeacherTrainer):
             Term(name, "consistency", s.consistency_weight * ramp, agreement),
         ]
         if self._measures_sizes():
-            self.constraints.measure_sizes(true_masks(batch.truth, output.logits.shape[1]), ~centred)
+            self.constraints.measure_sizes(true_masks(batch.truth, output.logits.shape[1]), ~centered)
         sizes = self.constraints.sizes.value
         if s.size_source == "teacher":
             with torch.no_grad():
@@ -187,7 +186,7 @@ class LDCTrainer(TeacherTrainer):
         if "distance" in self.group[name].heads:
             own = self.group[name].heads["distance"](output.decoder)
             if distances is not None:
-                error = distance_error(own[:count], distances, batch.truth.target.keep)
+                error = distance_error(own[:count], distances, batch.truth.keep)
                 terms.append(Term(name, "distance", s.distance_weight, error))
             if self.contrasts_slices:
                 loss = self._slice_contrast(name, own[count:], teacher)
@@ -202,7 +201,7 @@ class LDCTrainer(TeacherTrainer):
         s, recipe = self.settings, self.recipe
         name, truth = s.students[0].name, batch.truth
         logits = self.network(batch.image)[name].logits
-        loss = self._objective(logits, self._target(truth, logits), truth.target.keep)
+        loss = self._objective(logits, self._target(truth, logits), truth.keep)
         terms = [Term(name, "supervised", s.supervised_weight, loss)]
         sizes = class_fractions(true_masks(truth, logits.shape[1]).float())
         terms += self._constraint_terms(name, s.supervised_weight, logits, sizes, logits, truth)
@@ -248,7 +247,7 @@ class LDCTrainer(TeacherTrainer):
         value = self.constraints.value(
             logits,
             sizes=sizes,
-            labeled=(labeled, self._target(truth, labeled), truth.target.keep),
+            labeled=(labeled, self._target(truth, labeled), truth.keep),
             weights=[p for p in self.group[name].network.parameters() if p.requires_grad],
         )
         return [Term(name, "constraints", weight, value)]

@@ -3,7 +3,7 @@ r"""The Transformer layers of CMAformer: attention over positions with its two u
 .. math::
     \mathrm{MSA}(Q, K, V) = \mathrm{softmax}(Q K^\top / \sqrt{d} + P)\,V
 
-Encoder layer, with the residual taken from the normalised query, and the feed-forward layer's too:
+Encoder layer, with the residual taken from the normalized query, and the feed-forward layer's too:
 
 .. math::
     q = \mathrm{LN}_1(x), \qquad y = \mathrm{LN}_2(\mathrm{MSA}(q, x, x) + q), \qquad x \leftarrow \mathrm{FFN}(y) + y.
@@ -100,7 +100,7 @@ class Attention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward layer, each with its residual from the normalised tokens."""
+    """Self-attention and feed-forward layer, each with its residual from the normalized tokens."""
 
     def __init__(self, dim: int, attention: Attention) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention to the encoder's tokens and feed-forward layer, each normalised after its residual."""
+    """Attention to the encoder's tokens and feed-forward layer, each normalized after its residual."""
 
     def __init__(self, dim: int, attention: Attention) -> None:
         super().__init__()

@@ -66,7 +66,7 @@ class Design:
 
     @property
     def map_norm(self) -> str:
-        """Normalisation of maps: as set, or the release's."""
+        """Normalization of maps: as set, or the release's."""
         return str(released.SETTINGS["norm"]) if self.official_compat else self.norm
 
     @property

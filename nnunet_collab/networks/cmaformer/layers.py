@@ -5,7 +5,7 @@ r"""The convolutional parts of CMAformer, in two and three dimensions: embedding
     \mathrm{PA}(x) = x \cdot \sigma(\mathrm{DWConv}(x)), \qquad
     \mathrm{gate}(e, d) = d \cdot a(w * \mathrm{ReLU}(\mathrm{norm}(U * e + V * d))),
 
-with :math:`\overline{x}` the mean over space, :math:`*` a convolution behind a normalisation and a ReLU, and `a` the
+with :math:`\overline{x}` the mean over space, :math:`*` a convolution behind a normalization and a ReLU, and `a` the
 sigmoid or nothing. The paper calls the gate cross attention; it has neither queries nor keys.
 
 Source: Zheng et al., Lagrange Duality and Compound Multi-Attention Transformer, section III-A and B and figure 2, read
@@ -37,7 +37,7 @@ class InstanceNorm(nn.Module):
     """Instance norm with learnt scale and shift that also takes maps of a single position.
 
     A single position has no variance over space, and torch refuses it. There the channels of the position are
-    normalised together, so that the network stays defined for every patch; samples stay independent.
+    normalized together, so that the network stays defined for every patch; samples stay independent.
     """
 
     def __init__(self, channels: int) -> None:
@@ -53,7 +53,7 @@ class InstanceNorm(nn.Module):
 
 
 def make_map_norm(kind: str, channels: int, dims: int) -> nn.Module:
-    """The normalisation of a map: `instance` as above, or `batch` with running statistics."""
+    """The normalization of a map: `instance` as above, or `batch` with running statistics."""
     return InstanceNorm(channels) if kind == "instance" else make_norm(kind, channels, dims)
 
 
@@ -112,7 +112,7 @@ class ChannelAttention(nn.Module):
 
 
 class ResidualConv(nn.Module):
-    """Twice normalisation, ReLU, convolution; plus one convolution and normalisation around them."""
+    """Twice normalization, ReLU, convolution; plus one convolution and normalization around them."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int], norm: str) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class AtrousPyramid(nn.Module):
     """Three dilated convolutions side by side, mixed by a 1x1 convolution (the paper's spatial attention block).
 
     Along an axis of n positions a rate is at most `max(1, n // 2)`: a kernel whose outer taps all lie outside of the
-    map would see nothing but its centre, as the released rate of 18 does on 16 x 16 positions.
+    map would see nothing but its center, as the released rate of 18 does on 16 x 16 positions.
 
     Args:
         in_channels: Channels of the incoming map.
@@ -156,7 +156,7 @@ class AtrousPyramid(nn.Module):
         self.rates = tuple(rates)
         self.clamped = clamped
         self.dims = dims
-        # Normalised after the ReLU, as in the paper's predecessor ResUNet++.
+        # Normalized after the ReLU, as in the paper's predecessor ResUNet++.
         self.branches = nn.ModuleList(
             nn.Sequential(
                 convolution(in_channels, out_channels, dims), nn.ReLU(), make_map_norm(norm, out_channels, dims)

@@ -17,7 +17,7 @@ each_kind = pytest.mark.parametrize("kind", ["plain", "ignore"])
 
 
 def make_crln(tmp_path, monkeypatch, *, changes=None, **options):
-    changes = {**LOW, "start": 0, **(changes or {})}
+    changes = {**LOW, "rectify_from_iteration": 0, **(changes or {})}
     return make_method(CRLNTrainer, tmp_path, monkeypatch, changes=changes, **options)
 
 

@@ -71,20 +71,20 @@ def pseudo(student, teacher, keep, tau):
 
 def by_hand(trainer, kind, *, after_start=True, mixed=True):
     """Values of all terms, and the loss of mu as a function of its raw parameter."""
-    own, further = trainer.divide(batch_of(trainer, kind))
+    own, second = trainer.divide(batch_of(trainer, kind))
     (student,), (teacher,) = trainer.group, trainer.teacher.group
 
     def box(tensor, other):
         if not mixed:
             return tensor
-        return HalfBox(side=0, within_batch=further is None)(tensor, other)
+        return HalfBox(side=0, within_batch=second is None)(tensor, other)
 
-    truth = own.truth.target
+    truth = own.truth
     with torch.no_grad():
         z_l, m_l, f_l = look(student, own.image)
-        z_u, _, f_u = look(student, box(own.weak, further and further.weak))
+        z_u, _, f_u = look(student, box(own.weak, second and second.weak))
         labels = []
-        for weak in (own.weak, further.weak if further else None):
+        for weak in (own.weak, second.weak if second else None):
             if weak is None:
                 labels.append(None)
                 continue
@@ -92,7 +92,7 @@ def by_hand(trainer, kind, *, after_start=True, mixed=True):
             mu = trainer.rectifier.mu.item() if after_start else 1.0
             labels.append(rectified(z, m, mu))
         target = box(*labels)
-        keep = box(own.keep, further and further.keep)
+        keep = box(own.keep, second and second.keep)
         q = target.softmax(1)
         known = Supervision(
             torch.cat([truth.labels, q.argmax(1)]),
@@ -125,7 +125,7 @@ def by_hand(trainer, kind, *, after_start=True, mixed=True):
     return values, loss_of_mu
 
 
-@pytest.mark.parametrize("mixing", ["batch", "further"])
+@pytest.mark.parametrize("mixing", ["batch", "second_batch"])
 @each_configuration
 @each_kind
 def test_terms_and_the_gradient_of_mu_are_the_equations_by_hand(make, no_chance, kind, configuration, mixing):
@@ -160,7 +160,7 @@ def test_the_weight_of_pseudo_labels_may_rise(make):
 
 @pytest.mark.parametrize("iteration", [0, 2, 3, 4])
 def test_before_its_start_labels_are_the_teachers_own(make, no_chance, iteration):
-    trainer = scatter(make(changes={**NO_CHANCE, "start": 3}))
+    trainer = scatter(make(changes={**NO_CHANCE, "rectify_from_iteration": 3}))
     trainer.iteration = iteration
     terms = terms_of(trainer)
     values = [by_hand(trainer, "plain", after_start=after)[0] for after in (False, True)]
@@ -183,8 +183,14 @@ def test_soft_targets_are_the_whole_distribution(make):
 
 
 def test_thresholds_and_mu_of_values_as_printed_are_not_of_their_shares(make, monkeypatch):
-    """Equation 8 without normalisation: y + (1 - mu) softmax(M), whose sum is 2 - mu."""
-    changes = {"space": "probability_raw", "tau": 0.8, "tau_weak": 0.7, "noise": 0.0, "cutmix_probability": 0.0}
+    """Equation 8 without normalization: y + (1 - mu) softmax(M), whose sum is 2 - mu."""
+    changes = {
+        "rectification_space": "probability_raw",
+        "tau": 0.8,
+        "tau_weak": 0.7,
+        "noise": 0.0,
+        "cutmix_probability": 0.0,
+    }
     trainer = scatter(make(changes=changes))
     known = []
     monkeypatch.setattr(crln, "positive_supervision", lambda *args, **_: known.append(args[3]) or torch.zeros(()))
@@ -203,7 +209,7 @@ def test_thresholds_and_mu_of_values_as_printed_are_not_of_their_shares(make, mo
     assert trainer.pseudo_label_curves.sums["CNN after"][1] == used.sum()
     assert torch.equal(known[0].reliable[len(batch.image) :], batch.keep & (highest > s.tau_weak))
     assert trainer.threshold() == pytest.approx(s.tau / (2 - mu))
-    truth = batch.truth.target
+    truth = batch.truth
 
     def loss_of_mu(raw):
         mu = 1 / (1 + math.exp(-raw))
@@ -213,11 +219,11 @@ def test_thresholds_and_mu_of_values_as_printed_are_not_of_their_shares(make, mo
     raw, h = trainer.rectifier.raw.item(), 1e-4
     slope = (loss_of_mu(raw + h) - loss_of_mu(raw - h)) / (2 * h)
     assert trainer.rectifier.raw.grad.item() == pytest.approx(slope, rel=1e-3, abs=1e-7)
-    trainer.settings = dataclasses.replace(s, start=1)  # not rectified yet
+    trainer.settings = dataclasses.replace(s, rectify_from_iteration=1)  # not rectified yet
     assert trainer.threshold() == s.tau
 
 
-@pytest.mark.parametrize("mixing", ["batch", "further"])
+@pytest.mark.parametrize("mixing", ["batch", "second_batch"])
 def test_the_strong_view_is_the_weak_one_with_uniform_noise(make, mixing):
     trainer = make(changes={"noise": 0.3, "cutmix_probability": 0.0, "mixing": mixing})
     seen = []

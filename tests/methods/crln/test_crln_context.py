@@ -1,4 +1,4 @@
-"""CRLN whose student sees the middle of the unlabelled patches: its terms by hand, who sees what, and refusals."""
+"""CRLN whose student sees the middle of the unlabeled patches: its terms by hand, who sees what, and refusals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def every_seventh(voxels, count):
 
 
 def info_nce(trainer, maps, known):
-    """CPS by hand on the projected maps of labelled patches and of boxes, whose sizes differ."""
+    """CPS by hand on the projected maps of labeled patches and of boxes, whose sizes differ."""
     s, (student,) = trainer.settings, trainer.group
     heads = student.heads
 
@@ -54,7 +54,7 @@ def info_nce(trainer, maps, known):
     return torch.stack(losses).mean()
 
 
-@pytest.mark.parametrize("mixing", ["batch", "further"])
+@pytest.mark.parametrize("mixing", ["batch", "second_batch"])
 @each_configuration
 @each_kind
 def test_terms_are_the_equations_with_the_teachers_whole_patch(make, monkeypatch, kind, configuration, mixing):
@@ -62,28 +62,28 @@ def test_terms_are_the_equations_with_the_teachers_whole_patch(make, monkeypatch
     monkeypatch.setattr(positive_supervision_module, "_draw", every_seventh)
     trainer = scatter(make(kind=kind, configuration=configuration, changes={"noise": 0.0, "mixing": mixing}))
     terms = terms_of(trainer, kind)
-    own, further = trainer.divide(batch_of(trainer, kind))
+    own, second = trainer.divide(batch_of(trainer, kind))
     (student,), (teacher,), s = trainer.group, trainer.teacher.group, trainer.settings
-    middle, box = MIDDLE[configuration], HalfBox(side=0, within_batch=further is None)
+    middle, box = MIDDLE[configuration], HalfBox(side=0, within_batch=second is None)
 
     def taken(values, others):
         return box(values[middle], None if others is None else others[middle])
 
     with torch.no_grad():
         labels = []
-        for weak in (own.weak, further.weak if further else None):
+        for weak in (own.weak, second.weak if second else None):
             if weak is not None:
                 logits, relations, _ = look(teacher, weak)
                 weak = rectified(logits, relations, trainer.rectifier.mu.item())
             labels.append(weak)
         q = taken(*labels).softmax(1)
-        keep = taken(own.keep, further and further.keep)
+        keep = taken(own.keep, second and second.keep)
         z_l, _, f_l = look(student, own.image)
-        z_u, _, f_u = look(student, taken(own.weak, further and further.weak))
+        z_u, _, f_u = look(student, taken(own.weak, second and second.weak))
         confidence, hard = q.max(1)
         nll = F.cross_entropy(z_u.double(), hard, reduction="none")
         want = nll[keep & (confidence >= s.tau)].sum() / keep.sum()
-        truth = own.truth.target
+        truth = own.truth
         known = [
             [truth.labels.unsqueeze(1), hard.unsqueeze(1)],
             [truth.keep.unsqueeze(1), (keep & (confidence > s.tau_weak)).unsqueeze(1)],
@@ -96,7 +96,7 @@ def test_terms_are_the_equations_with_the_teachers_whole_patch(make, monkeypatch
 
 
 @each_configuration
-def test_labelled_images_are_seen_whole_and_teach_as_without_a_crop(make, configuration):
+def test_labeled_images_are_seen_whole_and_teach_as_without_a_crop(make, configuration):
     found = []
     for share in (1.0, 0.5):
         trainer = scatter(make(configuration=configuration, changes={"context_crop": share}))
@@ -107,7 +107,7 @@ def test_labelled_images_are_seen_whole_and_teach_as_without_a_crop(make, config
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("mixing", ["batch", "further"])
+@pytest.mark.parametrize("mixing", ["batch", "second_batch"])
 def test_the_teacher_sees_whole_patches_and_the_student_their_middle(make, mixing):
     trainer = make(changes={"noise": 0.0, "cutmix_probability": 0.0, "mixing": mixing})
     seen = {"student": [], "teacher": []}

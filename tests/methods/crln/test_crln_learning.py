@@ -77,7 +77,7 @@ def test_the_gradient_of_mu_is_there_before_the_backward_pass_and_no_other(make)
     assert all(g is None for g in [*gradients(trainer.group), *gradients(trainer.teacher.group)])
 
 
-def test_the_students_own_optimisers_have_no_mu(make):
+def test_the_students_own_optimizers_have_no_mu(make):
     trainer = make()
     (raw,) = trainer.rectifier.parameters()
     assert all(p is not raw for p in trainer.group.parameters())
@@ -102,7 +102,7 @@ def test_after_a_step_no_parameter_that_learns_is_without_gradient(make, configu
 
 @pytest.mark.parametrize("iteration", [0, 5])
 def test_parameters_have_gradients_where_no_voxel_is_sure_or_uncertain(make, iteration):
-    trainer = make(changes={"tau": 0.999, "tau_weak": 0.998, "start": 3})
+    trainer = make(changes={"tau": 0.999, "tau_weak": 0.998, "rectify_from_iteration": 3})
     trainer.iteration = iteration
     batch = make_semi_supervised_batch(trainer)
     for target in batch["target"]:
@@ -126,10 +126,10 @@ def test_a_batch_without_any_annotated_voxel_is_finite(make):
 def test_voxels_that_are_left_out_teach_nothing(make):
     trainer = scatter(make(changes={"noise": 0.0, "cutmix_probability": 0.0}))
     batch = make_semi_supervised_batch(trainer)
-    batch["where"][:] = -1
+    batch["learn_mask"][:] = -1
     terms = {term.name: term for term in trainer.batch_terms(batch)}
     assert terms["pseudo"].value == 0
-    terms["contrast"].value.backward()  # of the labelled voxels alone
+    terms["contrast"].value.backward()  # of the labeled voxels alone
     assert terms["contrast"].value > 0
 
 
@@ -158,7 +158,7 @@ def test_the_teachers_map_is_made_of_its_own_features_and_prototypes(make, deplo
     image = make_batch(trainer)["data"]
     with torch.no_grad():
         logits, relations, _ = look(teacher, image)
-        found = trainer.labeler(image, trainer.deployed(image))
+        found = trainer.pseudo_labelers(image, trainer.deployed(image))
     assert set(found) == {"CNN before", "CNN after"}
     before, after = (found[f"CNN {when}"].logits for when in ("before", "after"))
     torch.testing.assert_close(before.exp(), logits.softmax(1), rtol=1e-4, atol=1e-5)
@@ -183,10 +183,10 @@ def test_a_step_that_was_not_taken_leaves_teacher_and_mu(make, where, monkeypatc
 
 @pytest.mark.parametrize("changes", [{}, {"deploy": "student"}, {"rectification": "concatenation"}], ids=str)
 def test_a_resumed_run_steps_alike(make, tmp_path, changes):
-    trainer = make(changes={"start": 2, **changes})
+    trainer = make(changes={"rectify_from_iteration": 2, **changes})
     train(trainer, 3)
     trainer.save_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
-    resumed = make(changes={"start": 2, **changes})
+    resumed = make(changes={"rectify_from_iteration": 2, **changes})
     resumed.load_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
     assert resumed.iteration == 3
     for step in (False, True, True):

@@ -15,10 +15,10 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.settings import from_json, to_json
 from nnunet_collab.core.types import StudentOutput
 from nnunet_collab.losses.positive_supervision import positive_supervision
+from nnunet_collab.methods.crln import trainer as crln
 from nnunet_collab.methods.crln.rectifier import Space
 from nnunet_collab.methods.crln.settings import CRLNSettings
 from nnunet_collab.methods.crln.trainer import CRLNTrainer
-from nnunet_collab.methods.crln import trainer as crln
 
 
 @pytest.fixture
@@ -43,12 +43,12 @@ def test_every_rectification_trains(make, rectification, configuration):
 
 @pytest.mark.parametrize("space", get_args(Space))
 def test_mu_learns_in_every_space(make, space):
-    trainer = make(changes={"space": space})
+    trainer = make(changes={"rectification_space": space})
     train(trainer, 1)
     assert trainer.rectifier.mu.item() != 0.5
 
 
-@pytest.mark.parametrize("changes", [{"positive": "none"}, {"contrast_weight": 0}], ids=str)
+@pytest.mark.parametrize("changes", [{"positives": "none"}, {"contrast_weight": 0}], ids=str)
 def test_without_positive_supervision_there_is_no_projection(make, changes):
     trainer = make(changes=changes)
     assert set(trainer.group["CNN"].heads) == {"interaction"}
@@ -60,10 +60,10 @@ def test_without_positive_supervision_there_is_no_projection(make, changes):
 @pytest.mark.parametrize(
     ("changes", "heads"),
     [
-        ({"positive": "none"}, set()),
+        ({"positives": "none"}, set()),
         ({"contrast_weight": 0}, set()),
-        ({"positive": "mean"}, {"projection"}),
-        ({"positive": "learned"}, {"projection", "interaction"}),
+        ({"positives": "mean"}, {"projection"}),
+        ({"positives": "learned"}, {"projection", "interaction"}),
         ({}, {"projection", "interaction"}),
     ],
     ids=str,
@@ -102,9 +102,9 @@ def test_every_aggregation_trains(make, aggregation):
     assert without_gradient(trainer) == []
 
 
-def test_a_single_unlabelled_sample_is_mixed_with_a_further_image(make):
+def test_a_single_unlabeled_sample_is_mixed_with_a_further_image(make):
     trainer = make(changes={"batch_size": 2})
-    assert (trainer.unlabeled_per_batch, trainer.views_per_batch()) == (1, 2)
+    assert (trainer.unlabeled_per_batch, trainer.unlabeled_crops_per_batch()) == (1, 2)
     (result,) = train(trainer, 1)
     assert set(result["terms"]) == {f"CNN/{name}" for name in NAMES}
 
@@ -171,7 +171,11 @@ def test_a_decoder_of_fewer_than_three_stages_is_refused(make, options, found):
 
 @pytest.mark.parametrize(
     ("changes", "warned"),
-    [({"start": 12}, True), ({"start": 11}, False), ({"start": 12, "rectification": "none"}, False)],
+    [
+        ({"rectify_from_iteration": 12}, True),
+        ({"rectify_from_iteration": 11}, False),
+        ({"rectify_from_iteration": 12, "rectification": "none"}, False),
+    ],
     ids=str,
 )
 def test_a_start_beyond_the_run_is_warned_of(make, changes, warned, monkeypatch):
@@ -183,8 +187,8 @@ def test_a_start_beyond_the_run_is_warned_of(make, changes, warned, monkeypatch)
     found = [line for line in lines if line.startswith("WARNING")]
     assert found == (
         [
-            "WARNING: setting 'start' is 12, the whole training has 12 iterations: pseudo labels will never be "
-            "rectified. Lower it."
+            "WARNING: setting 'rectify_from_iteration' is 12, the training has 12 iterations: pseudo labels will never "
+            "be rectified. Lower it."
         ]
         if warned
         else []
@@ -202,13 +206,13 @@ def test_a_start_beyond_the_run_is_warned_of(make, changes, warned, monkeypatch)
         ({"tau": 0.7, "tau_weak": 0.7}, "setting 'tau_weak': must be in [0, tau), tau is 0.7"),
         ({"tau": 0.7, "tau_weak": 0.8}, "setting 'tau_weak': must be in [0, tau), tau is 0.7"),
         ({"tau_weak": -0.1}, "setting 'tau_weak': must be in [0, tau)"),
-        ({"start": -1}, "setting 'start': must be >= 0"),
+        ({"rectify_from_iteration": -1}, "setting 'start': must be >= 0"),
         ({"unlabeled_weight": -1}, "setting 'unlabeled_weight': must be >= 0"),
         ({"contrast_weight": -1}, "setting 'contrast_weight': must be >= 0"),
         ({"xi": -1}, "setting 'xi': must be >= 0 or 'uniform'; got -1.0"),
         ({"xi": "normal"}, "setting 'xi', unless 'uniform', must be a finite number; got 'normal' (str)"),
         (
-            {"space": "replace"},
+            {"rectification_space": "replace"},
             "setting 'space' must be one of 'logit', 'probability', 'probability_raw'; got 'replace'",
         ),
         ({"noise": -1}, "setting 'noise': must be >= 0"),
@@ -218,7 +222,7 @@ def test_a_start_beyond_the_run_is_warned_of(make, changes, warned, monkeypatch)
         ({"ema_decay": 1.0}, "setting 'ema_decay': must be in [0, 1)"),
         ({"rectification": "v3"}, "one of 'none', 'fixed', 'concatenation', 'learnable'"),
         (
-            {"rectification": "fixed", "space": "probability"},
+            {"rectification": "fixed", "rectification_space": "probability"},
             "setting 'space': has no effect with rectification 'fixed', so it must stay 'logit'; got 'probability'",
         ),
         ({"rectification": "none", "mu_lr": 1.0}, "setting 'mu_lr': has no effect with rectification 'none'"),

@@ -51,7 +51,7 @@ def convolve(stack, weight, bias):
 
 
 def enlarge(volume, size):
-    """Linear interpolation along each axis in turn; the centre of voxel i of n lies at (i + 1/2) / n."""
+    """Linear interpolation along each axis in turn; the center of voxel i of n lies at (i + 1/2) / n."""
     for axis, target in enumerate(size):
         source = volume.shape[axis]
         slabs = []

@@ -64,7 +64,9 @@ def test_every_voxel_equals_the_equation(shape, rule, mu):
 
 
 @pytest.mark.parametrize(
-    ("space", "want"), [("probability", (0.5125, 0.4875)), ("logit", (0.50388, 0.49612))], ids=["prob_norm", "logit"]
+    ("space", "want"),
+    [("probability", (0.5125, 0.4875)), ("logit", (0.50388, 0.49612))],
+    ids=["prob_norm", "logit"],
 )
 def test_hand_sized_cases(space, want):
     y, m = (torch.tensor(v, dtype=torch.float64).log().view(1, 2, 1, 1) for v in ((0.7, 0.3), (0.2, 0.8)))
@@ -72,7 +74,7 @@ def test_hand_sized_cases(space, want):
     assert found.flatten().tolist() == pytest.approx(want, abs=5e-6)
 
 
-def test_the_hand_sized_case_as_printed_is_not_normalised():
+def test_the_hand_sized_case_as_printed_is_not_normalized():
     rectifier = Rectifier("learnable", space="probability_raw", tau=0.97, num_classes=2, dims=2)
     with torch.no_grad():
         rectifier.raw.fill_(math.log(0.4 / 0.6))

@@ -159,7 +159,7 @@ def test_the_official_total_is_that_of_the_released_code(make):
     terms = terms_of(trainer)
     batch = trainer.read_batch(batch_of(trainer))
     z = trainer.network(batch.image)["CNN"].logits
-    y = torch.nn.functional.one_hot(batch.truth.target.labels, 3).movedim(-1, 1).float()
+    y = torch.nn.functional.one_hot(batch.truth.labels, 3).movedim(-1, 1).float()
     p = z.sigmoid()
     dice = [1 - ((2 * (p * y)[:, k].sum((1, 2)) + 1e-5) / ((p + y)[:, k].sum((1, 2)) + 1e-5)).mean() for k in (1, 2)]
     loss = 0.3 * torch.nn.BCEWithLogitsLoss()(z, y) + 0.5 * (LIVER * dice[0] + (1 - LIVER) * dice[1])
@@ -193,7 +193,7 @@ def test_the_official_multiplier_gains_a_hundredth_of_the_excess_of_every_step(m
 @pytest.mark.parametrize("source", ["labeled", "teacher"])
 def test_multipliers_ascend_by_the_residuals_of_the_bands(make, source):
     trainer = make(
-        changes={"size_source": source, "dual_rate": 10.0, "dual_decay": 0.0, "dual_start": 5.0, "tolerance": 0.2}
+        changes={"size_source": source, "dual_rate": 10.0, "dual_decay": 0.0, "multiplier_init": 5.0, "tolerance": 0.2}
     )
     train(trainer, 1)
     before, batch = values(trainer), batch_of(trainer, seed=7)
@@ -204,8 +204,8 @@ def test_multipliers_ascend_by_the_residuals_of_the_bands(make, source):
         sizes = class_fractions(trainer.teacher(ours.weak)["CNN"].logits.softmax(1))[1:]
     trainer.train_step(batch)
     if source == "labeled":
-        # One of the two labelled samples is at a random place; two batches were seen.
-        labels = [trainer.read_batch(batch_of(trainer, seed=s)).truth.target.labels[:1] for s in (0, 7)]
+        # One of the two labeled samples is at a random place; two batches were seen.
+        labels = [trainer.read_batch(batch_of(trainer, seed=s)).truth.labels[:1] for s in (0, 7)]
         sizes = torch.stack([torch.stack([(x == k).float().mean() for k in (1, 2)]) for x in labels]).mean(0)
         torch.testing.assert_close(trainer.constraints.sizes.value, sizes)
     g = torch.cat([m - 1.2 * sizes, 0.8 * sizes - m]).tolist()
@@ -216,7 +216,7 @@ def test_multipliers_ascend_by_the_residuals_of_the_bands(make, source):
 
 
 def test_multipliers_and_sizes_receive_no_gradient_and_the_term_moves_the_student(make):
-    trainer = make(changes={"dual_start": 1.0})
+    trainer = make(changes={"multiplier_init": 1.0})
     terms = terms_of(trainer)
     terms["CNN/constraints"].value.backward()
     assert not trainer.constraints.multipliers.values.requires_grad
@@ -225,7 +225,7 @@ def test_multipliers_and_sizes_receive_no_gradient_and_the_term_moves_the_studen
 
 
 def test_norm_and_logits_can_be_limited(make):
-    changes = {"constraint": "none", "norm_limit": 3.0, "logit_limit": 0.5, "rho": 0, "dual_start": 1.0}
+    changes = {"constraint": "none", "norm_limit": 3.0, "logit_limit": 0.5, "rho": 0, "multiplier_init": 1.0}
     trainer = make(changes=changes)
     norm = sum(float(p.detach().square().sum()) for p in trainer.group["CNN"].network.parameters() if p.requires_grad)
     batch = trainer.read_batch(batch_of(trainer))
@@ -244,7 +244,7 @@ def test_crops_with_ignored_voxels_say_nothing_of_boundaries(make):
 @pytest.mark.parametrize("kind", ["ignore", "regions_ignore"])
 @pytest.mark.parametrize("changes", [{}, {"formulation": "official", "constraint": "size_bands"}])
 def test_with_an_ignore_label_sizes_are_not_taken_from_labels(make, kind, changes):
-    with pytest.raises(CollabError, match="its crops are centred on annotated voxels, the others' sizes are unknown"):
+    with pytest.raises(CollabError, match="its crops are centered on annotated voxels, the others' sizes are unknown"):
         make(kind=kind, changes=changes)
     make(kind=kind, changes={**changes, "constraint": "none"})
 
@@ -275,7 +275,7 @@ def test_the_loader_makes_the_maps_and_a_step_takes_them(make, tmp_path, monkeyp
     assert math.isfinite(trainer.train_step(batch)["loss"])
 
 
-def test_a_class_that_no_labelled_case_has_is_refused_before_anything_is_drawn(make, tmp_path, monkeypatch):
+def test_a_class_that_no_labeled_case_has_is_refused_before_anything_is_drawn(make, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     trainer = make(plans=full_plans())
     write_data(tmp_path, full_plans(), make_dataset_json())
@@ -286,7 +286,7 @@ def test_a_class_that_no_labelled_case_has_is_refused_before_anything_is_drawn(m
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_step_that_was_not_taken_leaves_the_multipliers(make, where, monkeypatch):
-    trainer = make(changes={"dual_start": 1.0})
+    trainer = make(changes={"multiplier_init": 1.0})
     train(trainer, 1)
     before, batch = values(trainer), batch_of(trainer)
     step_that_fails(trainer, batch, where, monkeypatch)
@@ -373,7 +373,7 @@ def test_an_uneven_batch_has_no_diagonal(make):
     with pytest.raises(CollabError) as caught:
         make(changes={"formulation": "official", "labeled_share": 0.25})
     assert str(caught.value) == (
-        "setting 'contrast': 'official_diagonal' pairs each labelled sample with an unlabelled one, so a batch must "
+        "setting 'contrast': 'official_diagonal' pairs each labeled sample with an unlabeled one, so a batch must "
         "hold as many of both; on this process it has 1 and 3. Set an even batch_size and labeled_share to 0.5."
     )
 
@@ -381,16 +381,16 @@ def test_an_uneven_batch_has_no_diagonal(make):
 def test_sizes_need_crops_at_random_places(make, monkeypatch):
     divide = LDCTrainer._set_batch_size_and_oversample
 
-    def all_centred(trainer):
+    def all_centered(trainer):
         divide(trainer)
         trainer.oversample_foreground_percent = 1.0
 
-    monkeypatch.setattr(LDCTrainer, "_set_batch_size_and_oversample", all_centred)
-    with pytest.raises(CollabError, match="of 2 labelled samples has none: all are centred on foreground"):
+    monkeypatch.setattr(LDCTrainer, "_set_batch_size_and_oversample", all_centered)
+    with pytest.raises(CollabError, match="of 2 labeled samples has none: all are centered on foreground"):
         make()
 
 
-def test_sizes_need_labelled_foreground():
+def test_sizes_need_labeled_foreground():
     def dataset(*cases):
         places = dict(enumerate(cases))
         return SimpleNamespace(
@@ -402,7 +402,7 @@ def test_sizes_need_labelled_foreground():
     with pytest.raises(CollabError) as caught:
         check_every_class_is_labeled(dataset({1: [1], 2: []}, {1: []}), [1, 2])
     assert str(caught.value) == (
-        "setting 'size_source': 'labeled' takes the size of each class from the labelled cases, and none of the 2 of "
+        "setting 'size_source': 'labeled' takes the size of each class from the labeled cases, and none of the 2 of "
         "this fold has label 2. Label a case that does, or set size_source to 'teacher' or constraint to 'none'."
     )
 
@@ -419,7 +419,7 @@ def test_sizes_need_labelled_foreground():
         ({"tolerance": 1}, "setting 'tolerance': must be in [0, 1)"),
         ({"dual_decay": 1}, "setting 'dual_decay': must be in [0, 1)"),
         ({"temperature": 0}, "setting 'temperature': must be > 0"),
-        ({"dual_start": -1}, "setting 'dual_start': must be in [0, dual_largest], which is 100.0"),
+        ({"multiplier_init": -1}, "setting 'multiplier_init': must be in [0, multiplier_max], which is 100.0"),
         ({"ramp_up": 2}, "setting 'ramp_up': must be a share of the run, in [0, 1]"),
         ({"students": [{"name": "A"}, {"name": "B"}]}, "setting 'students': must be one"),
         (

@@ -15,7 +15,7 @@ from tiny import build_tiny_students
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.networks.cmaformer.design import step_strides
 from nnunet_collab.networks.cmaformer.network import CMAformer
-from nnunet_collab.networks.perturbation import Flow
+from nnunet_collab.networks.perturbation import PerturbedPass
 from nnunet_collab.training.settings import StudentSettings
 
 ISO_2D = [[1, 1]] + 6 * [[2, 2]]
@@ -206,7 +206,7 @@ def test_a_student_of_it_hands_over_features_and_perturbs_them():
     student = group["CMAformer"].eval()
     assert all(p.requires_grad for p in student.parameters())
     x = torch.randn(2, 1, 36, 44)
-    out = student(x, [Flow(0, 2, 0.9), Flow(0, 1, 0.9, "bottleneck"), Flow(1, 2, 0.0)])
+    out = student(x, [PerturbedPass(0, 2, 0.9), PerturbedPass(0, 1, 0.9, "bottleneck"), PerturbedPass(1, 2, 0.0)])
     assert out.encoder.shape == (2, 16, 5, 6)
     assert out.logits.shape == (6, 3, 36, 44)
     torch.testing.assert_close(out.logits[[0, 1, 1]], torch.cat([student(x).logits, out.logits[5:]]))

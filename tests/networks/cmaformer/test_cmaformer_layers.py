@@ -220,7 +220,7 @@ def test_instance_norm_is_pytorchs(size):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 1, 1)])
-def test_a_single_position_is_normalised_over_its_channels(size):
+def test_a_single_position_is_normalized_over_its_channels(size):
     x, layer = torch.randn(2, 4, *size), randomize(InstanceNorm(4))
     flat = x.flatten(1)
     mean, var = flat.mean(1, keepdim=True), flat.var(1, unbiased=False, keepdim=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnunet_collab.methods.crln.centre_crop import CentreCrop
+from nnunet_collab.methods.crln.center_crop import CenterCrop
 
 
 @pytest.mark.parametrize(
@@ -21,14 +21,14 @@ from nnunet_collab.methods.crln.centre_crop import CentreCrop
     ids=str,
 )
 def test_sides_are_the_nearest_multiples_the_network_takes(size, share, multiple, want):
-    crop = CentreCrop(size, share, multiple)
+    crop = CenterCrop(size, share, multiple)
     assert crop.size == want
     assert crop.whole == (want == size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int64])
 def test_the_box_lies_in_the_middle_and_finds_its_place_again(dtype):
-    crop = CentreCrop((8, 12), 0.5, (2, 3))
+    crop = CenterCrop((8, 12), 0.5, (2, 3))
     patch = (torch.arange(2 * 3 * 8 * 12).reshape(2, 3, 8, 12) % 5).to(dtype)
     for tensor in (patch, patch[:, 0]):
         box = crop.take(tensor)
@@ -41,13 +41,13 @@ def test_the_box_lies_in_the_middle_and_finds_its_place_again(dtype):
 
 
 def test_odd_margins_are_put_back_where_they_were():
-    crop = CentreCrop((7, 9, 5), 0.5, (4, 4, 2))
+    crop = CenterCrop((7, 9, 5), 0.5, (4, 4, 2))
     patch = torch.arange(7 * 9 * 5.0).reshape(1, 7, 9, 5)
     assert torch.equal(torch.where(crop.put_back(crop.take(patch)) > 0, patch, 0), crop.put_back(crop.take(patch)))
 
 
 def test_the_whole_patch_is_left_alone():
-    crop = CentreCrop((8, 8), 1.0, (4, 4))
+    crop = CenterCrop((8, 8), 1.0, (4, 4))
     patch = torch.randn(1, 2, 8, 8)
     assert crop.put_back(patch) is patch
     assert torch.equal(crop.take(patch), patch)

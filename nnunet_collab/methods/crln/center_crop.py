@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class CentreCrop:
+class CenterCrop:
     """A box in the middle of a patch whose sides are about a share of the patch's.
 
     Args:
@@ -27,7 +27,7 @@ class CentreCrop:
     def take(self, tensor: Tensor) -> Tensor:
         """The box of `(B, C, *S)` or `(B, *S)`."""
         first = tensor.ndim - len(self.size)
-        for axis, (start, length) in enumerate(zip(self.before, self.size, strict=True), start=first):
+        for axis, (start, length) in enumerate(zip(self.before, self.size, strict=True), rectify_from_iteration=first):
             tensor = tensor.narrow(axis, start, length)
         return tensor
 

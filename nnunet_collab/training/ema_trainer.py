@@ -73,6 +73,6 @@ class TeacherTrainer(SemiSupervisedTrainer):
         super().load_method_state(state)
         self.teacher.load_state_dict(state["teacher"])
 
-    def labeler(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
+    def pseudo_labelers(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
         """The teacher."""
         return outputs if self.settings.deploy == "teacher" else self.teacher(image)

@@ -12,25 +12,25 @@ import pandas as pd
 
 from nnunet_collab.evaluation.metrics import ALL_CLASSES, FLAGS
 from nnunet_collab.evaluation.statistics import bootstrap_interval, holm, mean_over_cases, paired_test
-from nnunet_collab.report.collect import Section
+from nnunet_collab.report.collect import Comparison
 from nnunet_collab.report.grouping import Method
 
 
-def metrics_of(section: Section) -> list[str]:
+def metrics_of(comparison: Comparison) -> list[str]:
     """Columns of the metrics that the page shows, in order; MAE is for 2D images. What nobody measured is left out."""
     metrics = ["dice", "jaccard", "hd95_mm", "hd95_voxel", "asd_mm", "asd_voxel"]
-    if section.distance_unit == "pixel":
+    if comparison.distance_unit == "pixel":
         metrics = ["dice", "jaccard", "hd95_voxel", "asd_voxel", "mae"]
-    columns = {column for method in section.methods for result in method.results for column in result.frame}
+    columns = {column for method in comparison.methods for result in method.results for column in result.frame}
     return [metric for metric in metrics if metric in columns]
 
 
-def distance_of(section: Section) -> str:
+def distance_of(comparison: Comparison) -> str:
     """The HD95 that stands for the distances: in mm, or in pixels where there is no spacing."""
-    return "hd95_mm" if section.distance_unit == "mm" else "hd95_voxel"
+    return "hd95_mm" if comparison.distance_unit == "mm" else "hd95_voxel"
 
 
-def scores_frame(section: Section) -> pd.DataFrame:
+def scores_frame(comparison: Comparison) -> pd.DataFrame:
     """One row per class (their mean first) and method.
 
     Per metric: the mean over cases, averaged over the seeds; its 95 % interval (`_low`, `_high`); its standard
@@ -38,40 +38,40 @@ def scores_frame(section: Section) -> pd.DataFrame:
     The flags of empty masks are sums over cases and seeds.
     """
     rows = []
-    for index, name in classes_and_mean(section):
-        for method in section.methods:
-            row: dict[str, Any] = {"dataset": section.dataset, "class": name, "method": method.label}
+    for index, name in classes_and_mean(comparison):
+        for method in comparison.methods:
+            row: dict[str, Any] = {"dataset": comparison.dataset, "class": name, "method": method.label}
             row["seeds"] = len(method.results)
-            for metric in metrics_of(section):
-                values = section.over_seeds(method, metric)[:, :, index]
-                interval = bootstrap_interval(values, section.units)
+            for metric in metrics_of(comparison):
+                values = comparison.over_seeds(method, metric)[:, :, index]
+                interval = bootstrap_interval(values, comparison.units)
                 per_seed = [mean_over_cases(values[:, i]) for i in range(values.shape[1])]
                 row |= {metric: interval.mean, f"{metric}_low": interval.low, f"{metric}_high": interval.high}
                 row[f"{metric}_std_seeds"] = np.std(per_seed, ddof=1) if len(per_seed) > 1 else np.nan
                 row[f"{metric}_cases"] = int(np.isfinite(values).any(axis=2).sum(axis=0).min())
             for flag in FLAGS:
-                row[flag] = int(np.nansum(section.over_seeds(method, flag)[:, :, index]))
+                row[flag] = int(np.nansum(comparison.over_seeds(method, flag)[:, :, index]))
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def comparisons_frame(section: Section) -> pd.DataFrame:
+def comparisons_frame(comparison: Comparison) -> pd.DataFrame:
     """One row per metric, class and method but the baseline: mean difference, its interval, p and Holm's p.
 
     Corrected together are, of one metric, the tests of all methods on the mean of the classes; and those of all methods
     on all classes. The mean of the classes takes those of a case that have a value with both methods.
     """
-    baseline = section.baseline
+    baseline = comparison.baseline
     rows: list[dict[str, Any]] = []
-    for metric in metrics_of(section) if baseline else []:
-        for index, name in classes_and_mean(section):
-            for method in section.methods[1:]:
-                difference = mean_over_seeds(section, method, metric) - mean_over_seeds(section, baseline, metric)
+    for metric in metrics_of(comparison) if baseline else []:
+        for index, name in classes_and_mean(comparison):
+            for method in comparison.methods[1:]:
+                difference = mean_over_seeds(comparison, method, metric) - mean_over_seeds(comparison, baseline, metric)
                 per_case = nanmean(difference[:, index], axis=1)
-                interval, test = bootstrap_interval(per_case, section.units), paired_test(per_case, section.units)
+                interval, test = bootstrap_interval(per_case, comparison.units), paired_test(per_case, comparison.units)
                 rows.append(
                     {
-                        "dataset": section.dataset, "metric": metric, "class": name, "method": method.label,
+                        "dataset": comparison.dataset, "metric": metric, "class": name, "method": method.label,
                         "baseline": baseline.label if baseline else "", "difference": interval.mean,
                         "difference_low": interval.low, "difference_high": interval.high, "units": test.units,
                         "p": test.p,
@@ -86,11 +86,13 @@ def comparisons_frame(section: Section) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def cases_frame(section: Section) -> pd.DataFrame:
+def cases_frame(comparison: Comparison) -> pd.DataFrame:
     """Every case and class of every result."""
     frames = [
-        result.frame.assign(dataset=section.dataset, method=method.label, result=result.source.name, seed=result.seed)
-        for method in section.methods
+        result.frame.assign(
+            dataset=comparison.dataset, method=method.label, result=result.source.name, seed=result.seed
+        )
+        for method in comparison.methods
         for result in method.results
     ]
     table = pd.concat(frames, ignore_index=True)
@@ -110,15 +112,15 @@ def published_frame(dataset: str) -> pd.DataFrame:
     return pd.DataFrame([row for row in content["rows"] if row["dataset"] in known])
 
 
-def classes_and_mean(section: Section) -> list[tuple[list[int], str]]:
+def classes_and_mean(comparison: Comparison) -> list[tuple[list[int], str]]:
     """Columns of the values and the name, of all classes together and of each."""
-    everything = (list(range(len(section.classes))), ALL_CLASSES)
-    return [everything, *(([i], name) for i, name in enumerate(section.classes))]
+    everything = (list(range(len(comparison.classes))), ALL_CLASSES)
+    return [everything, *(([i], name) for i, name in enumerate(comparison.classes))]
 
 
-def mean_over_seeds(section: Section, method: Method | None, metric: str) -> Any:
+def mean_over_seeds(comparison: Comparison, method: Method | None, metric: str) -> Any:
     """`(cases, classes)`; NaN without a method."""
-    return nanmean(section.over_seeds(method, metric), axis=1) if method else np.nan
+    return nanmean(comparison.over_seeds(method, metric), axis=1) if method else np.nan
 
 
 def nanmean(values: Any, axis: int) -> Any:
