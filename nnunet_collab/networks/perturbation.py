@@ -27,7 +27,7 @@ class PerturbedPass(NamedTuple):
         start: First sample.
         stop: One behind the last sample.
         rate: Share of the channels that are dropped, in [0, 1); the others are scaled up by 1 / (1 - rate).
-        where: `all`: every feature map that the encoder hands to the decoder; `bottleneck`: the deepest one only.
+        at: `all`: every feature map that the encoder hands to the decoder; `bottleneck`: the deepest one only.
     """
 
     start: int
@@ -60,7 +60,7 @@ def _append(feature: Tensor, perturbed_passes: Sequence[PerturbedPass], *, deepe
             (perturbed_pass.stop - perturbed_pass.start, feature.shape[1], *[1] * (feature.ndim - 2))
         )
         masks.append(
-            drop(whole, perturbed_pass.rate, training=True) if deepest or perturbed_pass.where == "all" else whole
+            drop(whole, perturbed_pass.rate, training=True) if deepest or perturbed_pass.at == "all" else whole
         )
     appended: Tensor = _AppendProducts.apply(feature, [(p.start, p.stop) for p in perturbed_passes], *masks)
     return appended

@@ -36,7 +36,7 @@ def write_report(folder: Path, reports: Sequence[DatasetReport], left_out: Seque
     for name, picture in _pictures(reports):
         (folder / "figures" / name).write_bytes(picture.full or picture.content)
     for name in reports[0].frames:
-        frame = pd.concat([report.scores[name] for report in reports], ignore_index=True)
+        frame = pd.concat([report.frames[name] for report in reports], ignore_index=True)
         if len(frame):
             frame.to_csv(folder / f"{name}.csv", index=False)
     (folder / "report.html").write_text(html(reports, left_out), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from nnunet_collab.core.distributed import world_size
 from nnunet_collab.core.files import write_json
 from nnunet_collab.figures.learning_curves import learning_curves_figure
+from nnunet_collab.training.metrics import dice
 
 # What is drawn of the pseudo labels; the shares of the classes are in the log only.
 PSEUDO_LABELS = {"pseudo_used": "share used", "pseudo_entropy": "entropy", "pseudo_quality": "Dice of those used"}
@@ -37,6 +38,37 @@ class Curves:
         """Append the value of this epoch; once per key and epoch."""
         self.values.setdefault(key, [])
         self.logger.log(key, value, epoch)
+
+    def log_training(self, outputs: Sequence[Mapping[str, Any]], epoch: int) -> None:
+        """Append the means of the total and of every weighted term; skipped iterations count for the weights alone.
+
+        Args:
+            outputs: What `train_step` returned: `loss`, and `terms` and `weights` by name.
+            epoch: Number of the epoch.
+        """
+        used = [output for output in outputs if np.isfinite(output["loss"])]
+        self.log("train_losses", np.mean([o["loss"] for o in used]) if used else np.nan, epoch)
+        for key in outputs[0]["terms"]:
+            self.log(f"loss/{key}", float(np.mean([o["terms"][key] for o in used])) if used else float("nan"), epoch)
+            self.log(f"weight/{key}", float(np.mean([o["weights"][key] for o in outputs])), epoch)
+
+    def log_validation(self, outputs: Sequence[Mapping[str, Any]], learners: Sequence[str], epoch: int) -> None:
+        """Append pseudo Dice of every student, the mean of those who learn, and the agreement of the students.
+
+        Args:
+            outputs: What `validation_step` returned: `loss`, and the counts that Dice is made of.
+            learners: Names of the students that learn.
+            epoch: Number of the epoch.
+        """
+        per_class = {name: dice(sum(o["counts"][name] for o in outputs)) for name in outputs[0]["counts"]}
+        for name, values in per_class.items():
+            self.log(f"pseudo_dice/{name}", float(np.nanmean(values)), epoch)
+        mean = np.nanmean(np.stack([per_class[name] for name in learners]), axis=0)
+        self.log("mean_fg_dice", float(np.nanmean(mean)), epoch)
+        self.log("dice_per_class_or_region", mean.tolist(), epoch)
+        self.log("val_losses", float(np.mean([o["loss"] for o in outputs])), epoch)
+        if outputs[0]["agreement"] is not None:
+            self.log("agreement", float(np.nanmean(dice(sum(o["agreement"] for o in outputs)))), epoch)
 
     def log_variables(self, values: Mapping[str, float], epoch: int) -> None:
         """Append what a method learns beside the networks, by name; `group/name` is drawn with its group."""

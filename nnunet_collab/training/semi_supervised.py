@@ -32,7 +32,7 @@ from nnunet_collab.data.unlabeled_preprocessing import unlabeled_cases, unlabele
 from nnunet_collab.data.views import WeakAndStrongViews
 from nnunet_collab.losses.pseudo_labels import pseudo_labels
 from nnunet_collab.splits.few_labels import check_roles, of_patients
-from nnunet_collab.training import planning
+from nnunet_collab.training import preflight
 from nnunet_collab.training.case_roles import refuse_missing
 from nnunet_collab.training.metrics import dice, overlap_counts, predicted_masks, true_masks
 from nnunet_collab.training.pseudo_label_curves import PseudoLabelCurves, collapsed
@@ -151,7 +151,7 @@ class SemiSupervisedTrainer(CollabTrainer):
         base = Path(self.preprocessed_dataset_folder_base)
         splits = base / SPLIT_FILE
         raw = Path(os.environ[RAW], self.plans_manager.dataset_name)
-        in_split = planning.unlabeled_in_split(splits, self.fold)
+        in_split = preflight.unlabeled_in_split(splits, self.fold)
         refuse_missing(f"{splits}, fold {self.fold}", [case for case in in_split if not has_image(own, case)], own)
         extra = self._without_validated(
             unlabeled_cases(base, self.plans_manager.plans, self.configuration_name, self.dataset_json, raw), in_split

@@ -30,18 +30,19 @@ from nnunet_collab.core.settings import settings_from_environment, to_json
 from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.data.augmentation import flips_and_rotations_only, without_timing
 from nnunet_collab.data.loaders import BatchSource, in_background
+from nnunet_collab.inference.publish import CHECKPOINTS, publish_fold
 from nnunet_collab.networks.group import StudentGroup
-from nnunet_collab.training import distributed, planning
+from nnunet_collab.training import distributed, planning, preflight
 from nnunet_collab.training.case_roles import CaseRoles, check_patients, deal_by_patient, refuse_missing
 from nnunet_collab.training.compilation import compile_students
 from nnunet_collab.training.curves import Curves
 from nnunet_collab.training.guard import NonFiniteGuard
-from nnunet_collab.training.metrics import agreement_counts, dice, overlap_counts, predicted_masks, true_masks
+from nnunet_collab.training.metrics import agreement_counts, overlap_counts, predicted_masks, true_masks
 from nnunet_collab.training.optimization import StudentOptimizers
 from nnunet_collab.training.settings import TrainingSettings
 from nnunet_collab.training.students import build_ensemble, build_students
 from nnunet_collab.training.supervision import drop_lowest_resolution, read_truth, supervised_loss
-from nnunet_collab.training.validation import validate_students
+from nnunet_collab.training.validation import networks_to_validate
 
 TRAINING, VALIDATION = 0, 1  # streams of batches
 
@@ -63,6 +64,8 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     batch_size: int
     grad_scaler: GradScaler | None
     _best_ema: float | None
+    output_folder: str
+    output_folder_base: str
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         Raises:
             CollabError: If a path of nnU-Net is not set, a setting is wrong, or the configuration cannot be trained.
         """
-        planning.check_environment()
+        preflight.check_environment()
         self.trainer_name = type(self).__name__
         settings = settings_from_environment(type(self).settings)
         self.check(settings)
@@ -163,7 +166,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         """Build students, loss and optimizers, the same on every rank and in every run with this seed."""
         if self.was_initialized:
             raise RuntimeError("CollabTrainer.initialize: must be called once; it was called again.")
-        planning.check_processes(self.configuration_manager, world_size())
+        preflight.check_processes(self.configuration_manager, world_size())
         self._set_batch_size_and_oversample()
         torch.manual_seed(self.settings.seed)
         self.num_input_channels = determine_num_input_channels(
@@ -232,7 +235,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             labeled = [*roles["train"], *roles["val"]]
             missing = [case for case in labeled if not (folder / f"{case}.pkl").is_file()]
             refuse_missing(f"{splits}, fold {self.fold}", missing, folder)
-            unlabeled = planning.unlabeled_in_split(splits, self.fold)
+            unlabeled = preflight.unlabeled_in_split(splits, self.fold)
             check_patients(f"{splits}, fold {self.fold}", {**roles, "unlabeled": unlabeled}, self.dataset_json)
         for role, cases in roles.items():
             self.case_roles.require_same_cases(role, cases)
@@ -321,8 +324,8 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         """Refuse to overwrite another run, then start as nnU-Net does, with the random states of a resumed run."""
         self._refuse_to_overwrite()
         splits = Path(self.preprocessed_dataset_folder_base, SPLIT_FILE)
-        planning.check_cases(Path(self.preprocessed_dataset_folder), None if self.fold == "all" else splits)
-        planning.check_fold(splits, self.fold)
+        preflight.check_cases(Path(self.preprocessed_dataset_folder), None if self.fold == "all" else splits)
+        preflight.check_fold(splits, self.fold)
         super().on_train_start()
         self.print_to_log_file("settings:", to_json(self.settings), add_timestamp=False)
         if self._resume_states is not None:
@@ -336,7 +339,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             path = Path(self.output_folder, name)
             if path.is_file():
                 checkpoints.check_fits(path, checkpoints.load(path), self.trainer_name, to_json(self.settings))
-        planning.check_other_folds(Path(self.output_folder), self.plans_manager.plans, self.configuration_name)
+        preflight.check_other_folds(Path(self.output_folder), self.plans_manager.plans, self.configuration_name)
 
     def on_train_epoch_start(self) -> None:
         """Training mode, and the learning rates in the log."""
@@ -394,15 +397,10 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         return not wrong
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """Mean of the total and of every weighted term over the epoch and the ranks, skipped iterations left out."""
-        outputs = [output for rank in gather_objects(train_outputs) for output in rank]
-        used = [output for output in outputs if np.isfinite(output["loss"])]
-        self.curves.log("train_losses", np.mean([o["loss"] for o in used]) if used else np.nan, self.current_epoch)
-        for key in outputs[0]["terms"]:
-            mean = np.mean([o["terms"][key] for o in used]) if used else np.nan
-            self.curves.log(f"loss/{key}", float(mean), self.current_epoch)
-            weight = float(np.mean([o["weights"][key] for o in outputs]))
-            self.curves.log(f"weight/{key}", weight, self.current_epoch)
+        """Log the means of the epoch over the iterations of all ranks."""
+        self.curves.log_training(
+            [output for rank in gather_objects(train_outputs) for output in rank], self.current_epoch
+        )
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Supervised loss of those who learn, and overlap of all with the truth and with each other, on one batch."""
@@ -423,18 +421,9 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Pseudo Dice per student and their mean, which chooses checkpoint_best."""
         outputs = [output for rank in gather_objects(val_outputs) for output in rank]
-        per_class = {name: dice(sum(o["counts"][name] for o in outputs)) for name in outputs[0]["counts"]}
-        epoch = self.current_epoch
-        for name, values in per_class.items():
-            self.curves.log(f"pseudo_dice/{name}", float(np.nanmean(values)), epoch)
         # A frozen teacher does not learn, so it has no say in which checkpoint is best.
-        learners = [per_class[s.name] for s in self.settings.students if not s.frozen]
-        mean = np.nanmean(np.stack(learners), axis=0)
-        self.curves.log("mean_fg_dice", float(np.nanmean(mean)), epoch)
-        self.curves.log("dice_per_class_or_region", mean.tolist(), epoch)
-        self.curves.log("val_losses", float(np.mean([o["loss"] for o in outputs])), epoch)
-        if outputs[0]["agreement"] is not None:
-            self.curves.log("agreement", float(np.nanmean(dice(sum(o["agreement"] for o in outputs)))), epoch)
+        learners = [s.name for s in self.settings.students if not s.frozen]
+        self.curves.log_validation(outputs, learners, self.current_epoch)
 
     def on_epoch_end(self) -> None:
         """Print, save and draw what the epoch brought."""
@@ -534,4 +523,26 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Publish every student and predict the validation cases with each, in its own results folder."""
-        validate_students(self, super().perform_actual_validation, save_probabilities)
+        fold = Path(self.output_folder)
+        if self.local_rank == 0:
+            self._publish(fold)
+        if self.is_ddp:
+            dist.barrier()
+        regions = self.plans_manager.plans[planning.KEY]["regions"]
+        before = self.network, self.output_folder, self.output_folder_base
+        for name, network, target in networks_to_validate(fold, self.deployed, self.settings, regions=regions):
+            target.mkdir(parents=True, exist_ok=True)
+            self.print_to_log_file(f"validation of {name}")
+            # nnU-Net validates what `self.network` is and writes where `self.output_folder` points.
+            self.network, self.output_folder, self.output_folder_base = network, str(target), str(target.parent)
+            try:
+                super().perform_actual_validation(save_probabilities)
+            finally:
+                self.network, self.output_folder, self.output_folder_base = before
+
+    def _publish(self, fold: Path) -> None:
+        if (fold / CHECKPOINTS[0]).is_file() and not self.disable_checkpointing:
+            for folder in publish_fold(fold):
+                self.print_to_log_file(f"published: {folder}")
+        else:
+            self.print_to_log_file(f"No student published: there is no {CHECKPOINTS[0]}")

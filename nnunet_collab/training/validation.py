@@ -1,59 +1,44 @@
-"""The final validation: every student predicts the validation cases in its own results folder."""
+"""What the final validation predicts with: every published student, and their mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-import torch.distributed as dist
+from torch import nn
 
-from nnunet_collab.inference.publish import CHECKPOINTS, publish_fold, student_folder
-from nnunet_collab.networks.group import StudentEnsemble
-from nnunet_collab.training import planning
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from nnunet_collab.training.trainer import CollabTrainer
+from nnunet_collab.inference.publish import student_folder
+from nnunet_collab.networks.group import StudentEnsemble, StudentGroup
+from nnunet_collab.training.settings import TrainingSettings
 
 
-def validate_students(trainer: CollabTrainer, validate: Callable[[bool], None], save_probabilities: bool) -> None:
-    """Publish, then run nnU-Net's own validation once per student, and for their mean.
+class ToValidate(NamedTuple):
+    """One network that predicts the validation cases.
+
+    Attributes:
+        name: For the log.
+        network: With `(B, C, *S)` logits, as nnU-Net's predictor expects.
+        fold: Where nnU-Net writes `validation/`: `<results folder of the model>/fold_X`.
+    """
+
+    name: str
+    network: nn.Module
+    fold: Path
+
+
+def networks_to_validate(
+    fold: Path, group: StudentGroup, settings: TrainingSettings, *, regions: bool
+) -> Iterator[ToValidate]:
+    """Each published student in its own results folder, then the mean of the students in that of the training.
 
     Args:
-        trainer: Trained, or loaded with --val.
-        validate: nnU-Net's validation of `trainer.network` into `trainer.output_folder`.
-        save_probabilities: Keep the probabilities (--npz), which ensembling needs.
+        fold: Fold folder of the training.
+        group: The networks that are deployed.
+        settings: Of the training; they say who is published and whether the mean is validated.
+        regions: Whether the dataset has regions instead of classes.
     """
-    fold = Path(trainer.output_folder)
-    if trainer.local_rank == 0:
-        if (fold / CHECKPOINTS[0]).is_file() and not trainer.disable_checkpointing:
-            for folder in publish_fold(fold):
-                trainer.print_to_log_file(f"published: {folder}")
-        else:
-            trainer.print_to_log_file("No student published: there is no checkpoint_final.pth")
-    if trainer.is_ddp:
-        dist.barrier()
-    for name in trainer.settings.published:
-        target = student_folder(fold.parent, name) / fold.name
-        target.mkdir(parents=True, exist_ok=True)
-        trainer.print_to_log_file(f"validation of student {name}")
-        _validate_as(trainer, trainer.deployed[name].network, target, validate, save_probabilities)
-    if trainer.settings.validate_ensemble and len(trainer.settings.published) > 1:
-        trainer.print_to_log_file("validation of the mean of the students")
-        regions = trainer.plans_manager.plans[planning.KEY]["regions"]
-        ensemble = StudentEnsemble(list(trainer.deployed), regions=regions)
-        _validate_as(trainer, ensemble, fold, validate, save_probabilities)
-
-
-def _validate_as(
-    trainer: CollabTrainer, network: nn.Module, folder: Path, validate: Callable[[bool], None], save_probabilities: bool
-) -> None:
-    """nnU-Net validates what `trainer.network` is and writes where `trainer.output_folder` points."""
-    before = trainer.network, trainer.output_folder, trainer.output_folder_base
-    trainer.network, trainer.output_folder, trainer.output_folder_base = network, str(folder), str(folder.parent)
-    try:
-        validate(save_probabilities)
-    finally:
-        trainer.network, trainer.output_folder, trainer.output_folder_base = before
+    for name in settings.published:
+        yield ToValidate(f"student {name}", group[name].network, student_folder(fold.parent, name) / fold.name)
+    if settings.validate_ensemble and len(settings.published) > 1:
+        yield ToValidate("the mean of the students", StudentEnsemble(list(group), regions=regions), fold)

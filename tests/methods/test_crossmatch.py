@@ -56,12 +56,12 @@ def halves(monkeypatch):
     return drop
 
 
-def separately(trainer, image, rate=0.0, where="all", drop=None):
+def separately(trainer, image, rate=0.0, at="all", drop=None):
     """Logits of one view alone, each through an encoder pass and a decoder pass of its own."""
     network = trainer.group["CNN"].network
     features = list(network.encoder(image))
     for level in range(len(features)):
-        if rate and (where == "all" or level == len(features) - 1):
+        if rate and (at == "all" or level == len(features) - 1):
             features[level] = drop(features[level], rate, training=True)
     return network.decoder(features)[0]
 
@@ -70,7 +70,7 @@ def no_box(tensor, second=None):
     return tensor
 
 
-def by_hand(trainer, batch, kind, drop, *, boxes=(no_box, no_box), second=None, where="all", **options):
+def by_hand(trainer, batch, kind, drop, *, boxes=(no_box, no_box), second=None, at="all", **options):
     """The L_ip, L_tkd and L_dkd of the module's docstring, one view and one perturbed_pass at a time."""
     options = {"criterion": "dice", "threshold": trainer.settings.tau, "smooth": 1e-4, **options}
     rates = trainer.settings.drop_rates
@@ -82,12 +82,12 @@ def by_hand(trainer, batch, kind, drop, *, boxes=(no_box, no_box), second=None, 
     keep_1, keep = (box(batch.keep, second and second.keep) for box in boxes)
     s1, s2 = (separately(trainer, view) for view in views)
     (w, w_w, w_s), (s2_w, s2_s) = (
-        [separately(trainer, batch.weak, rate, where, drop) for rate in (0.0, *rates)],
-        [separately(trainer, views[1], rate, where, drop) for rate in rates],
+        [separately(trainer, batch.weak, rate, at, drop) for rate in (0.0, *rates)],
+        [separately(trainer, views[1], rate, at, drop) for rate in rates],
     )
     fill = [None] * 3
     if second is not None:
-        fill = [separately(trainer, second.weak, rate, where, drop) for rate in (0.0, *rates)]
+        fill = [separately(trainer, second.weak, rate, at, drop) for rate in (0.0, *rates)]
     t, t_w, t_s = (boxes[1](x, y) for x, y in zip((w, w_w, w_s), fill, strict=True))
     image = (distance(s1, boxes[0](w, fill[0]), keep_1) + distance(s2, t, keep)) / 2
     tkd = (
@@ -239,7 +239,7 @@ def test_nothing_is_dropped_in_validation(make, monkeypatch):
     monkeypatch.setattr(F, "dropout3d", never)
     batch = make_batch(trainer)
     results = []
-    for training in (False, True):  # even where somebody forgets to switch the mode
+    for training in (False, True):  # even at somebody forgets to switch the mode
         trainer.group.train(training)
         with torch.no_grad():
             results.append(trainer.validation_step(batch))

@@ -76,7 +76,7 @@ def separate_pass(student, image, perturbed_pass, masks):
     """The network on the perturbed_pass's samples alone, its features multiplied by the recorded masks."""
 
     def multiply(layer, args, features):
-        untouched = features[:-1] if perturbed_pass.where == "bottleneck" else []
+        untouched = features[:-1] if perturbed_pass.at == "bottleneck" else []
         return [
             *untouched,
             *(f * m for f, m in zip(features[len(untouched) :], masks[perturbed_pass.rate], strict=True)),

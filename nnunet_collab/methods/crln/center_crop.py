@@ -27,7 +27,7 @@ class CenterCrop:
     def take(self, tensor: Tensor) -> Tensor:
         """The box of `(B, C, *S)` or `(B, *S)`."""
         first = tensor.ndim - len(self.size)
-        for axis, (start, length) in enumerate(zip(self.before, self.size, strict=True), rectify_from_iteration=first):
+        for axis, (start, length) in enumerate(zip(self.before, self.size, strict=True), start=first):
             tensor = tensor.narrow(axis, start, length)
         return tensor
 

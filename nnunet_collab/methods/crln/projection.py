@@ -77,7 +77,7 @@ class FixedProjection:
     def at(self, voxels: Tensor) -> Tensor:
         """Features `(n, F)` of the voxels `(n, 1 + dims)` (sample, then position)."""
         index = voxels[:, 0]
-        for axis, size in enumerate(self.hidden.shape[1:-1], rectify_from_iteration=1):
+        for axis, size in enumerate(self.hidden.shape[1:-1], start=1):
             index = index * size + voxels[:, axis]
         rows = self.hidden.flatten(0, -2).index_select(0, index)
         return self.projection._project(rows.float())
