@@ -78,7 +78,8 @@ class TrainingSettings:
     iterations_per_epoch: int = 250
     val_iterations_per_epoch: int = 50
     save_every: int = 50  # epochs between checkpoints to resume from
-    batch_size: int | None = None  # None: as planned
+    # Labeled samples per step. None: as planned; "with_unlabeled": nnU-Net's rule with the unlabeled images counted.
+    batch_size: int | Literal["with_unlabeled"] | None = None
     patch_size: tuple[int, ...] | None = None  # None: as planned
     deep_supervision: bool = True  # for networks that have it
     seg_loss: Literal["dc_ce", "ce"] = "dc_ce"  # nnU-Net's Dice + cross-entropy, or cross-entropy alone
@@ -109,7 +110,8 @@ class TrainingSettings:
         require(self.seed >= 0, "seed", "must be >= 0", self.seed)
         for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch", "save_every", "max_bad_steps"):
             require(getattr(self, name) >= 1, name, "must be >= 1", getattr(self, name))
-        require(self.batch_size is None or self.batch_size >= 1, "batch_size", "must be >= 1", self.batch_size)
+        size = self.batch_size
+        require(not isinstance(size, int) or size >= 1, "batch_size", "must be >= 1", size)
         sizes = self.patch_size or ()
         require(
             self.patch_size is None or (len(sizes) in (2, 3) and min(sizes) >= 1),
