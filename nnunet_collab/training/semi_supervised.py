@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,7 +22,7 @@ from nnunet_collab.core.distributed import gather_objects, world_size
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.nnunet_folders import RAW, SPLIT_FILE, UNLABELED
 from nnunet_collab.core.schedules import sigmoid_ramp
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import setting
 from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.data.loaders import BatchSource
 from nnunet_collab.data.two_streams import LabeledCrops, RandomCrops, TwoStreams
@@ -40,24 +39,22 @@ from nnunet_collab.training.settings import TrainingSettings
 from nnunet_collab.training.trainer import CollabTrainer
 
 
-@dataclass(frozen=True)
 class SemiSupervisedSettings(TrainingSettings):
     """Of every method that learns from unlabeled images, too."""
 
-    labeled_share: float = 0.5  # of each batch, on every rank; at least one sample of each kind
-    # All public codes supervise with (CE + Dice) / 2; nnU-Net's loss is the sum.
-    supervised_weight: float = 0.5
-    unlabeled_voxels: bool = True  # the ignore label's voxels are unlabeled data, too
-
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
-
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        require(0 < self.labeled_share < 1, "labeled_share", "must be in (0, 1)", self.labeled_share)
-        require(self.supervised_weight > 0, "supervised_weight", "must be > 0", self.supervised_weight)
+    labeled_share: float = setting(
+        0.5,
+        "Labeled samples in each batch, on every rank. There is at least one sample of each kind.",
+        unit="share of the batch",
+        gt=0,
+        lt=1,
+    )
+    supervised_weight: float = setting(
+        0.5,
+        "Weight of the supervised loss. All public codes take (CE + Dice) / 2, and nnU-Net's loss is the sum.",
+        gt=0,
+    )
+    unlabeled_voxels: bool = setting(True, "Whether the voxels of the ignore label are unlabeled data, too.")
 
 
 class SemiSupervisedBatch(NamedTuple):
