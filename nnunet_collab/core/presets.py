@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard, TypeVar
 
-import nnunet_collab
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.setting_words import shown
 from nnunet_collab.core.settings import VARIABLE, change, check_members
@@ -76,7 +75,7 @@ def accepted(trainer: type | None) -> tuple[str, ...]:
     names = []
     for base in trainer.__mro__ if trainer else ():
         names.append(base.__name__)
-        if base.__module__.partition(".")[0] == nnunet_collab.__name__:
+        if base.__module__.partition(".")[0] == __name__.partition(".")[0]:
             break
     return tuple(names)
 

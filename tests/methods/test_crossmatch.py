@@ -322,15 +322,15 @@ def test_more_than_one_student_is_refused(make):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tau": 1.0}, "setting 'tau': must be in (0, 1)"),
-        ({"tau": 0}, "setting 'tau': must be in (0, 1)"),
-        ({"tau_ramp_iterations": 0}, "setting 'tau_ramp_iterations': must be >= 1"),
-        ({"eta": 1.1}, "setting 'eta': must be in [0, 1]"),
-        ({"performance_gap": 1.0}, "setting 'performance_gap': must be in [0, 1)"),
-        ({"temperature": 0}, "setting 'temperature': must be > 0"),
+        ({"tau": 1.0}, "setting 'tau' must be a finite number in (0, 1)"),
+        ({"tau": 0}, "setting 'tau' must be a finite number in (0, 1)"),
+        ({"tau_ramp_iterations": 0}, "setting 'tau_ramp_iterations' must be an integer in [1, 2147483648)"),
+        ({"eta": 1.1}, "setting 'eta' must be a finite number in [0, 1]"),
+        ({"performance_gap": 1.0}, "setting 'performance_gap' must be a finite number in [0, 1)"),
+        ({"temperature": 0}, "setting 'temperature' must be a finite number > 0"),
         ({"temperature": 2.0}, "setting 'temperature': has no effect with criterion 'dice'"),
         ({"tau_ramp_iterations": 9}, "setting 'tau_ramp_iterations': has no effect with a constant tau"),
-        ({"smooth": 0}, "setting 'smooth': must be > 0"),
+        ({"smooth": 0}, "setting 'smooth' must be a finite number > 0"),
         ({"total": "sum"}, "one of 'paper_era', 'paper', 'acdc_code', 'la_code'"),
     ],
 )

@@ -57,9 +57,9 @@ def test_a_batch_too_small_for_both_kinds_is_refused_with_the_size_that_would_do
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labeled_share": 0}, "setting 'labeled_share': must be in (0, 1)"),
-        ({"labeled_share": 1}, "setting 'labeled_share': must be in (0, 1)"),
-        ({"supervised_weight": 0}, "setting 'supervised_weight': must be > 0"),
+        ({"labeled_share": 0}, "setting 'labeled_share' must be a finite number in (0, 1)"),
+        ({"labeled_share": 1}, "setting 'labeled_share' must be a finite number in (0, 1)"),
+        ({"supervised_weight": 0}, "setting 'supervised_weight' must be a finite number > 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, changes, message):
