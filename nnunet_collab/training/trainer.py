@@ -439,8 +439,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         if (epoch + 1) % self.save_every == 0 and epoch != self.num_epochs - 1:
             self.save_checkpoint(str(Path(self.output_folder, "checkpoint_latest.pth")))
         if self.local_rank == 0:
-            self.logger.plot_progress_png(self.output_folder)
-            self.curves.write(Path(self.output_folder))
+            self.curves.write(Path(self.output_folder), self.print_to_log_file)
         self.current_epoch += 1
 
     def on_epoch_logged(self) -> None:
