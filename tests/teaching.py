@@ -16,7 +16,7 @@ def make_method(trainer_class, folder, monkeypatch, *, changes=None, **options):
     """`make_trainer` with two labeled and two unlabeled samples per batch, whatever students the method has."""
     names = {student.name for student in trainer_class.settings.students}
     students = {"Transformer": SEGFORMER} if "Transformer" in names else {}
-    changes = {"batch_size": 4, "students": students, **(changes or {})}
+    changes = {"batch_size": 2, "students": students, **(changes or {})}
     return make_trainer(trainer_class, folder, monkeypatch, changes=changes, **options)
 
 

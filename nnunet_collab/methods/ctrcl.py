@@ -28,11 +28,11 @@ from nnunet_collab.losses.collaborative_kl import (
     selective_kl,
 )
 from nnunet_collab.losses.rectified import ALL_FACTORS
-from nnunet_collab.training.settings import TrainingSettings
+from nnunet_collab.training.settings import CollaborativeSettings
 from nnunet_collab.training.trainer import CollabTrainer
 
 
-class CTRCLSettings(TrainingSettings):
+class CTRCLSettings(CollaborativeSettings):
     """Every switch of the paper's ablation tables."""
 
     beta: float = setting(3.0, "Weight of RLCL. 0 switches it off (table III).", ge=0, source="section IV.B, table VII")
@@ -60,6 +60,14 @@ class CTRCLSettings(TrainingSettings):
         "sample", "Whose classes compete in the softmax: the sample's, or the batch's.", source="equation 15"
     )
     detach_prototypes: bool = setting(False, "Whether the gradient stops at the prototypes.", source="equation 14")
+    ramp_up: float = setting(
+        0.0,
+        "Time after start over which beta and the gammas rise. 0: no ramp. The paper has none: its students start from "
+        "ImageNet weights.",
+        unit="share of the run",
+        ge=0,
+        le=1,
+    )
 
     def __post_init__(self) -> None:
         """Check what settings say together.
@@ -109,10 +117,14 @@ class CTRCLTrainer(CollabTrainer):
     def loss_terms(self, outputs: dict[str, StudentOutput], target: Tensor | list[Tensor], truth: Truth) -> list[Term]:
         """Equation 17 for every student that learns."""
         terms = super().loss_terms(outputs, target, truth)
-        if len(outputs) == 2:
+        if len(outputs) == 2 and self._factor() > 0:
             for student, peer in self._pairs():
                 terms += self._collaborative_terms(student, outputs[student], outputs[peer], truth)
         return terms
+
+    def _factor(self) -> float:
+        """Of beta and the gammas at this iteration."""
+        return self.settings.ramp(self.iteration, self.settings.ramp_up)
 
     def _pairs(self) -> Iterator[tuple[str, str]]:
         """Each learning student with its peer; a frozen one only teaches (offline distillation, figure 10)."""
@@ -122,15 +134,15 @@ class CTRCLTrainer(CollabTrainer):
                 yield student.name, peer.name
 
     def _collaborative_terms(self, name: str, own: StudentOutput, peer: StudentOutput, truth: Truth) -> list[Term]:
-        s = self.settings
+        s, factor = self.settings, self._factor()
         terms = []
         if s.beta:
-            terms.append(Term(name, s.logit_mode, s.beta, self._logit_loss(own.logits, peer.logits, truth)))
+            terms.append(Term(name, s.logit_mode, factor * s.beta, self._logit_loss(own.logits, peer.logits, truth)))
         levels = (("encoder", s.gamma_encoder), ("decoder", s.gamma_decoder))
         for level, weight in levels:
             if weight:
                 value = self._feature_loss(getattr(own, level), getattr(peer, level), truth)
-                terms.append(Term(name, f"cfcl_{level}", weight, value))
+                terms.append(Term(name, f"cfcl_{level}", factor * weight, value))
         return terms
 
     def _logit_loss(self, own: Tensor, peer: Tensor, truth: Truth) -> Tensor:

@@ -27,8 +27,8 @@ class MixingSettings(SemiSupervisedSettings):
     )
     ramp_up: float = setting(
         0.0,
-        "Time over which the weights of the unlabeled images rise. 0: none, as published for long runs. In a short run "
-        "the first confident pseudo labels are all background and hold the network there.",
+        "Time after start over which the weights of the unlabeled images rise. 0: none, as published for long runs. In "
+        "a short run the first confident pseudo labels are all background and hold the network there.",
         unit="share of the run",
         ge=0,
         le=1,
@@ -47,7 +47,7 @@ class MixingTrainer(SemiSupervisedTrainer):
         self.mixes = self.settings.cutmix_probability > 0
         self.mixes_second_batch = self.mixes and (self.settings.mixing == "second_batch" or alone)
         if self.mixes_second_batch and self.settings.mixing == "batch":
-            self.print_to_log_file("one unlabeled sample per batch: CutMix takes a further image for each")
+            self.print_to_log_file("one unlabeled sample per batch: CutMix takes a second image for each")
 
     @cached_property
     def has_dropout(self) -> bool:
@@ -63,7 +63,7 @@ class MixingTrainer(SemiSupervisedTrainer):
         return self.unlabeled_per_batch * (2 if self.mixes_second_batch else 1)
 
     def divide(self, batch: SemiSupervisedBatch) -> tuple[SemiSupervisedBatch, SemiSupervisedBatch | None]:
-        """The batch to learn from, and the a second batch of images to fill boxes with, if there are any."""
+        """The batch to learn from, and a second batch of images to fill boxes with, if there are any."""
         if not self.mixes_second_batch:
             return batch, None
         count = self.unlabeled_per_batch

@@ -53,7 +53,10 @@ class CRLNSettings(MixingSettings, TeacherSettings):
         source="not in the paper; ReCo's",
     )
     soft_target: bool = setting(False, "Whether the whole distribution is the pseudo label.")
-    unlabeled_weight: float = setting(1.0, "Weight of the loss on unlabeled images.", ge=0)
+    relations_weight: float = setting(
+        1.0, "Weight of l_s(M(x_l), y), relative to nnU-Net's loss of the student.", ge=0, source="equation 15"
+    )
+    unlabeled_weight: float = setting(1.0, "Weight of the loss on unlabeled images.", ge=0, source="equation 15")
     # The row of table 5 without DIM is `none` here and in `rectification`: DIM, which nothing needs then, is neither
     # built nor trained.
     positives: Literal["none", "mean", "learned", "both"] = setting(
@@ -61,7 +64,7 @@ class CRLNSettings(MixingSettings, TeacherSettings):
     )
     contrast_weight: float = setting(
         1.0,
-        "Weight of the contrast, in full from the first iteration on; ramp_up does not touch it.",
+        "Weight of the contrast. It follows ramp_up, as all weights of unlabeled images do.",
         ge=0,
         source="equation 15",
     )

@@ -46,11 +46,11 @@ class Recipe(NamedTuple):
     two_class_weights: tuple[float, float]
 
 
-SOUND = Recipe("softmax", "prob", "size_bands", 1.0, False, "slices", 0.1, 1.0, (0.5, 0.5))
+SOUND = Recipe("softmax", "prob", "size_bands", 1.0, False, "slices", 0.2, 1.0, (0.5, 0.5))
 RECIPES: Mapping[Formulation, Recipe] = {
     "sound": SOUND,
     "paper_eq2": SOUND._replace(two_class_weights=(0.314, 0.685)),
-    "official": Recipe("sigmoid", "logit", "global_mean", 0.0, True, "official_diagonal", 0.5, 0.0, (LIVER, 1 - LIVER)),
+    "official": Recipe("sigmoid", "logit", "global_mean", 0.0, True, "official_diagonal", 1.0, 0.0, (LIVER, 1 - LIVER)),
 }
 # Settings that a formulation has no use for; a changed one would be a mistake.
 IDLE: Mapping[Formulation, tuple[str, ...]] = {
@@ -85,19 +85,28 @@ class LDCSettings(TeacherSettings):
         "official.",
     )
     consistency_weight: float = setting(
-        0.1, "Weight of the consistency.", ge=0, source="not in the paper; as in Mean Teacher"
+        0.2,
+        "Weight of the consistency, beside nnU-Net's whole loss.",
+        ge=0,
+        source="not in the paper; as in Mean Teacher",
     )
     hard_target: bool = setting(False, "Whether the teacher's likeliest class replaces its distribution.")
     threshold: float = setting(0.0, "Confidence from which on a voxel is used.", ge=0, lt=1)
     ramp_up: float | None = setting(
         None,
-        "Time over which consistency and contrast gain weight. 0: no ramp. null: the formulation's.",
+        "Time after start over which consistency and contrast gain weight. 0: no ramp. null: the formulation's.",
         unit="share of the run",
         ge=0,
         le=1,
     )
 
     # Constraints.
+    constraint_weight: float = setting(
+        1.0,
+        "Weight of the constraints' augmented Lagrangian, beside nnU-Net's whole loss. 0: there are none.",
+        ge=0,
+        source="not in the paper",
+    )
     constraint: Constraint | None = setting(None, "What the constraints hold. null: the formulation's.")
     size_source: Literal["labeled", "teacher"] = setting(
         "labeled", "Where the sizes of the classes are from: random labeled crops, or the teacher."
@@ -124,7 +133,7 @@ class LDCSettings(TeacherSettings):
 
     # Boundaries.
     distance_weight: float = setting(
-        0.1,
+        0.2,
         "Weight of the signed distance maps' squared error on labeled images. 0: they are not learned.",
         ge=0,
         source="not in the paper",
