@@ -23,7 +23,8 @@ from nnunet_collab.core.setting_words import shown
 from nnunet_collab.core.settings import VARIABLE, change, check_members
 
 PRESETS = Path(__file__).parents[1] / "presets"
-NO_SETTINGS = ("description", "preset", "trainer")  # keys of a settings file that are not settings
+# Keys of a settings file that are not settings; editors look for "$schema".
+NO_SETTINGS = ("$schema", "description", "preset", "trainer")
 
 T = TypeVar("T")
 
