@@ -135,7 +135,7 @@ def _groups(default: Settings, settings: Settings) -> Iterator[str]:
 
     schema, values, defaults = schema_of(type(settings)), to_json(settings), to_json(default)
     bases = [base for base in type(settings).__mro__ if issubclass(base, Settings) and base is not Settings]
-    home = {name: base for base in bases for name in vars(base)["__annotations__"]}  # the last is the first to have it
+    home = {name: base for base in bases for name in vars(base)["own_specs"]}  # the last is the first to have it
     for base in bases:
         names = [name for name in settings.specs if home[name] is base]
         if names:
@@ -147,12 +147,13 @@ def _groups(default: Settings, settings: Settings) -> Iterator[str]:
 def _entry(name: str, node: Mapping[str, Any], schema: Mapping[str, Any], value: Any, default: Any) -> Iterator[str]:
     from nnunet_collab.core.setting_words import words
 
-    changed = f"   (default: {_shown(default)})" if value != default else ""
+    now, before = _shown(value), _shown(default)
+    changed = f"(default: {before})" if now != before else "(changed, see below)" if value != default else ""
     yield ""
-    yield f"    {name} = {_shown(value)}{changed}"
-    yield from _indented(f"{node.get('description', '')} Must be {words(schema, node)}.".strip(), 8)
-    told = [f"{key.capitalize()}: {node[key]}." for key in ("unit", "source") if key in node]
-    yield from _indented(" ".join(told), 8)
+    yield f"    {name} = {now}   {changed}".rstrip()
+    yield from _indented(node.get("description", ""), 8)
+    told = {"Value": words(schema, node), "Unit": node.get("unit"), "Source": node.get("source")}
+    yield from _indented(" ".join(f"{key}: {text}." for key, text in told.items() if text), 8)
 
 
 def _students(settings: Settings) -> Iterator[str]:
@@ -163,21 +164,17 @@ def _students(settings: Settings) -> Iterator[str]:
     if not members:
         return
     kind = type(members[0])
-    schema, first = schema_of(kind), to_json(members[0])
-    defaults = {name: first[name] for name in first} | {
-        name: node["default"] for name, node in schema["properties"].items() if "default" in node
-    }
+    schema = schema_of(kind)
+    defaults = {name: node.get("default", {}) for name, node in schema["properties"].items() if name != "name"}
     yield from ("", *_indented(f"{kind.__name__}: {_first_line(kind)}", 0))
-    for name, node in schema["properties"].items():
-        if name != "name":
-            value = defaults.get(name) if "default" in node else {}
-            yield from _entry(f"students.<name>.{name}", node, schema, value, value)
+    for name, value in defaults.items():
+        yield from _entry(f"students.<name>.{name}", schema["properties"][name], schema, value, value)
     yield from ("", "Students of this trainer, where they differ from these defaults:")
     for member in members:
-        own = {k: v for k, v in to_json(member).items() if k != "name" and v != defaults.get(k) and v != {}}
-        told = ", ".join(f"{k} = {_shown(v)}" for k, v in own.items())
+        own = to_json(member)
+        told = ", ".join(f"{name} = {_shown(own[name])}" for name, value in defaults.items() if own[name] != value)
         yield ""
-        yield from _indented(f"{member.name}: {told or 'none'}", 4)  # type: ignore[attr-defined]
+        yield from _indented(f"{member.name}: {told or 'as they are'}", 4)  # type: ignore[attr-defined]
 
 
 def _first_line(kind: type) -> str:

@@ -25,7 +25,7 @@ def editor_schema(settings: Settings, presets: Sequence[str]) -> dict[str, Any]:
         if isinstance(members, tuple) and members and isinstance(members[0], Settings):
             properties[name] = _or_by_name(properties[name], [member.name for member in members], definitions)
     schema.pop("required", None)  # everything that is left out stays as it is
-    texts = {name: {"type": "string"} for name in NO_SETTINGS}
+    texts: dict[str, Any] = {name: {"type": "string"} for name in NO_SETTINGS}
     texts["preset"] = {
         "type": "string",
         "description": "A preset, or a settings file, to start from.",
@@ -43,5 +43,5 @@ def _or_by_name(listed: dict[str, Any], names: Sequence[str], definitions: dict[
     definitions[key] = {**{k: v for k, v in whole.items() if k != "required"}, "title": key}
     changes = {"$ref": f"#/$defs/{key}"}
     by_name = {"type": "object", "properties": dict.fromkeys(names, changes), "additionalProperties": changes}
-    told = {k: listed.pop(k) for k in ("description", "default", "title") if k in listed}
+    told: dict[str, Any] = {k: listed.pop(k) for k in ("description", "default", "title") if k in listed}
     return {**told, "anyOf": [listed, by_name]}

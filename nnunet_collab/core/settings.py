@@ -1,6 +1,6 @@
 """Settings: frozen pydantic dataclasses whose fields carry their meaning, unit, bounds and source.
 
-A method declares its settings in a subclass, without a decorator:
+A method declares its settings in a subclass, without a decorator (Python refuses `@dataclass` on it):
 
     class MySettings(SemiSupervisedSettings):
         tau: float = setting(0.95, "Confidence from which on a pseudo label is used.", gt=0, lt=1, source="section 3")
@@ -98,7 +98,8 @@ class Settings:
     if TYPE_CHECKING:
         __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
-    specs: ClassVar[Mapping[str, Spec]] = {}
+    specs: ClassVar[Mapping[str, Spec]] = {}  # of all fields
+    own_specs: ClassVar[Mapping[str, Spec]] = {}  # of those that the class itself declares
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Make a dataclass of the class.
@@ -107,37 +108,32 @@ class Settings:
             CollabError: If the type of a setting is not known.
         """
         super().__init_subclass__(**keywords)
-        inherited = {name: spec for base in reversed(cls.__mro__[1:]) for name, spec in _specs(base).items()}
-        for name in inherited.keys() & vars(cls).keys() - _annotations(cls).keys():
-            _annotations(cls)[name] = inherited[name].hint  # another default, without repeating the type
+        inherited: dict[str, Spec] = {}
+        for base in reversed(cls.__mro__[1:]):
+            inherited |= vars(base).get("own_specs", {})
+        annotations = cls.__annotations__ = dict(vars(cls).get("__annotations__", {}))
+        own = [*annotations, *(name for name in inherited if name in vars(cls) and name not in annotations)]
+        # Dataclasses give a class with two parents the fields of the first, even those that only the second changed.
+        again = inherited if sum(issubclass(base, Settings) for base in cls.__bases__) > 1 else own
+        for name in (*own, *again):
+            if name in inherited:
+                annotations.setdefault(name, inherited[name].hint)
         # Resolved now: nnU-Net forgets the modules of a user's folder once it has found a trainer in them.
-        hints = _hints(cls)
-        cls.__annotations__ = {name: hints[name] for name in _annotations(cls)}
+        annotations.update({name: hint for name, hint in _hints(cls).items() if name in annotations})
         specs = {}
-        for name, hint in cls.__annotations__.items():
-            if ClassVar in (hint, typing.get_origin(hint)):
-                continue
-            value = vars(cls).get(name, ...)
-            own = value if isinstance(value, Spec) else Spec(value)
-            spec = dataclasses.replace(own.over(inherited.get(name, Spec())), hint=hint)
-            specs[name] = spec
-            setattr(cls, name, spec.field())
+        for name, hint in annotations.items():
+            if ClassVar not in (hint, typing.get_origin(hint)):
+                value = vars(cls).get(name, ...)
+                given = value if isinstance(value, Spec) else Spec(value)
+                specs[name] = dataclasses.replace(given.over(inherited.get(name, Spec())), hint=hint)
+                setattr(cls, name, specs[name].field())
+        cls.own_specs = {name: specs[name] for name in own if name in specs}
         cls.specs = {**inherited, **specs}
         pydantic_dataclass(frozen=True, config=_CONFIG)(cls)
         _explain_errors(cls)
 
     def __post_init__(self) -> None:
         """Rules that hold between settings; subclasses add theirs after `super().__post_init__()`."""
-
-
-def _specs(cls: type) -> Mapping[str, Spec]:
-    return cast("Mapping[str, Spec]", vars(cls).get("specs", {})) if issubclass(cls, Settings) else {}
-
-
-def _annotations(cls: type) -> dict[str, Any]:
-    if "__annotations__" not in vars(cls):
-        cls.__annotations__ = {}
-    return cls.__annotations__
 
 
 def _hints(cls: type) -> dict[str, Any]:
@@ -210,7 +206,6 @@ def change(default: T, changes: Mapping[str, Any], where: str, prefix: str = "")
     Raises:
         CollabError: If a key is unknown or a value is not valid; the message says what is.
     """
-    _check_class(default)
     changed: dict[str, Any] = {}
     for key, value in changes.items():
         current = getattr(default, key, None)
@@ -225,15 +220,6 @@ def change(default: T, changes: Mapping[str, Any], where: str, prefix: str = "")
     valid = _validated(type(default), plain, where, prefix)
     # What was not changed stays as it is, not as JSON would give it back.
     return dataclasses.replace(default, **{key: changed.get(key, getattr(valid, key)) for key in changes})  # type: ignore[type-var]
-
-
-def _check_class(settings: Any) -> None:
-    """Raise if somebody decorated a settings class again, which takes its checks away."""
-    if type(settings).__init__.__globals__ is not globals():
-        raise CollabError(
-            f"{type(settings).__name__}: must be a subclass of settings without a decorator, because `@dataclass` "
-            f"takes the checks away. Remove `@dataclass`."
-        )
 
 
 def check_members(changes: Mapping[str, Any], names: list[str], where: str, name: str) -> None:
