@@ -90,7 +90,11 @@ class TrainingSettings(Settings):
         50, "Validation batches after every epoch.", unit="iterations", source="nnU-Net", **COUNT
     )
     save_every: int = setting(50, "Time between checkpoints to resume from.", unit="epochs", source="nnU-Net", **COUNT)
-    batch_size: int | None = setting(None, "Samples per batch. null: as planned.", unit="samples", **COUNT)
+    batch_size: Annotated[int, Field(**COUNT)] | Literal["with_unlabeled"] | None = setting(
+        None,
+        "Labeled samples per step. null: as planned. with_unlabeled: nnU-Net's rule with the unlabeled images counted.",
+        unit="samples",
+    )
     patch_size: tuple[Annotated[int, Field(**COUNT)], ...] | None = setting(
         None, "Size of the patches, one number per axis. null: as planned.", unit="voxels", min_length=2, max_length=3
     )

@@ -131,7 +131,7 @@ def test_a_type_that_only_type_checkers_know_is_refused():
 @pytest.mark.parametrize("decorator", [dataclasses.dataclass, pydantic.dataclasses.dataclass])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_decorator_which_would_take_the_checks_away_is_refused_by_python(decorator, frozen):
-    with pytest.raises(TypeError, match="frozen|overwrite"):
+    with pytest.raises(TypeError, match=r"frozen|overwrite"):
 
         @decorator(frozen=frozen)
         class Again(Base):
