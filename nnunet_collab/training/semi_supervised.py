@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -24,7 +23,7 @@ from torch import Tensor
 from nnunet_collab.core.distributed import gather_objects, world_size
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.nnunet_folders import RAW, SPLIT_FILE, UNLABELED
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import COUNT, setting
 from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.data.loaders import BatchSource
 from nnunet_collab.data.two_streams import LabeledCrops, RandomCrops, TwoStreams
@@ -41,34 +40,27 @@ from nnunet_collab.training.settings import CollaborativeSettings
 from nnunet_collab.training.trainer import CollabTrainer
 
 
-@dataclass(frozen=True)
 class SemiSupervisedSettings(CollaborativeSettings):
     """Of every method that learns from unlabeled images, too. Weights are relative to nnU-Net's whole loss, 1."""
 
-    # Unlabeled samples per step, of all processes together, on top of nnU-Net's batch; None: as many as labeled ones.
-    unlabeled_batch_size: int | None = None
-    # Factor of the whole loss. Published programs weigh nnU-Net's loss with less than 1; presets repeat that.
-    loss_scale: float = 1.0
-    unlabeled_voxels: bool = True  # the ignore label's voxels are unlabeled data, too
-    # Pseudo labels also teach the auxiliary outputs of lower resolution, with nnU-Net's weights, where a student has
-    # them.
-    unlabeled_deep_supervision: bool = True
-
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
-
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        size = self.unlabeled_batch_size
-        require(
-            size is None or size >= 1,
-            "unlabeled_batch_size",
-            "must be >= 1 (to train on labels alone, use SupervisedTrainer)",
-            size,
-        )
-        require(self.loss_scale > 0, "loss_scale", "must be > 0", self.loss_scale)
+    unlabeled_batch_size: int | None = setting(
+        None,
+        "Unlabeled samples per step, of all processes together, on top of nnU-Net's batch. null: as many as labeled "
+        "ones. To train on labels alone, use SupervisedTrainer.",
+        unit="samples",
+        **COUNT,
+    )
+    loss_scale: float = setting(
+        1.0,
+        "Factor of the whole loss. Published programs weigh nnU-Net's loss with less than 1; presets repeat that.",
+        gt=0,
+    )
+    unlabeled_voxels: bool = setting(True, "Whether the voxels of the ignore label are unlabeled data, too.")
+    unlabeled_deep_supervision: bool = setting(
+        True,
+        "Whether pseudo labels also teach the auxiliary outputs of lower resolution, with nnU-Net's weights, where a "
+        "student has them.",
+    )
 
 
 class SemiSupervisedBatch(NamedTuple):

@@ -26,7 +26,8 @@ from torch.amp import GradScaler
 from nnunet_collab.core import checkpoint as checkpoints
 from nnunet_collab.core.distributed import gather_objects, world_size
 from nnunet_collab.core.nnunet_folders import SPLIT_FILE
-from nnunet_collab.core.settings import settings_from_environment, to_json
+from nnunet_collab.core.presets import settings_from_environment
+from nnunet_collab.core.settings import to_json
 from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.data.augmentation import flips_and_rotations_only, without_timing
 from nnunet_collab.data.loaders import BatchSource, in_background
@@ -52,7 +53,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     """Base of all trainers of this package; a method overrides `settings` and `loss_terms`.
 
     Users change the settings by subclassing, `settings = replace(CTRCLTrainer.settings, beta=2.0)`, or with the
-    environment variable `nnUNet_collab_settings`; see `core.settings`.
+    environment variable `nnUNet_collab_settings`; see `core.presets`.
     """
 
     settings: ClassVar[TrainingSettings] = TrainingSettings()
@@ -83,7 +84,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         """
         preflight.check_environment()
         self.trainer_name = type(self).__name__
-        settings = settings_from_environment(type(self).settings)
+        settings = settings_from_environment(type(self).settings, type(self))
         self.check(settings)
         planning.adapt_plans(plans, configuration, settings, self.trainer_name, dataset_json)
         if settings.run_name:
@@ -440,8 +441,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         if (epoch + 1) % self.save_every == 0 and epoch != self.num_epochs - 1:
             self.save_checkpoint(str(Path(self.output_folder, "checkpoint_latest.pth")))
         if self.local_rank == 0:
-            self.logger.plot_progress_png(self.output_folder)
-            self.curves.write(Path(self.output_folder))
+            self.curves.write(Path(self.output_folder), self.print_to_log_file)
         self.current_epoch += 1
 
     def on_epoch_logged(self) -> None:
