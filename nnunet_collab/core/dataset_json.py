@@ -35,13 +35,23 @@ def from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
     return new
 
 
-def check_dataset_json(content: Mapping[str, Any], where: str, needs: Collection[str] = ENTRIES) -> None:
+def is_version_1(content: Mapping[str, Any]) -> bool:
+    """Whether anything in it is of the form of version 1."""
+    labels = content.get("labels")
+    old_labels = isinstance(labels, dict) and any(map(_is_old_label, labels.items()))
+    return "modality" in content or "training" in content or old_labels
+
+
+def check_dataset_json(
+    content: Mapping[str, Any], where: str, needs: Collection[str] = ENTRIES, *, old: bool = False
+) -> None:
     """Refuse a dataset.json that lacks an entry, or in which an entry has not the form that nnU-Net documents.
 
     Args:
         content: In the form of version 2 (`from_version_1`).
         where: It is from; starts the message.
         needs: Entries that must be there; the others are checked where they are.
+        old: Whether the file had the form of version 1.
 
     Raises:
         CollabError: With every fault found.
@@ -49,9 +59,8 @@ def check_dataset_json(content: Mapping[str, Any], where: str, needs: Collection
     missing = [entry for entry in needs if entry not in content]
     faults = []
     if missing:
-        old = f" {_OLD}" if "modality" in content or "training" in content or _has_old_labels(content) else ""
         examples = ", ".join(_EXAMPLES.get(entry, entry) for entry in missing)
-        faults.append(f"it must say {listed(missing)}; it does not. Add {examples}.{old}")
+        faults.append(f"it must say {listed(missing)}; it does not. Add {examples}.{f' {_OLD}' if old else ''}")
     for entry, check in _CHECKS.items():
         if entry in content and (fault := check(content[entry])):
             faults.append(f"{entry} {fault}")
@@ -61,11 +70,6 @@ def check_dataset_json(content: Mapping[str, Any], where: str, needs: Collection
 
 def _is_old_label(item: tuple[str, Any]) -> bool:
     return item[0].isdecimal() and item[0].isascii() and len(item[0]) < 6 and isinstance(item[1], str)
-
-
-def _has_old_labels(content: Mapping[str, Any]) -> bool:
-    labels = content.get("labels")
-    return isinstance(labels, dict) and any(map(_is_old_label, labels.items()))
 
 
 def _common_ending(training: Any) -> str | None:

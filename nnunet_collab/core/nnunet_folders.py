@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_collab.core.dataset_json import ENTRIES, check_dataset_json, from_version_1
+from nnunet_collab.core.dataset_json import ENTRIES, check_dataset_json, from_version_1, is_version_1
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.json_files import read_json, read_json_object, shown
 from nnunet_collab.core.names import name_fault, require_plain_name
@@ -131,8 +131,9 @@ def read_dataset_json(
         CollabError: If it is missing or no JSON object (`read_json`), or with every fault of its entries
             (`check_dataset_json`).
     """
-    content = from_version_1(read_json_object(path, mend))
-    check_dataset_json(content, str(path), needs)
+    found = read_json_object(path, mend)
+    content = from_version_1(found)
+    check_dataset_json(content, str(path), needs, old=is_version_1(found))
     return content
 
 
@@ -160,6 +161,11 @@ def read_plans(path: Path, mend: str) -> dict[str, Any]:
         require_plain_name(f"{path}, configurations", name, mend)
         if "data_identifier" in entry:
             require_plain_name(f"{path}, data_identifier of {name}", entry["data_identifier"], mend)
+        if "inherits_from" in entry and not (isinstance(parent := entry["inherits_from"], str) and parent in planned):
+            raise CollabError(
+                f"{path}: inherits_from of {name} must be another of its configurations, {listed(list(planned))}; it "
+                f"is {shown(parent)}. {mend}"
+            )
     return plans
 
 

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -229,7 +230,9 @@ def _results(work: partial[None], cases: Mapping[str, Sequence[Path]], processes
             yield
         return
     context = multiprocessing.get_context("spawn")  # forking after torch has started its threads may hang
-    with ProcessPoolExecutor(min(processes, len(cases)), mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        min(processes, len(cases)), mp_context=context, initializer=_leave_ctrl_c_to_parent
+    ) as pool:
         futures = {pool.submit(work, case, images): case for case, images in cases.items()}
         try:
             for future in as_completed(futures):
@@ -238,6 +241,11 @@ def _results(work: partial[None], cases: Mapping[str, Sequence[Path]], processes
                 yield
         finally:
             pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C, do not begin the remaining cases
+
+
+def _leave_ctrl_c_to_parent() -> None:
+    """A worker finishes its case after Ctrl-C, instead of printing a traceback of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
