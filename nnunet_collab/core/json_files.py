@@ -54,7 +54,10 @@ def parse_json(raw: bytes, where: str, mend: str) -> Any:
     if not raw.strip():
         raise CollabError(f"{where}: it must be JSON; it is empty. {mend}")
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repetition)
+        content = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repetition)
+        if b"\\ud" in raw.lower():
+            json.dumps(content, ensure_ascii=False).encode("utf-8")  # half a character cannot be printed or saved
+        return content
     except RecursionError as error:
         raise CollabError(f"{where}: it must be JSON; it is nested too deeply. {mend}") from error
     except ValueError as error:
@@ -75,7 +78,7 @@ def read_json_object(path: Path, mend: str) -> dict[str, Any]:
 
 def shown(value: Any, most: int = 60) -> str:
     """A JSON value as it is written in the file, cut off where it is long."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    text = json.dumps(value, default=str)
     return text if len(text) <= most else f"{text[:most]}..."
 
 
@@ -92,6 +95,8 @@ def _reason(raw: bytes, error: ValueError) -> str:
     """Python's reason, and in plain words the two most frequent slips."""
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is not UTF-8"
+    if isinstance(error, UnicodeEncodeError):
+        return "an escape sequence such as \\ud83d is half a character"
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
     place = f"line {error.lineno}, column {error.colno}"
