@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,19 @@ from nnunet_collab.training.planning import KEY
 
 
 def check_environment() -> None:
-    """Raise unless nnU-Net's three paths are set.
+    """Raise unless nnU-Net's three paths are set, and if weights are to be loaded that do not fit our networks.
 
     Raises:
-        CollabError: Naming the variable that is missing.
+        CollabError: Naming the variable that is missing, or -pretrained_weights.
     """
+    # nnU-Net tells no trainer of this argument, but loads the weights by the names of its own single network.
+    given = [word.partition("=")[0] for word in sys.argv[1:]]
+    if any(len(word) > 3 and "-pretrained_weights".startswith(word) for word in given):
+        raise CollabError(
+            "-pretrained_weights: this is a trainer of several students, which takes weights per student; nnU-Net "
+            "would look for those of one network. Leave it out; in nnUNet_collab_settings set 'pretrained' of a "
+            "student for ImageNet weights, or 'frozen' for a trained model that teaches without learning."
+        )
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         if not os.environ.get(name):
             raise CollabError(
