@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.errors import CollabError, listed
+from nnunet_collab.core.json_files import read_json, shown
+from nnunet_collab.core.names import name_fault
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 SPLIT_FILE = "splits_final.json"
 UNLABELED = "imagesUn"  # unlabeled images, put there by a conversion or by the user
+
+ROLES = ("train", "unlabeled", "val")  # of a fold; "unlabeled" may be missing
 
 Split = list[dict[str, list[str]]]
 
@@ -20,9 +25,69 @@ Split = list[dict[str, list[str]]]
 def holds_split(path: Path, split: Split) -> bool:
     """Whether the file is this very split."""
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")) == split)
-    except ValueError:  # not JSON: certainly not this split
+        return bool(read_json(path, "") == split)
+    except CollabError:  # not JSON: certainly not this split
         return False
+
+
+def read_split(path: Path) -> Split:
+    """The folds of `splits_final.json`: per fold the cases of "train", "val" and perhaps "unlabeled".
+
+    The form alone is checked, in all folds: whether the cases exist, or have two roles, is another question
+    (`splits.few_labels.validate_split`).
+
+    Raises:
+        CollabError: If the file is missing or no JSON (`read_json`), or breaks a rule of `check_split`.
+    """
+    mend = "Correct the file, or move it away: then folds are dealt anew."
+    return check_split(read_json(path, mend), str(path), mend)
+
+
+def check_split(content: Any, where: str, mend: str) -> Split:
+    """The split itself, if it is a list of folds, each with two roles or three whose cases are named once.
+
+    Args:
+        content: Of a split file.
+        where: It is from; starts the message.
+        mend: How to fix it, in a sentence.
+
+    Raises:
+        CollabError: If there is no fold; a fold lacks "train" or "val", leaves one empty, or has another entry (a
+            misspelled "unlabeled" would be ignored); a case is named twice, or by what is no plain name.
+    """
+    if not isinstance(content, list) or not content:
+        raise CollabError(f"{where}: it must be a list of one fold or more; it is {shown(content)}. {mend}")
+    for number, fold in enumerate(content):
+        if fault := _fold_fault(fold):
+            raise CollabError(f"{where}, fold {number}: {fault}. {mend}")
+    return content
+
+
+def _fold_fault(fold: Any) -> str | None:
+    """What is wrong with the form of a fold, or None."""
+    if not isinstance(fold, dict):
+        return f'it must be an object with the lists "train" and "val"; it is {shown(fold)}'
+    if missing := [role for role in ("train", "val") if role not in fold]:
+        return f'it must have the lists "train" and "val" of case names; there is no {" and no ".join(missing)}'
+    if other := [key for key in fold if key not in ROLES]:
+        return f'its entries must be "train", "val" and perhaps "unlabeled"; it has {listed(list(map(repr, other)))}'
+    faults = (fault for role, names in fold.items() if (fault := _role_fault(role, names)))
+    return next(faults, None)
+
+
+def _role_fault(role: str, names: Any) -> str | None:
+    """What is wrong with the cases of a role, or None."""
+    if not isinstance(names, list):
+        return f"{role} must be a list of case names; it is {shown(names)}"
+    for name in names:
+        if fault := name_fault(name):
+            return f"{role} must hold case names; {shown(name)} is none: {fault}"
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        return f"{role} must name a case once; twice there: {listed(twice)}"
+    if not names and role != "unlabeled":
+        purpose = {"train": "train with", "val": "validate on"}[role]
+        return f"{role} must name at least one case to {purpose}; it is empty"
+    return None
 
 
 def find_dataset(dataset: str) -> tuple[Path, Path]:

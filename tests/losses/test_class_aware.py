@@ -88,14 +88,14 @@ def unit(*rows: tuple[float, ...]) -> Tensor:
 @each_size
 def test_value_equals_the_equations(sizes: Sizes, order: str, classes: str, dtype: torch.dtype, rtol: float) -> None:
     student, peer, truth = make(sizes, dtype=dtype)
-    before = [t.detach().clone() for t in (student, peer, *truth)]
+    before = [t.detach().clone() for t in (student, peer, *truth[:2])]
     got = class_aware_kl(student, peer, truth, num_classes=K, order=order, classes=classes)
     assert got.shape == ()
     assert got.dtype is dtype
     want = reference(student, peer, truth, order=order, classes=classes)
     assert want > 0.1
     assert got.item() == pytest.approx(want, rel=rtol)
-    assert all(torch.equal(a, b) for a, b in zip(before, (student, peer, *truth), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, (student, peer, *truth[:2]), strict=True))
 
 
 @pytest.mark.parametrize("detach", [False, True])
@@ -135,7 +135,7 @@ def test_detached_prototypes_change_the_gradient_only(name: str, order: str) -> 
     assert torch.equal(got[0], free[0])
     assert (got[1] - free[1]).abs().max() > 1e-3
     size = peer.shape[2:]
-    labels, keep = (nearest(t.numpy(), size) for t in truth)
+    labels, keep = (nearest(t.numpy(), size) for t in truth[:2])
     own = prototypes_of(pool(student.detach().numpy(), size), labels, keep, K)
     for seed in range(4):
         step = torch.from_numpy(np.random.default_rng(seed).normal(size=student.shape)) * 1e-5
@@ -321,14 +321,14 @@ def test_batch_order_class_names_and_memory_layout_change_nothing(order: str, cl
     settings = {"order": order, "classes": classes}
     student, peer, truth = make(SIZES["finer peer, 3D"])
     value, slope = value_and_grad(student, peer, truth, **settings)
-    flipped = value_and_grad(student.flip(0), peer.flip(0), Truth(*(t.flip(0) for t in truth)), **settings)
+    flipped = value_and_grad(student.flip(0), peer.flip(0), Truth(*(t.flip(0) for t in truth[:2])), **settings)
     same([value, slope.flip(0)], flipped)
     renamed = Truth(torch.tensor([3, 1, 0, 2])[truth.labels], truth.keep)
     same([value, slope], value_and_grad(student, peer, renamed, **settings))
     channels = value_and_grad(student.flip(1), peer.roll(1, 1), truth, **settings)
     same([value, slope.flip(1)], channels)
     spread = [t.detach().permute(4, 2, 3, 1, 0).contiguous().permute(4, 3, 1, 2, 0) for t in (student, peer)]
-    turned = Truth(*(t.transpose(1, 2).contiguous().transpose(1, 2) for t in truth))
+    turned = Truth(*(t.transpose(1, 2).contiguous().transpose(1, 2) for t in truth[:2]))
     assert not any(t.is_contiguous() for t in (*spread, *turned))
     same([value, slope], value_and_grad(*spread, turned, **settings))
     same([value], [value_and_grad(7.0 * student, 0.1 * peer, truth, **settings)[0]])  # the cosine has no scale

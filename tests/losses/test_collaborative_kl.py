@@ -72,7 +72,7 @@ def test_value_and_gradient_equal_the_equation(
     kind: str, order: str, shape: tuple[int, ...], dtype: torch.dtype, rtol: float
 ) -> None:
     student, peer, truth = make(shape, dtype=dtype)
-    before = [t.detach().clone() for t in (student, peer, *truth)]
+    before = [t.detach().clone() for t in (student, peer, *truth[:2])]
     value = LOSSES[kind](student, peer, truth, order=order)
     value.backward()
     want, slope = logit_loss(kind, *arrays(student, peer, truth), order)
@@ -81,7 +81,7 @@ def test_value_and_gradient_equal_the_equation(
     assert want > 0.01
     assert value.item() == pytest.approx(want, rel=rtol)
     torch.testing.assert_close(student.grad.double(), torch.from_numpy(slope), rtol=rtol, atol=rtol * 1e-2)
-    assert all(torch.equal(a, b) for a, b in zip(before, (student, peer, *truth), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, (student, peer, *truth[:2]), strict=True))
 
 
 @pytest.mark.parametrize("factors", factor_subsets())
@@ -165,13 +165,13 @@ def test_batch_order_class_names_and_memory_layout_change_nothing(kind: str, ord
     student, peer, truth = make((3, 4, 6, 6))
     loss = LOSSES[kind]
     value, slope = value_and_grad(loss, student, peer, truth, order=order)
-    flipped = value_and_grad(loss, student.flip(0), peer.flip(0), Truth(*(t.flip(0) for t in truth)), order=order)
+    flipped = value_and_grad(loss, student.flip(0), peer.flip(0), Truth(*(t.flip(0) for t in truth[:2])), order=order)
     same([value, slope.flip(0)], flipped)
     names = torch.tensor([2, 0, 3, 1])
     renamed = Truth(names.argsort()[truth.labels], truth.keep)
     same([value, slope[:, names]], value_and_grad(loss, student[:, names], peer[:, names], renamed, order=order))
     spread = [t.detach().permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1) for t in (student, peer)]
-    turned = Truth(*(t.transpose(1, 2).contiguous().transpose(1, 2) for t in truth))
+    turned = Truth(*(t.transpose(1, 2).contiguous().transpose(1, 2) for t in truth[:2]))
     assert not any(t.is_contiguous() for t in (*spread, *turned))
     same([value, slope], value_and_grad(loss, *spread, turned, order=order))
 
