@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import codecs
 import random
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def read(path: Path, what: str = "checkpoint") -> dict[str, Any]:
     if not path.is_file():
         raise CollabError(f"{what} {path}: there is no such file. Train first, or check the path.")
     try:
+        _require_intact(path)
         with torch.serialization.safe_globals(_SAFE):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # there is no telling in which way a damaged file fails
@@ -99,6 +101,14 @@ def read(path: Path, what: str = "checkpoint") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CollabError(f"{what} {path}: must hold a dictionary; it holds a {type(content).__name__}. Name another.")
     return content
+
+
+def _require_intact(path: Path) -> None:
+    """Raise ValueError if a byte of an archive is not what was written: torch does not compare the checksums."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of {damaged} is wrong: the file was damaged after it was written")
 
 
 def _foreign_objects(path: Path) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.nnunet_folders import read_split
 from nnunet_collab.training.planning import KEY
 
 
@@ -84,23 +85,27 @@ def check_processes(configuration: Any, processes: int) -> None:
 
 
 def unlabeled_in_split(splits: Path, fold: int | str) -> list[str]:
-    """Training cases that the split of this fold declares unlabeled (`"unlabeled"` beside `train` and `val`)."""
+    """Training cases that the split of this fold declares unlabeled (`"unlabeled"` beside `train` and `val`).
+
+    Raises:
+        CollabError: If the file is no split.
+    """
     if fold == "all" or not splits.is_file():
         return []
-    folds = json.loads(splits.read_text(encoding="utf-8"))
+    folds = read_split(splits)
     return sorted(folds[int(fold)].get("unlabeled", [])) if int(fold) < len(folds) else []
 
 
 def check_fold(splits: Path, fold: int | str) -> None:
-    """Raise if nnU-Net would train with the labels of cases that the split declares unlabeled.
+    """Raise if the file is no split, or nnU-Net would train with the labels of cases that it declares unlabeled.
 
     Raises:
-        CollabError: If the split has unlabeled cases, and the fold is `all` (every case of the dataset) or none of its
-            folds (nnU-Net then splits all cases at random).
+        CollabError: If it breaks a rule of `read_split`; or the split has unlabeled cases, and the fold is `all` (every
+            case of the dataset) or none of its folds (nnU-Net then splits all cases at random).
     """
     if not splits.is_file():
         return
-    folds = json.loads(splits.read_text(encoding="utf-8"))
+    folds = read_split(splits)
     if not any(roles.get("unlabeled") for roles in folds):
         return
     if fold == "all" or int(fold) >= len(folds):

@@ -70,23 +70,21 @@ class ResultsFolders:
         """
         if not self.first:
             return
+        cases = {*cases}
         for folder in (fold / "validation" for fold in self.folds if (fold / "validation").is_dir()):
-            _empty(folder, {*cases, *_summarized(folder / SUMMARY, ending)}, ending, self.log)
-
-
-def _empty(folder: Path, cases: set[str], ending: str, log: Callable[[str], None]) -> None:
-    written = [folder / SUMMARY, *(folder / f"{case}{end}" for case in cases for end in (ending, ".npz", ".pkl"))]
-    there = [path for path in written if path.is_file()]
-    others = sorted(path.name for path in folder.glob(f"*{ending}") if path not in there)
-    if others:
-        raise CollabError(
-            f"{folder}: a training that begins must find no predictions here; {listed(others)} is of no case of this "
-            f"dataset. Move it away, or train under another run_name."
-        )
-    for path in there:
-        path.unlink()
-    if there:
-        log(f"removed {len(there)} files of a former training from {folder}")
+            known = cases | {*_summarized(folder / SUMMARY, ending)}
+            written = {SUMMARY, *(f"{case}{end}" for case in known for end in (ending, ".npz", ".pkl"))}
+            there = [path for path in folder.iterdir() if path.name in written and path.is_file()]
+            others = sorted(path.name for path in folder.glob(f"*{ending}") if path not in there)
+            if others:
+                raise CollabError(
+                    f"{folder}: a training that begins must find no predictions here; {listed(others)} is of no case "
+                    f"of this dataset. Move it away, or train under another run_name."
+                )
+            for path in there:
+                path.unlink()
+            if there:
+                self.log(f"removed {len(there)} files of a former training from {folder}")
 
 
 def _summarized(summary: Path, ending: str) -> list[str]:

@@ -234,6 +234,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             dist.barrier()
         elif self.fold != "all" and deal_by_patient(splits, folder, self.dataset_json):
             self.print_to_log_file(f"There was no {splits}: its folds are dealt by patient.")
+        unlabeled = preflight.unlabeled_in_split(splits, self.fold)  # before nnU-Net reads a file that is no split
         split: tuple[list[str], list[str]] = super().do_split()
         if self.is_ddp and self.local_rank == 0:
             dist.barrier()
@@ -242,7 +243,6 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             labeled = [*roles["train"], *roles["val"]]
             missing = [case for case in labeled if not (folder / f"{case}.pkl").is_file()]
             refuse_missing(f"{splits}, fold {self.fold}", missing, folder)
-            unlabeled = preflight.unlabeled_in_split(splits, self.fold)
             check_patients(f"{splits}, fold {self.fold}", {**roles, "unlabeled": unlabeled}, self.dataset_json)
         for role, cases in roles.items():
             self.case_roles.require_same_cases(role, cases)
