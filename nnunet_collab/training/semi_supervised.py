@@ -33,6 +33,7 @@ from nnunet_collab.data.views import WeakAndStrongViews
 from nnunet_collab.losses.pseudo_labels import pseudo_labels
 from nnunet_collab.splits.few_labels import check_roles, of_patients
 from nnunet_collab.training import preflight
+from nnunet_collab.training.case_files import check_unlabeled_images
 from nnunet_collab.training.case_roles import refuse_missing
 from nnunet_collab.training.metrics import dice, overlap_counts, predicted_masks, true_masks
 from nnunet_collab.training.pseudo_label_curves import PseudoLabelCurves, collapsed
@@ -160,6 +161,7 @@ class SemiSupervisedTrainer(CollabTrainer):
         )
         folder = unlabeled_folder(base, self.configuration_manager.data_identifier)
         folders = {**dict.fromkeys(in_split, own), **dict.fromkeys(extra, folder)}
+        check_unlabeled_images(folders)
         scribbles = self.label_manager.has_ignore_label and self.settings.unlabeled_voxels
         if not folders and not scribbles:
             raise CollabError(
