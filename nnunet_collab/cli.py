@@ -47,6 +47,9 @@ COMMANDS = {
     "doctor": Command("nnunet_collab.commands.doctor", "check installation, paths, trainers and hardware"),
     "publish": Command("nnunet_collab.commands.publish", "publish the students of a finished training"),
     "evaluate": Command("nnunet_collab.commands.evaluate", "compare predictions with labels: Dice, HD95, ASD and more"),
+    "study": Command(
+        "nnunet_collab.commands.study", "train, predict, evaluate and report methods alike, as a study file says"
+    ),
     "report": Command(
         "nnunet_collab.commands.report", "compare methods on one page: scores, tests, curves, costs, pictures"
     ),

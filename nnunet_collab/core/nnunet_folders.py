@@ -12,6 +12,7 @@ from nnunet_collab.core.errors import CollabError
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 SPLIT_FILE = "splits_final.json"
+POSTPROCESSED = "postprocessed_with.json"  # marks a folder of predictions; nnU-Net's postprocessing.json of a study
 UNLABELED = "imagesUn"  # unlabeled images, put there by a conversion or by the user
 
 Split = list[dict[str, list[str]]]
