@@ -21,6 +21,7 @@ Inspect = Callable[[str, Mapping[str, Any], Mapping[str, Any], str], TrainerFact
 # What must be the same in all arms, or be named in an arm's `differs`.
 COMPARED = ("steps", "labeled_batch_size", "patch_size")
 RECORD = "study.json"
+_OURS = ("lock", "logs", "predictions", "postprocessing", "report", "slurm.sh", "status.txt", "study.json", ".")
 _SAME_STUDY = ("dataset", "configuration", "plans", "folds", "test")
 
 
@@ -79,8 +80,11 @@ def claim_folder(study: Description, folder: Path) -> None:
     ours = {key: described[key] for key in _SAME_STUDY}
     record = folder / RECORD
     if not record.is_file():
-        if folder.exists() and any(path.name not in ("lock", "logs") for path in folder.iterdir()):
-            raise CollabError(f"{folder}: must be new or this study's; it holds other files. Name another with -o.")
+        strange = [path.name for path in folder.iterdir() if not path.name.startswith(_OURS)] if folder.exists() else []
+        if strange:
+            raise CollabError(
+                f"{folder}: must be new or this study's; it holds {listed(strange)}. Name another with -o."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write_json(record, ours)
         return
