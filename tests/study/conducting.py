@@ -1,4 +1,4 @@
-"""Conducts the study of a laboratory in a process of its own, which tests end; arguments: its root, jobs at a time."""
+"""Conducts the study of a laboratory in a process of its own; arguments: its root, then jobs at a time or a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from studying import inspect
 from nnunet_collab.study import conduct, execution
 
 if __name__ == "__main__":
-    root, jobs = Path(sys.argv[1]), int(sys.argv[2])
+    root, what = Path(sys.argv[1]), sys.argv[2]
     execution.PROGRAMS = root / "bin"
     study = conduct.check_study(root / "toy.toml", root / "study", "cpu", inspect)
-    sys.exit(conduct.conduct(study, execution.slots_of(jobs, "cpu", []), progress=False))
+    if what.isdecimal():
+        sys.exit(conduct.conduct(study, execution.slots_of(int(what), "cpu", []), progress=False))
+    sys.exit(conduct.conduct_one(study, what))

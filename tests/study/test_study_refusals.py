@@ -24,20 +24,32 @@ def refusal(lab, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (SMALL.replace("seeds", "sed"), "sed: unknown key. Valid are: name, dataset, configuration, plans, folds, steps"),
-        (SMALL + 'lr = 1', "arms.1.lr: unknown key. Valid are: name, trainer, settings, seeds, steps, differs, ensemble"),
+        (
+            SMALL.replace("seeds", "sed"),
+            "sed: unknown key. Valid are: name, dataset, configuration, plans, folds, steps",
+        ),
+        (
+            SMALL + "lr = 1",
+            "arms.1.lr: unknown key. Valid are: name, trainer, settings, seeds, steps, differs, ensemble",
+        ),
         (SMALL.replace("[test]", "[test]\nimage = 'x'"), "test.image: unknown key. Valid are: images, labels."),
         (SMALL + "[slurm]\nqueue = 'x'", "slurm.queue: unknown key. Valid are: options, setup, at_once."),
         (SMALL.replace("steps = 6", ""), "steps: required, but not there. Add it."),
         (SMALL.replace("steps = 6", "steps = true"), "steps: Input should be a valid integer; got True."),
         (SMALL.replace("steps = 6", 'steps = "6"'), "steps: Input should be a valid integer; got '6'."),
         (SMALL.replace("steps = 6", "steps = 0"), "steps: Input should be greater than or equal to 1; got 0."),
-        (SMALL.replace("steps = 6", "steps = 7"), "steps must be a multiple of iterations_per_epoch, 2; got 7. Set 6 or 8,"),
+        (
+            SMALL.replace("steps = 6", "steps = 7"),
+            "steps must be a multiple of iterations_per_epoch, 2; got 7. Set 6 or 8,",
+        ),
         (SMALL.replace("steps = 6", "steps = 1"), "steps must be a multiple of iterations_per_epoch, 2; got 1. Set 2,"),
         (SMALL.replace("seeds = [0]", "seeds = []"), "seeds: List should have at least 1 item"),
         (SMALL.replace("seeds = [0]", "seeds = [-1]"), "seeds.0: Input should be greater than or equal to 0; got -1."),
         (SMALL.replace("seeds = [0]", "seeds = [1, 1]"), "arm 'labels': seeds must be distinct; got [1, 1]."),
-        (SMALL.replace("seeds", "folds = [0, 0]\nseeds"), "folds: must be distinct numbers from 0, or ['all']; got [0, 0]"),
+        (
+            SMALL.replace("seeds", "folds = [0, 0]\nseeds"),
+            "folds: must be distinct numbers from 0, or ['all']; got [0, 0]",
+        ),
         (SMALL.replace("seeds", "folds = []\nseeds"), "folds: must be distinct numbers from 0, or ['all']; got []"),
         (SMALL.replace("seeds", "folds = ['all', 0]\nseeds"), "folds: must be distinct numbers from 0, or ['all']"),
         (SMALL.replace("seeds", "folds = [true]\nseeds"), "folds: must be distinct numbers from 0, or ['all']"),
@@ -52,25 +64,43 @@ def refusal(lab, text):
         (SMALL.replace('"fixmatch"', '""'), "arms.1.name: String should match pattern"),
         (SMALL.replace('"toy"', '"a/b"'), "name: String should match pattern"),
         (SMALL.replace('"toy"', '".."'), "name: String should match pattern"),
-        (SMALL.replace('baseline = "labels"', 'baseline = "label"'), "baseline: must be one of the arms, labels, fixmatch"),
-        (SMALL.replace('"FixMatchTrainer"', '"FixMatch"'), "arm 'fixmatch', seed 0: trainer 'FixMatch': nnU-Net must find"),
+        (
+            SMALL.replace('baseline = "labels"', 'baseline = "label"'),
+            "baseline: must be one of the arms, labels, fixmatch",
+        ),
+        (
+            SMALL.replace('"FixMatchTrainer"', '"FixMatch"'),
+            "arm 'fixmatch', seed 0: trainer 'FixMatch': nnU-Net must find",
+        ),
         (SMALL.replace("tau = 0.8", "tau = 1.5"), "arm 'fixmatch', seed 0: setting 'tau': must be <= 1; got 1.5."),
         (SMALL.replace("tau = 0.8", "seed = 3"), "arm 'fixmatch', settings: seed is set by the study."),
         (SMALL.replace("tau = 0.8", "epochs = 3"), "arm 'fixmatch', settings: epochs is set by the study."),
         (SMALL.replace("[test]", "[settings]\nrun_name = 'x'\n[test]"), "settings: run_name is set by the study."),
         (SMALL.replace("tau = 0.8", "tau = 1979-05-27"), "arm 'fixmatch', settings: must be numbers, texts, lists"),
-        (SMALL.replace("tau = 0.8", "tau = nan"), "arm 'fixmatch', settings: must be numbers, texts, lists and tables;"),
-        (HEAD + "postprocessing = true\n" + LABELS, "postprocessing is chosen on validation cases, so it can be judged"),
+        (
+            SMALL.replace("tau = 0.8", "tau = nan"),
+            "arm 'fixmatch', settings: must be numbers, texts, lists and tables;",
+        ),
+        (
+            HEAD + "postprocessing = true\n" + LABELS,
+            "postprocessing is chosen on validation cases, so it can be judged",
+        ),
         (SMALL.replace("dataset = 1", "dataset = 2"), "2 is none; there is Dataset001_Toy"),
         (SMALL.replace('"2d"', '"3d_fullres"'), "configuration: must be one of nnUNetPlans, 2d; got '3d_fullres'."),
-        (SMALL.replace("seeds", 'plans = "Other"\nseeds'), "Run nnUNetv2_plan_and_preprocess -d 1 -c 2d, or correct plans"),
+        (
+            SMALL.replace("seeds", 'plans = "Other"\nseeds'),
+            "Run nnUNetv2_plan_and_preprocess -d 1 -c 2d, or correct plans",
+        ),
         (SMALL.replace("[test]", "[test]\nimages = 'imagesXx'"), "imagesXx; there is none. Correct [test], or make"),
         (SMALL.replace("[test]", "[test]\nlabels = 'x'"), "x; there is none. Correct [test], or make the folder."),
-        (SMALL.replace("[test]", "[test]\nimages = 'labelsTs'"), "must hold cases named CASE_0000.nii.gz; it holds none."),
+        (
+            SMALL.replace("[test]", "[test]\nimages = 'labelsTs'"),
+            "must hold cases named CASE_0000.nii.gz; it holds none.",
+        ),
         ("name = ", "a study must be valid TOML; "),
         (HEAD + "arms = []\n", "arms: List should have at least 1 item"),
     ],
-)  # fmt: skip
+)
 def test_a_study_is_refused_with(lab, text, message):
     assert message in refusal(lab, text)
 
