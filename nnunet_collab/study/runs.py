@@ -20,7 +20,7 @@ class TrainerFacts(Protocol):
     @property
     def published(self) -> list[str]: ...  # noqa: D102
     @property
-    def labeled_batch_size(self) -> float: ...  # noqa: D102
+    def labeled_batch_size(self) -> int: ...  # noqa: D102
     @property
     def patch_size(self) -> list[int]: ...  # noqa: D102
 

@@ -25,13 +25,13 @@ class Inspected:
     Attributes:
         settings: All of them, as checkpoints and plans.json record them.
         published: Names of the students that become models.
-        labeled_batch_size: Labeled samples in each step; of the trainer's share of the batch, unrounded.
+        labeled_batch_size: Labeled samples in each step, of all processes together.
         patch_size: Of the training.
     """
 
     settings: dict[str, Any]
     published: list[str]
-    labeled_batch_size: float
+    labeled_batch_size: int
     patch_size: list[int]
 
 
@@ -85,6 +85,6 @@ def inspect_trainer(name: str, changes: Mapping[str, Any], plans: Mapping[str, A
     return Inspected(
         settings=to_json(settings),
         published=settings.published,
-        labeled_batch_size=planned.batch_size * getattr(settings, "labeled_share", 1.0),
+        labeled_batch_size=int(planned.batch_size),
         patch_size=[int(size) for size in planned.patch_size],
     )

@@ -45,7 +45,7 @@ def inspect(name, settings, plans, configuration):
     return SimpleNamespace(
         settings=dict(settings),
         published=STUDENTS.get(name, ["CNN"]),
-        labeled_batch_size=float(settings.get("batch_size", 8)),
+        labeled_batch_size=settings.get("batch_size", 8),
         patch_size=[16, 16],
     )
 

@@ -122,7 +122,7 @@ def test_a_file_that_is_none(lab):
     ("changes", "name", "values"),
     [
         ("steps = 8\n", "steps", ("6", "8")),
-        ("settings.batch_size = 4\n", "labeled_batch_size", ("8.0", "4.0")),
+        ("settings.batch_size = 4\n", "labeled_batch_size", ("8", "4")),
     ],
 )
 def test_an_arm_that_differs_must_say_so(lab, changes, name, values):
