@@ -50,6 +50,9 @@ COMMANDS = {
     "presets": Command("nnunet_collab.commands.presets", "list the presets, which are published recipes as settings"),
     "publish": Command("nnunet_collab.commands.publish", "publish the students of a finished training"),
     "evaluate": Command("nnunet_collab.commands.evaluate", "compare predictions with labels: Dice, HD95, ASD and more"),
+    "study": Command(
+        "nnunet_collab.commands.study", "train, predict, evaluate and report methods alike, as a study file says"
+    ),
     "report": Command(
         "nnunet_collab.commands.report", "compare methods on one page: scores, tests, curves, costs, pictures"
     ),
