@@ -13,7 +13,6 @@ from nnunet_collab.core.shipped import doorway_folder, doorways, extended
 from nnunet_collab.doctor import facts, trainers
 from nnunet_collab.doctor.probe import Outcome
 
-
 # nnU-Net's search takes half a second for each.
 FEW = {name: doorways()[name] for name in ("CTRCLTrainer", "SupervisedTrainer")}
 
