@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from nnunet_collab.core.schedules import sigmoid_ramp
 from nnunet_collab.core.settings import require
 
 
@@ -121,3 +122,46 @@ class TrainingSettings:
     def published(self) -> list[str]:
         """Names of the students that are validated and published."""
         return list(self.publish) or [s.name for s in self.students if not s.frozen]
+
+
+@dataclass(frozen=True)
+class CollaborativeSettings(TrainingSettings):
+    """Of every trainer whose students learn from more than labels: from each other, or from unlabeled images."""
+
+    # When that begins: below 1 a share of the run, from 1 on a number of epochs. Until then the training is that of
+    # `SupervisedTrainer`, bit for bit.
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check what a type cannot say.
+
+        Raises:
+            CollabError: Naming the setting, the rule and the value.
+        """
+        super().__post_init__()
+        share_or_epochs = 0 <= self.start < 1 or (self.start == int(self.start) and 1 <= self.start < self.epochs)
+        rule = f"must be a share of the run in [0, 1), or a whole number of epochs below {self.epochs}"
+        require(share_or_epochs, "start", rule, self.start)
+
+    @property
+    def iterations(self) -> int:
+        """Of the whole run."""
+        return self.epochs * self.iterations_per_epoch
+
+    @property
+    def start_iteration(self) -> int:
+        """The first iteration in which more than the labels counts."""
+        return round(self.start * (self.iterations if self.start < 1 else self.iterations_per_epoch))
+
+    def ramp(self, iteration: int, share: float, *, steps: int = 0) -> float:
+        """Factor of a weight at this iteration: 0 before `start`, then rising; see `schedules.sigmoid_ramp`.
+
+        Args:
+            iteration: From 0.
+            share: Of what is left of the run after `start`, over which the factor rises; 0: at once.
+            steps: If given, it rises in so many equal steps.
+        """
+        since = iteration - self.start_iteration
+        if since < 0:
+            return 0.0
+        return sigmoid_ramp(since, round(share * (self.iterations - self.start_iteration)), steps=steps)
