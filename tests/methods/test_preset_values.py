@@ -41,13 +41,13 @@ def pair(cnn, transformer, lr):
 # tau_weak and the teacher's decay. TraCoCo's, of the same authors: 9000, 10 000 and 30 000 iterations. Figure 10: 16
 # prototypes.
 CRLN = {
-    "batch_size": 4, "temperature": 0.5, "anchors": 256, "negatives": 512, "rectify_from_iteration": 800, "xi": 0.6,
+    "batch_size": 2, "temperature": 0.5, "anchors": 256, "negatives": 512, "rectify_from_iteration": 800, "xi": 0.6,
     "prototypes": 16, "tau": 0.97, "tau_weak": 0.7, "ema_decay": 0.99, "iterations_per_epoch": 250, **COMMON,
 }  # fmt: skip
 CRLN_STUDENT = {
     "optimizer": "sgd", "lr": 2.5e-3, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4, **PER_ITERATION,
 }  # fmt: skip
-# Cross Teaching's released code: SGD 0.01, momentum 0.9, weight decay 1e-4 for both; 30 000 iterations; batch 16;
+# Cross Teaching's released code: SGD 0.01, momentum 0.9, weight decay 1e-4 for both; 30 000 iterations; batch 8 + 8;
 # weight 0.1 rising over the whole run; Dice on pseudo labels, none left out. The patch is ours (there 224).
 CROSS_TEACHING_STUDENT = {
     "optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, **PER_ITERATION,
@@ -55,10 +55,14 @@ CROSS_TEACHING_STUDENT = {
 # CrossMatch, section IV.A.2: 9000 iterations and AdamW (LA), 300 epochs and SGD (ACDC), batch, crop, eta, tau, rates of
 # dropout 25 and 75 %. The released code's: learning rates, weight decay, momentum with Nesterov, Dice of all classes or
 # of the atrium alone with its smoothing term, the mean of the three losses, 12 + 12 slices.
-CROSSMATCH = {"mixing": "second_batch", "eta": 0.3, "performance_gap": 0.5, **COMMON}
+CROSSMATCH = {
+    "mixing": "second_batch", "eta": 0.3, "performance_gap": 0.5, "weigh_dice_by_share": False, **COMMON,
+}  # fmt: skip
+# (L_sup + L_ip + L_kd) / 3 with L_sup = (CE + Dice) / 2, and nnU-Net's loss is CE + Dice: a sixth of it, others twice.
+MEAN_OF_THREE = {"loss_scale": 1 / 6, "image_weight": 2.0, "distillation_weight": 2.0}
 CROSSMATCH_LA = {
-    **CROSSMATCH, "epochs": 36, "iterations_per_epoch": 250, "batch_size": 4, "tau": 0.85, "tau_schedule": "constant",
-    "criterion": "dice_foreground", "smooth": 1e-5, "total": "paper_era",
+    **CROSSMATCH, **MEAN_OF_THREE, "epochs": 36, "iterations_per_epoch": 250, "batch_size": 2, "tau": 0.85,
+    "tau_schedule": "constant", "criterion": "dice_foreground", "smooth": 1e-5,
 }  # fmt: skip
 CROSSMATCH_LA_STUDENT = {
     "optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "betas": [0.9, 0.999], **PER_ITERATION,
@@ -75,8 +79,10 @@ PRESETS = {  # name -> trainer, settings, students
     "cross_teaching_acdc": (
         "CrossTeachingTrainer",
         {
-            "epochs": 120, "iterations_per_epoch": 250, "batch_size": 16, "patch_size": [256, 256],
-            "pseudo_loss": "dice", "pseudo_weight": 0.1, "ramp_up": 1.0, "threshold": 0.0, **COMMON,
+            "epochs": 120, "iterations_per_epoch": 250, "batch_size": 8, "patch_size": [256, 256],
+            # (CE + Dice) / 2 + 0.1 D, and nnU-Net's loss is CE + Dice: half of its sum with 0.2 D.
+            "loss_scale": 0.5, "pseudo_weight": 0.2,
+            "pseudo_loss": "dice", "ramp_up": 1.0, "threshold": 0.0, **COMMON,
         },
         {
             "CNN": {"network": "plans", **CROSS_TEACHING_STUDENT},
@@ -87,8 +93,8 @@ PRESETS = {  # name -> trainer, settings, students
         "CrossMatchTrainer",
         {
             # 98 iterations: 1312 slices less the 136 of the 7 labeled patients, in twelves.
-            **CROSSMATCH, "epochs": 300, "iterations_per_epoch": 98, "batch_size": 24, "patch_size": [256, 256],
-            "tau": 0.95, "tau_schedule": "constant", "criterion": "dice", "smooth": 1e-4, "total": "paper_era",
+            **CROSSMATCH, **MEAN_OF_THREE, "epochs": 300, "iterations_per_epoch": 98, "batch_size": 12,
+            "patch_size": [256, 256], "tau": 0.95, "tau_schedule": "constant", "criterion": "dice", "smooth": 1e-4,
         },
         {
             "CNN": {
@@ -103,7 +109,8 @@ PRESETS = {  # name -> trainer, settings, students
         "CrossMatchTrainer",
         {
             **CROSSMATCH_LA, "epochs": 56, "tau": 0.75, "tau_schedule": "la_code", "tau_ramp_iterations": 17000,
-            "total": "la_code",
+            # (L_sup + L_s1 / 4 + L_s2 / 4 + L_kd) / 2, where L_ip = (L_s1 + L_s2) / 2
+            "loss_scale": 0.25, "image_weight": 1.0, "distillation_weight": 2.0,
         },
         {"CNN": CROSSMATCH_LA_STUDENT},
     ),
