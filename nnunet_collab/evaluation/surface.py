@@ -82,7 +82,8 @@ def surface_distances_at(
     if not thick:
         return tuple(SurfaceDistances(0.0, 0.0, 0.0) for _ in checked)  # an image of one voxel, which both masks hold
     prediction, truth = _crop_to_union(prediction.squeeze(), truth.squeeze())
-    ours, theirs = np.argwhere(_surface(prediction)), np.argwhere(_surface(truth))
+    # Counted from 1, as in the first tables: the last bit of a distance depends on where the box begins.
+    ours, theirs = np.argwhere(_surface(prediction)) + 1, np.argwhere(_surface(truth)) + 1
     return tuple(_between(ours * spacing[thick], theirs * spacing[thick]) for spacing in checked)
 
 
@@ -136,13 +137,14 @@ def _crop_to_union(first: Mask, second: Mask) -> tuple[Mask, Mask]:
 
 
 def _surface(mask: Mask) -> Mask:
-    """The voxels with a face neighbor outside; the result has one more voxel on every side than `mask`."""
-    padded = np.pad(mask, 1)  # so that what rolls round is False
-    interior = padded.copy()
+    """The voxels with a face neighbor outside."""
+    interior = mask.copy()
     for axis in range(mask.ndim):
-        interior &= np.roll(padded, 1, axis)
-        interior &= np.roll(padded, -1, axis)
-    return padded & ~interior
+        inside, neighbors = np.moveaxis(interior, axis, 0), np.moveaxis(mask, axis, 0)
+        inside[1:] &= neighbors[:-1]
+        inside[:-1] &= neighbors[1:]
+        inside[[0, -1]] = False  # beyond the image is outside
+    return mask & ~interior
 
 
 def _nearest(points: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:

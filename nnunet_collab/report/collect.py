@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.patients import patient_lookup
-from nnunet_collab.evaluation.folders import evaluate_folders, listed, plan_evaluation
+from nnunet_collab.evaluation.folders import evaluate_folders
+from nnunet_collab.evaluation.pairing import listed, plan_evaluation
 from nnunet_collab.report.grouping import Method, Result, choose_baseline, group_by_method
 from nnunet_collab.report.runs import read_folds
 from nnunet_collab.report.sources import Source
