@@ -2,8 +2,8 @@
 
 The volume holds eight lumpy organs; the prediction is the truth with a rough border and, in each organ, a stray voxel
 far away, which a distance transform of the organs' boxes would pay for. Reading, checking and measuring are all timed.
-What they are divided by is the plain way (plain_evaluation.py) on the same files, in the same process, in turn with it. An
-extra class is a ball of 9 mm; its price is the time with eight of them more, less the time without, divided by eight.
+What they are divided by is the plain way (plain_evaluation.py) on the same files, in the same process, in turn with it.
+An extra class is a ball of 9 mm; its price is the time with eight of them more, less that without, divided by eight.
 
     python benchmarks/metrics_time.py                      # one volume of 512 x 512 x 150 in one process
 """

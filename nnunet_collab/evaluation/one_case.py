@@ -13,6 +13,7 @@ of it both masks are empty.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.grid import grid_differences
-from nnunet_collab.core.image_io import read_volume, whole_numbers
+from nnunet_collab.core.grid import Grid, grid_differences
+from nnunet_collab.core.image_io import Volume, read_volume, whole_numbers
 from nnunet_collab.evaluation.metrics import case_metrics
 from nnunet_collab.evaluation.pairing import SHOWN, Plan
 
@@ -44,7 +45,9 @@ def evaluate_case(plan: Plan, case: str, *, measure: bool = True) -> CaseResult:
     """Read both files of a case, check them, and measure it if they are in order."""
     known = {0, *(value for values in plan.classes.values() for value in values)}
     with_ignore = known if plan.ignore is None else known | {plan.ignore}
-    problems, labels, grids = [], [], []
+    problems: list[str] = []
+    labels: list[_Labels] = []
+    grids: list[tuple[Path, Grid]] = []
     for folder, allowed in ((plan.predictions, known), (plan.labels, with_ignore)):
         file = folder / f"{case}{plan.ending}"
         try:
@@ -56,11 +59,12 @@ def evaluate_case(plan: Plan, case: str, *, measure: bool = True) -> CaseResult:
         if (channels := volume.voxels.shape[0]) != 1:
             problems.append(f"{file} must have one channel; got {channels}. Save label values, not colors.")
             continue
-        classes, strange = _as_classes(volume.voxels[0], allowed)
-        labels.append((classes, volume.spacing))
-        if strange:
+        labels.append(_as_labels(volume, allowed))
+        if labels[-1].strange:
             rule = f"must hold only the values {sorted(allowed)} of {plan.dataset_json}"
-            problems.append(f"{file} {rule}; got {strange}. Map its values, or give the right --dataset-json.")
+            problems.append(
+                f"{file} {rule}; got {labels[-1].strange}. Map its values, or give the right --dataset-json."
+            )
     if len(grids) == 2:
         (predicted, grid), (label, label_grid) = grids
         problems += [
@@ -70,26 +74,44 @@ def evaluate_case(plan: Plan, case: str, *, measure: bool = True) -> CaseResult:
         ]
     if problems or not measure:
         return CaseResult(problems, [])
-    (prediction, _), (truth, spacing) = labels
-    return CaseResult([], _measure(plan, case, prediction, truth, spacing))
+    return CaseResult([], _measure(plan, case, *labels))
 
 
-def _as_classes(voxels: NDArray[np.float32], allowed: set[int]) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], str]:
-    """Labels as small integers, which compare faster, and the values that are not allowed, as text."""
-    rounded, uneven = whole_numbers(voxels)
-    if uneven.size:
-        strange = uneven
-    elif rounded.min(initial=0) < 0 or rounded.max(initial=0) > max(allowed):
-        strange = np.unique(rounded)
-    else:
-        small = rounded.astype(np.min_scalar_type(max(allowed)))
-        is_allowed = np.isin(np.arange(max(allowed) + 1), sorted(allowed))
-        if is_allowed[small].all():
-            return small, ""
-        strange = np.unique(small)
-    strange = strange[~np.isin(strange, sorted(allowed))]
-    more = f" and {strange.size - SHOWN} more" if strange.size > SHOWN else ""
-    return np.zeros(0, np.uint8), ", ".join(_shortest(value) for value in strange[:SHOWN]) + more
+class _Labels(NamedTuple):
+    """A segmentation, fit to be measured.
+
+    Attributes:
+        voxels: `(Z, Y, X)` small integers, which compare faster than floats.
+        boxes: Where value 1, 2, ... is; None for a value that no voxel has.
+        spacing: `(3,)` in mm.
+        strange: Values that are not allowed, as text; empty if there are none.
+    """
+
+    voxels: NDArray[Any]
+    boxes: list[Box | None]
+    spacing: NDArray[np.float64]
+    strange: str
+
+
+def _as_labels(volume: Volume, allowed: set[int]) -> _Labels:
+    """Whole numbers from what nnU-Net's readers return as float32."""
+    voxels = np.empty(volume.voxels.shape[1:], np.min_scalar_type(max(allowed)))
+    strange: list[Any] = []
+    for read, whole in zip(volume.voxels[0], voxels, strict=True):  # by slices, which fit the processor's cache
+        with np.errstate(invalid="ignore"):  # NaN is no integer; it is told below
+            np.copyto(whole, read, casting="unsafe")
+        if not np.array_equal(whole, read):
+            rounded, uneven = whole_numbers(read)
+            beyond = np.unique(rounded[(rounded < 0) | (rounded > max(allowed))])
+            strange += [*uneven, *beyond]
+            np.copyto(whole, rounded, where=np.isfinite(rounded), casting="unsafe")
+    boxes: list[Box | None] = find_objects(voxels)
+    if not strange:
+        strange = [value for value, box in enumerate(boxes, start=1) if box is not None and value not in allowed]
+    distinct = np.unique(strange)
+    more = f" and {distinct.size - SHOWN} more" if distinct.size > SHOWN else ""
+    told = ", ".join(_shortest(value) for value in distinct[:SHOWN]) + more
+    return _Labels(voxels, boxes, volume.spacing, told)
 
 
 def _shortest(value: Any) -> str:
@@ -97,21 +119,18 @@ def _shortest(value: Any) -> str:
     return np.format_float_positional(value, trim="-") if value.dtype.kind == "f" else str(value)
 
 
-def _measure(
-    plan: Plan, case: str, prediction: NDArray[Any], truth: NDArray[Any], spacing: NDArray[np.float64]
-) -> list[dict[str, Any]]:
+def _measure(plan: Plan, case: str, prediction: _Labels, truth: _Labels) -> list[dict[str, Any]]:
     """The rows of one case, one per class."""
-    spacing_mm = tuple(spacing) if plan.distance_unit == "mm" else None
-    keep = None if plan.ignore is None else truth != plan.ignore
-    size = truth.size if keep is None else int(np.count_nonzero(keep))
-    boxes = [find_objects(labels) for labels in (prediction, truth)]
+    spacing_mm = tuple(truth.spacing) if plan.distance_unit == "mm" else None
+    keep = None if plan.ignore is None else truth.voxels != plan.ignore
+    size = truth.voxels.size if keep is None else int(np.count_nonzero(keep))
     rows = []
     for name, values in plan.classes.items():
-        found = [box[value - 1] for box in boxes for value in values if 0 < value <= len(box)]
-        box = _hull([one for one in found if one is not None], truth.shape)
+        found = [of.boxes[value - 1] for of in (prediction, truth) for value in values if 0 < value <= len(of.boxes)]
+        box = _hull([one for one in found if one is not None], truth.voxels.shape)
         metrics = case_metrics(
-            _mask(prediction[box], values),
-            _mask(truth[box], values),
+            _mask(prediction.voxels[box], values),
+            _mask(truth.voxels[box], values),
             spacing_mm,
             keep=None if keep is None else keep[box],
             image_size=size,
