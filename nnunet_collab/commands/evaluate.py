@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_collab.core import csv_text
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,10 +136,10 @@ def write_csv(frame: pd.DataFrame, summary: pd.DataFrame, path: Path) -> None:
     import pandas as pd
 
     table = pd.concat([frame.assign(statistic="case"), summary], ignore_index=True)
-    first = ["case", "class", "statistic"]
+    first = ["case", *(["patient"] if "patient" in table else []), "class", "statistic"]
     table["distance_unit"] = frame["distance_unit"].iloc[0]
     columns = table[[*first, *table.columns.drop(first)]]
-    write_atomically(path, partial(columns.to_csv, index=False))
+    csv_text.write_csv(columns, path)
 
 
 def _classes(summary: pd.DataFrame) -> list[tuple[str, pd.Series, pd.Series, pd.Series]]:
