@@ -7,6 +7,7 @@ and names of cases and classes come from files of others. Such a text gets an ap
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,11 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
     Raises:
         CollabError: If the file cannot be written.
     """
-    write_atomically(path, partial(_of_texts(frame, _harmless).to_csv, index=False))
+    safe = _of_texts(frame, _harmless)
+    # Python before 3.13 does not quote a carriage return, and the rest of the text would be a cell of its own.
+    texts = [*safe.columns, *safe.select_dtypes(exclude=["number", "bool"]).to_numpy().ravel()]
+    quoting = csv.QUOTE_ALL if any("\r" in text for text in texts if isinstance(text, str)) else csv.QUOTE_MINIMAL
+    write_atomically(path, partial(safe.to_csv, index=False, quoting=quoting))
 
 
 def restored(frame: pd.DataFrame) -> pd.DataFrame:
