@@ -29,12 +29,12 @@ from nnunet_collab.losses.collaborative_kl import (
     selective_kl,
 )
 from nnunet_collab.losses.rectified import ALL_FACTORS
-from nnunet_collab.training.settings import TrainingSettings
+from nnunet_collab.training.settings import CollaborativeSettings
 from nnunet_collab.training.trainer import CollabTrainer
 
 
 @dataclass(frozen=True)
-class CTRCLSettings(TrainingSettings):
+class CTRCLSettings(CollaborativeSettings):
     """Every switch of the paper's ablation tables."""
 
     beta: float = 3.0  # weight of RLCL (section IV.B, table VII); 0 switches it off (table III)
@@ -47,6 +47,9 @@ class CTRCLSettings(TrainingSettings):
     alpha: float = 20.0  # equation 15
     cfcl_classes: Literal["sample", "batch"] = "sample"  # whose classes compete in the softmax of equation 15
     detach_prototypes: bool = False  # True: no gradient through the prototypes of equation 14
+    # Share of the run after `start` over which beta and the gammas rise. The paper has no ramp: its students start from
+    # ImageNet weights.
+    ramp_up: float = 0.0
 
     def __post_init__(self) -> None:
         """Check what a type cannot say.
@@ -58,6 +61,7 @@ class CTRCLSettings(TrainingSettings):
         for name in ("beta", "gamma_encoder", "gamma_decoder"):
             require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
         require(self.alpha > 0, "alpha", "must be > 0", self.alpha)
+        require(0 <= self.ramp_up <= 1, "ramp_up", "must be a share of the run, in [0, 1]", self.ramp_up)
         known = set(self.lambda_factors) <= set(ALL_FACTORS)
         require(known, "lambda_factors", f"must be among {', '.join(ALL_FACTORS)}", self.lambda_factors)
         if self.logit_mode != "rlcl":
@@ -99,10 +103,14 @@ class CTRCLTrainer(CollabTrainer):
     def loss_terms(self, outputs: dict[str, StudentOutput], target: Tensor | list[Tensor], truth: Truth) -> list[Term]:
         """Equation 17 for every student that learns."""
         terms = super().loss_terms(outputs, target, truth)
-        if len(outputs) == 2:
+        if len(outputs) == 2 and self._factor() > 0:
             for student, peer in self._pairs():
                 terms += self._collaborative_terms(student, outputs[student], outputs[peer], truth)
         return terms
+
+    def _factor(self) -> float:
+        """Of beta and the gammas at this iteration."""
+        return self.settings.ramp(self.iteration, self.settings.ramp_up)
 
     def _pairs(self) -> Iterator[tuple[str, str]]:
         """Each learning student with its peer; a frozen one only teaches (offline distillation, figure 10)."""
@@ -112,15 +120,15 @@ class CTRCLTrainer(CollabTrainer):
                 yield student.name, peer.name
 
     def _collaborative_terms(self, name: str, own: StudentOutput, peer: StudentOutput, truth: Truth) -> list[Term]:
-        s = self.settings
+        s, factor = self.settings, self._factor()
         terms = []
         if s.beta:
-            terms.append(Term(name, s.logit_mode, s.beta, self._logit_loss(own.logits, peer.logits, truth)))
+            terms.append(Term(name, s.logit_mode, factor * s.beta, self._logit_loss(own.logits, peer.logits, truth)))
         levels = (("encoder", s.gamma_encoder), ("decoder", s.gamma_decoder))
         for level, weight in levels:
             if weight:
                 value = self._feature_loss(getattr(own, level), getattr(peer, level), truth)
-                terms.append(Term(name, f"cfcl_{level}", weight, value))
+                terms.append(Term(name, f"cfcl_{level}", factor * weight, value))
         return terms
 
     def _logit_loss(self, own: Tensor, peer: Tensor, truth: Truth) -> Tensor:

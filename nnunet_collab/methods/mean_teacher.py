@@ -4,7 +4,7 @@ Sources: Tarvainen and Valpola, "Mean teachers are better role models" (NeurIPS 
 Self-ensembling Model for Semi-supervised 3D Left Atrium Segmentation" (MICCAI 2019); constants as in the code base of
 Cross Teaching, which both methods share there. On unlabeled images the student minimizes
 
-    (CE + Dice) / 2 on labeled images  +  w(t) mean (p_student - p_teacher)^2 on unlabeled ones,
+    CE + Dice on labeled images  +  w(t) mean (p_student - p_teacher)^2 on unlabeled ones,
 
 where the teacher sees the image with noise of its own. UA-MT counts only voxels where the entropy of the teacher's
 mean prediction over eight noisy passes is low.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nnunet_collab.core.settings import require
-from nnunet_collab.core.types import Term
+from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.consistency import predictive_entropy, squared_difference
 from nnunet_collab.training.ema_trainer import TeacherSettings, TeacherTrainer
 from nnunet_collab.training.semi_supervised import SemiSupervisedBatch
@@ -32,8 +32,9 @@ class MeanTeacherSettings(TeacherSettings):
     """Settings of Mean Teacher."""
 
     students: tuple[StudentSettings, ...] = (CNN,)
-    consistency_weight: float = 0.1  # w at the end of its ramp
-    ramp_up: float = 1.0  # share of the run over which w rises; 0: no ramp
+    # w at the end of its ramp. Published: 0.1 beside (CE + Dice) / 2, which is 0.2 beside nnU-Net's CE + Dice.
+    consistency_weight: float = 0.2
+    ramp_up: float = 1.0  # share of the run after `start` over which w rises; 0: no ramp
     # Standard deviation of the teacher's input noise, cut off at twice that; intensities have about 1.
     noise: float = 0.1
 
@@ -78,17 +79,24 @@ class MeanTeacherTrainer(TeacherTrainer):
 
     settings: ClassVar[MeanTeacherSettings] = MeanTeacherSettings()
 
-    def unsupervised_terms(self, logits: dict[str, Tensor], batch: SemiSupervisedBatch) -> list[Term]:
+    def term_weights(self) -> dict[str, float]:
+        """w(t), which the published code lets rise in 200 steps."""
+        return {"consistency": self.settings.consistency_weight * self.ramp_over(self.settings.ramp_up, steps=200)}
+
+    def unsupervised_terms(self, outputs: dict[str, StudentOutput], batch: SemiSupervisedBatch) -> list[Term]:
         """Each student's consistency with its teacher."""
-        s = self.settings
-        ramp = self.ramp_over(s.ramp_up, steps=200)
+        weight = self.weights()["consistency"]
         regions = self.label_manager.has_regions
+
+        def loss(student: Tensor, teacher: Tensor, keep: Tensor, used: Tensor | None = None) -> Tensor:
+            return squared_difference(student, teacher, keep, regions=regions, used=used)
+
         teacher = {name: output.logits for name, output in self.teacher(self._with_noise(batch.weak)).items()}
         certain = self._certain_voxels(batch.weak)
         terms = []
-        for name in logits:
-            loss = squared_difference(logits[name], teacher[name], batch.keep, regions=regions, used=certain.get(name))
-            terms.append(Term(name, "consistency", s.consistency_weight * ramp, loss))
+        for name, output in outputs.items():
+            maps = [teacher[name], batch.keep, *([certain[name]] if name in certain else [])]
+            terms.append(Term(name, "consistency", weight, self.through_heads(loss, output, *maps)))
             self.pseudo_label_curves.add(name, teacher[name], batch.keep, 0.0)
         return terms
 

@@ -35,8 +35,9 @@ class Curves:
         return values
 
     def log(self, key: str, value: Any, epoch: int) -> None:
-        """Append the value of this epoch; once per key and epoch."""
-        self.values.setdefault(key, [])
+        """Append the value of this epoch; once per key and epoch. Epochs without a value count as NaN."""
+        values = self.values.setdefault(key, [])
+        values.extend([float("nan")] * (epoch - len(values)))
         self.logger.log(key, value, epoch)
 
     def log_training(self, outputs: Sequence[Mapping[str, Any]], epoch: int) -> None:
@@ -48,9 +49,12 @@ class Curves:
         """
         used = [output for output in outputs if np.isfinite(output["loss"])]
         self.log("train_losses", np.mean([o["loss"] for o in used]) if used else np.nan, epoch)
-        for key in outputs[0]["terms"]:
-            self.log(f"loss/{key}", float(np.mean([o["terms"][key] for o in used])) if used else float("nan"), epoch)
-            self.log(f"weight/{key}", float(np.mean([o["weights"][key] for o in outputs])), epoch)
+        # A term may begin within an epoch; its means are over the iterations that have it.
+        for key in dict.fromkeys(key for output in outputs for key in output["terms"]):
+            values = [o["terms"][key] for o in used if key in o["terms"]]
+            self.log(f"loss/{key}", float(np.mean(values)) if values else float("nan"), epoch)
+            weights = [o["weights"][key] for o in outputs if key in o["weights"]]
+            self.log(f"weight/{key}", float(np.mean(weights)), epoch)
 
     def log_validation(self, outputs: Sequence[Mapping[str, Any]], learners: Sequence[str], epoch: int) -> None:
         """Append pseudo Dice of every student, the mean of those who learn, and the agreement of the students.

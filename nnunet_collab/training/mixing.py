@@ -20,11 +20,11 @@ class MixingSettings(SemiSupervisedSettings):
     """Of every method with CutMix."""
 
     cutmix_probability: float = 0.5  # with which a strong view of a sample gets a box; 0: no CutMix
-    # What fills the box: another sample of the batch, whose pseudo label is there already, or, as published, a further
-    # unlabeled image, which costs a pass without gradient.
+    # What fills the box: another sample of the batch, whose pseudo label is there already, or, as published, that of a
+    # second batch of unlabeled images, which costs a pass without gradient.
     mixing: Literal["batch", "second_batch"] = "batch"
-    # Share of the run over which the weights of the unlabeled images rise. 0: none, as published for long runs; in a
-    # short one the first confident pseudo labels are all background and hold the network there.
+    # Share of the run after `start` over which the weights of the unlabeled images rise. 0: none, as published for long
+    # runs; in a short one the first confident pseudo labels are all background and hold the network there.
     ramp_up: float = 0.0
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class MixingTrainer(SemiSupervisedTrainer):
         self.mixes = self.settings.cutmix_probability > 0
         self.mixes_second_batch = self.mixes and (self.settings.mixing == "second_batch" or alone)
         if self.mixes_second_batch and self.settings.mixing == "batch":
-            self.print_to_log_file("one unlabeled sample per batch: CutMix takes a further image for each")
+            self.print_to_log_file("one unlabeled sample per batch: CutMix takes a second image for each")
 
     @cached_property
     def has_dropout(self) -> bool:
@@ -66,7 +66,7 @@ class MixingTrainer(SemiSupervisedTrainer):
         return self.unlabeled_per_batch * (2 if self.mixes_second_batch else 1)
 
     def divide(self, batch: SemiSupervisedBatch) -> tuple[SemiSupervisedBatch, SemiSupervisedBatch | None]:
-        """The batch to learn from, and the a second batch of images to fill boxes with, if there are any."""
+        """The batch to learn from, and a second batch of images to fill boxes with, if there are any."""
         if not self.mixes_second_batch:
             return batch, None
         count = self.unlabeled_per_batch

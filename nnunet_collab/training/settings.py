@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from nnunet_collab.core.schedules import sigmoid_ramp
 from nnunet_collab.core.settings import require
 
 
@@ -77,7 +78,8 @@ class TrainingSettings:
     iterations_per_epoch: int = 250
     val_iterations_per_epoch: int = 50
     save_every: int = 50  # epochs between checkpoints to resume from
-    batch_size: int | None = None  # None: as planned
+    # Labeled samples per step. None: as planned; "with_unlabeled": nnU-Net's rule with the unlabeled images counted.
+    batch_size: int | Literal["with_unlabeled"] | None = None
     patch_size: tuple[int, ...] | None = None  # None: as planned
     deep_supervision: bool = True  # for networks that have it
     seg_loss: Literal["dc_ce", "ce"] = "dc_ce"  # nnU-Net's Dice + cross-entropy, or cross-entropy alone
@@ -108,7 +110,8 @@ class TrainingSettings:
         require(self.seed >= 0, "seed", "must be >= 0", self.seed)
         for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch", "save_every", "max_bad_steps"):
             require(getattr(self, name) >= 1, name, "must be >= 1", getattr(self, name))
-        require(self.batch_size is None or self.batch_size >= 1, "batch_size", "must be >= 1", self.batch_size)
+        size = self.batch_size
+        require(not isinstance(size, int) or size >= 1, "batch_size", "must be >= 1", size)
         sizes = self.patch_size or ()
         require(
             self.patch_size is None or (len(sizes) in (2, 3) and min(sizes) >= 1),
@@ -121,3 +124,46 @@ class TrainingSettings:
     def published(self) -> list[str]:
         """Names of the students that are validated and published."""
         return list(self.publish) or [s.name for s in self.students if not s.frozen]
+
+
+@dataclass(frozen=True)
+class CollaborativeSettings(TrainingSettings):
+    """Of every trainer whose students learn from more than labels: from each other, or from unlabeled images."""
+
+    # When that begins: below 1 a share of the run, from 1 on a number of epochs. Until then the training is that of
+    # `SupervisedTrainer`, bit for bit.
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check what a type cannot say.
+
+        Raises:
+            CollabError: Naming the setting, the rule and the value.
+        """
+        super().__post_init__()
+        share_or_epochs = 0 <= self.start < 1 or (self.start == int(self.start) and 1 <= self.start < self.epochs)
+        rule = f"must be a share of the run in [0, 1), or a whole number of epochs below {self.epochs}"
+        require(share_or_epochs, "start", rule, self.start)
+
+    @property
+    def iterations(self) -> int:
+        """Of the whole run."""
+        return self.epochs * self.iterations_per_epoch
+
+    @property
+    def start_iteration(self) -> int:
+        """The first iteration in which more than the labels counts."""
+        return round(self.start * (self.iterations if self.start < 1 else self.iterations_per_epoch))
+
+    def ramp(self, iteration: int, share: float, *, steps: int = 0) -> float:
+        """Factor of a weight at this iteration: 0 before `start`, then rising; see `schedules.sigmoid_ramp`.
+
+        Args:
+            iteration: From 0.
+            share: Of what is left of the run after `start`, over which the factor rises; 0: at once.
+            steps: If given, it rises in so many equal steps.
+        """
+        since = iteration - self.start_iteration
+        if since < 0:
+            return 0.0
+        return sigmoid_ramp(since, round(share * (self.iterations - self.start_iteration)), steps=steps)

@@ -42,6 +42,7 @@ from nnunet_collab.training.optimization import StudentOptimizers
 from nnunet_collab.training.settings import TrainingSettings
 from nnunet_collab.training.students import build_ensemble, build_students
 from nnunet_collab.training.supervision import drop_lowest_resolution, read_truth, supervised_loss
+from nnunet_collab.training.threads import honor_omp_threads
 from nnunet_collab.training.validation import networks_to_validate
 
 TRAINING, VALIDATION = 0, 1  # streams of batches
@@ -84,11 +85,12 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.trainer_name = type(self).__name__
         settings = settings_from_environment(type(self).settings)
         self.check(settings)
-        planning.adapt_plans(plans, configuration, settings, self.trainer_name)
+        planning.adapt_plans(plans, configuration, settings, self.trainer_name, dataset_json)
         if settings.run_name:
             # nnU-Net names the results folder after the class, so a named run is a class of that name.
             self.__class__ = type(f"{self.trainer_name}_{settings.run_name}", (type(self),), {})
         super().__init__(plans, configuration, fold, dataset_json, device)
+        honor_omp_threads(device)
         self.settings: TrainingSettings = settings  # type: ignore[misc]
         self.plans_manager.plans[planning.KEY]["regions"] = self.label_manager.has_regions
         self.num_epochs = settings.epochs

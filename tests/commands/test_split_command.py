@@ -97,7 +97,7 @@ def test_an_unplanned_dataset_gets_its_split_where_the_planner_takes_it_from(raw
     assert f"wrote   {raw / 'splits_final.json'}" in out
     assert out.splitlines()[-5:] == [
         "patients/cases",
-        "        fold    labeled  unlabeled  validation",
+        "        fold     labeled   unlabeled  validation",
         "           0         2/4         2/4         2/4",
         "           1         2/4         2/4         2/4",
         "           2         2/4         2/4         2/4",

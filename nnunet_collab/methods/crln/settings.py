@@ -29,11 +29,12 @@ class CRLNSettings(MixingSettings, TeacherSettings):
     tau: float = 0.97
     tau_weak: float = 0.7  # [I] ReCo's: confidence below which a pseudo label is no anchor, negative or mean
     soft_target: bool = False  # True: the whole distribution is the pseudo label
-    unlabeled_weight: float = 1.0
+    relations_weight: float = 1.0  # equation 15: of l_s(M(x_l), y), relative to nnU-Net's loss of the student
+    unlabeled_weight: float = 1.0  # equation 15
     # Table 5: no CPS, MR, LP, CPS. Its row without DIM is `none` here and in `rectification`: DIM, which nothing needs
     # then, is neither built nor trained.
     positives: Literal["none", "mean", "learned", "both"] = "both"
-    contrast_weight: float = 1.0  # equation 15; in full from the first iteration on, `ramp_up` does not touch it
+    contrast_weight: float = 1.0  # equation 15; follows `ramp_up`, as all weights of unlabeled images do
     # Weight of the learned prototypes (figure 13). "uniform": in [0, 1), drawn for each step, as equation 13 has it.
     xi: float | Literal["uniform"] = 0.6
     temperature: float = 0.5
@@ -58,7 +59,7 @@ class CRLNSettings(MixingSettings, TeacherSettings):
         require(0 < self.tau < 1, "tau", "must be in (0, 1)", self.tau)
         require(0 <= self.tau_weak < self.tau, "tau_weak", f"must be in [0, tau), tau is {self.tau}", self.tau_weak)
         require(isinstance(self.xi, str) or self.xi >= 0, "xi", "must be >= 0 or 'uniform'", self.xi)
-        for name in ("rectify_from_iteration", "unlabeled_weight", "contrast_weight", "noise"):
+        for name in ("rectify_from_iteration", "relations_weight", "unlabeled_weight", "contrast_weight", "noise"):
             require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
         require(0 < self.context_crop <= 1, "context_crop", "must be a share, in (0, 1]", self.context_crop)
         for name in ("temperature", "mu_lr"):

@@ -44,11 +44,11 @@ class Recipe(NamedTuple):
     two_class_weights: tuple[float, float]
 
 
-SOUND = Recipe("softmax", "prob", "size_bands", 1.0, False, "slices", 0.1, 1.0, (0.5, 0.5))
+SOUND = Recipe("softmax", "prob", "size_bands", 1.0, False, "slices", 0.2, 1.0, (0.5, 0.5))
 RECIPES: Mapping[Formulation, Recipe] = {
     "sound": SOUND,
     "paper_eq2": SOUND._replace(two_class_weights=(0.314, 0.685)),
-    "official": Recipe("sigmoid", "logit", "global_mean", 0.0, True, "official_diagonal", 0.5, 0.0, (LIVER, 1 - LIVER)),
+    "official": Recipe("sigmoid", "logit", "global_mean", 0.0, True, "official_diagonal", 1.0, 0.0, (LIVER, 1 - LIVER)),
 }
 # Settings that a formulation has no use for; a changed one would be a mistake.
 IDLE: Mapping[Formulation, tuple[str, ...]] = {
@@ -74,12 +74,13 @@ class LDCSettings(TeacherSettings):
     mse_on: MSEOn | None = None
     # beta of the foreground classes; none: equal; for two classes the paper's in `paper_eq2`, the code's in `official`
     class_weights: tuple[float, ...] = ()
-    consistency_weight: float = 0.1  # [I] as in Mean Teacher
+    consistency_weight: float = 0.2  # [I] as in Mean Teacher, beside nnU-Net's whole loss
     hard_target: bool = False  # the teacher's likeliest class instead of its distribution
     threshold: float = 0.0  # confidence from which on a voxel is used
     ramp_up: float | None = None  # share of the run over which consistency and contrast gain weight; 0: no ramp
 
     # Constraints.
+    constraint_weight: float = 1.0  # [I] of their augmented Lagrangian, beside nnU-Net's whole loss; 0: off
     constraint: Constraint | None = None
     size_source: Literal["labeled", "teacher"] = "labeled"  # of the sizes: random labeled crops, or the teacher
     size_decay: float = 0.99  # of the running mean of the labeled crops' sizes
@@ -94,7 +95,7 @@ class LDCSettings(TeacherSettings):
     reset_each_epoch: bool | None = None  # the released code loses its multiplier after every epoch
 
     # Boundaries.
-    distance_weight: float = 0.1  # [I] of the signed distance maps' squared error, labeled images; 0: not learned
+    distance_weight: float = 0.2  # [I] of the signed distance maps' squared error, labeled images; 0: not learned
     contrast: Contrast | None = None
     contrast_weight: float | None = None
     temperature: float = 0.07
@@ -110,7 +111,7 @@ class LDCSettings(TeacherSettings):
         require(len(self.students) == 1, "students", "must be one", [s.name for s in self.students])
         for name in (
             "cross_entropy", "dice", "squared_error", "consistency_weight", "norm_limit", "logit_limit", "dual_rate",
-            "rho", "distance_weight", "contrast_weight", "slice_gap",
+            "rho", "distance_weight", "contrast_weight", "slice_gap", "constraint_weight",
         ):  # fmt: skip
             value = getattr(self, name)
             require(value is None or value >= 0, name, "must be >= 0", value)
