@@ -215,7 +215,7 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
             student.heads["interaction"].prototypes if s.interacts else None,  # type: ignore[arg-type]
             known,
             tau=s.tau,
-            xi=float(torch.rand(())) if isinstance(s.xi, str) else s.xi,
+            xi=torch.rand((), device=teacher.device) if isinstance(s.xi, str) else s.xi,
             temperature=s.temperature,
             positives=s.positives,
             anchors=s.anchors,
@@ -241,6 +241,13 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
                 dist.all_reduce(gradient)
                 gradient /= dist.get_world_size()
             parameter.grad = gradient
+
+    def must_be_finite(self) -> dict[str, Tensor]:
+        """The rectifier's gradient, which no term of the student's loss shows."""
+        learned = [] if self.rectifier_optimizer is None or self.rectifier is None else self.rectifier.parameters()
+        gradients = [p.grad.flatten() for p in learned if p.grad is not None]
+        rectification = {"the gradient of the rectification": torch.cat(gradients)} if gradients else {}
+        return {**super().must_be_finite(), **rectification}
 
     def after_step(self) -> None:
         """The rectifier's step, and the teacher's."""

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from crln_in_tests import LOW, NAMES, each_configuration, each_kind, look, make_crln, rectified, scatter
+from drawing import class_by_class
 from teaching import HalfBox, batch_of, terms_of, use_half_boxes
 
 import nnunet_collab.losses.positive_supervision as positive_supervision_module
@@ -28,7 +29,9 @@ def no_chance(monkeypatch):
     """CutMix takes halves, and CPS every n-th voxel."""
     use_half_boxes(monkeypatch)
     monkeypatch.setattr(
-        positive_supervision_module, "_draw", lambda voxels, count: voxels[torch.arange(count) * 7 % len(voxels)]
+        positive_supervision_module,
+        "_draw",
+        class_by_class(lambda voxels, count: voxels[torch.arange(count) * 7 % len(voxels)]),
     )
 
 
