@@ -22,6 +22,7 @@ the gradient of the anchors is computed beside the loss, so that nothing of them
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -207,7 +208,8 @@ def _info_nce(
     """
     count = len(voxels) // len(anchor)
     at_a_time = max(1, AT_A_TIME // count)
-    parts = zip(anchor.split(at_a_time), positive.split(at_a_time), voxels.split(at_a_time * count), strict=True)
+    of_anchors, of_voxels = (partial(torch.split, split_size_or_sections=n) for n in (at_a_time, at_a_time * count))
+    parts = zip(of_anchors(anchor), of_anchors(positive), of_voxels(voxels), strict=True)
     found = [_loss_and_gradient(a, p, fixed.at(v), temperature) for a, p, v in parts]
     loss, gradient = (torch.cat(values) for values in zip(*found, strict=True))
     return loss, gradient

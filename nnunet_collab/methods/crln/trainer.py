@@ -114,15 +114,15 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
 
     # ---------------------------------------------------------------- terms
 
-    def threshold(self) -> float:
-        """tau, for values that sum to 1."""
+    def threshold(self) -> float | Tensor:
+        """tau, for values that sum to 1; a scalar on the device where mu says what they sum to."""
         return self.settings.tau / self._mass()
 
-    def _mass(self) -> float:
+    def _mass(self) -> float | Tensor:
         """What the values of one voxel's pseudo label sum to; tau and tau_weak are for these values."""
         if self.rectifier is None or self.iteration < self.settings.rectify_from_iteration:
             return 1.0
-        return self.rectifier.mass.item()
+        return self.rectifier.mass.detach()
 
     def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
         """Equation 15, and the gradient of equation 16 on the way."""

@@ -211,7 +211,7 @@ def test_thresholds_and_mu_of_values_as_printed_are_not_of_their_shares(make, mo
     assert terms["CNN/pseudo"].value.item() == pytest.approx((nll[used].sum() / batch.keep.sum()).item(), rel=1e-4)
     assert trainer.pseudo_label_curves.sums["CNN after"][1] == used.sum()
     assert torch.equal(known[0].reliable[len(batch.image) :], batch.keep & (highest > s.tau_weak))
-    assert trainer.threshold() == pytest.approx(s.tau / (2 - mu))
+    assert float(trainer.threshold()) == pytest.approx(s.tau / (2 - mu))
     truth = batch.truth
 
     def loss_of_mu(raw):
