@@ -44,8 +44,15 @@ COMMANDS = {
         "nnunet_collab.commands.split", "let few patients keep their labels; find the same image in two roles"
     ),
     "doctor": Command("nnunet_collab.commands.doctor", "check installation, paths, trainers and hardware"),
+    "settings": Command(
+        "nnunet_collab.commands.settings", "print every setting of a trainer: default, meaning, bounds, source"
+    ),
+    "presets": Command("nnunet_collab.commands.presets", "list the presets, which are published recipes as settings"),
     "publish": Command("nnunet_collab.commands.publish", "publish the students of a finished training"),
     "evaluate": Command("nnunet_collab.commands.evaluate", "compare predictions with labels: Dice, HD95, ASD and more"),
+    "study": Command(
+        "nnunet_collab.commands.study", "train, predict, evaluate and report methods alike, as a study file says"
+    ),
     "report": Command(
         "nnunet_collab.commands.report", "compare methods on one page: scores, tests, curves, costs, pictures"
     ),

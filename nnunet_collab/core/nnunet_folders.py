@@ -16,6 +16,7 @@ from nnunet_collab.core.names import name_fault, require_plain_name
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 SPLIT_FILE = "splits_final.json"
+POSTPROCESSED = "postprocessed_with.json"  # marks a folder of predictions; nnU-Net's postprocessing.json of a study
 UNLABELED = "imagesUn"  # unlabeled images, put there by a conversion or by the user
 
 ROLES = ("train", "unlabeled", "val")  # of a fold; "unlabeled" may be missing
