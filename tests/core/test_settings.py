@@ -201,7 +201,7 @@ def test_a_file_that_is_no_text_is_refused_by_name(tmp_path):
             for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch", "save_every", "max_bad_steps")
             for value in (0, -3, 2**31, 2**70)
         ],
-        ({"batch_size": 0}, "V: setting 'batch_size' must be an integer in [1, 2147483648) or 'with_unlabeled' or null"),
+        (
             {"batch_size": 0},
             "V: setting 'batch_size' must be an integer in [1, 2147483648) or 'with_unlabeled' or null; got 0",
         ),
