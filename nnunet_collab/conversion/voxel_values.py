@@ -9,8 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_collab.core.errors import CollabError
-
-TOLERANCE = 1e-3  # labels stored as floats with a scale factor are not quite whole numbers
+from nnunet_collab.core.image_io import LABEL_TOLERANCE
 
 
 def label_values(label: sitk.Image) -> list[float]:
@@ -19,9 +18,9 @@ def label_values(label: sitk.Image) -> list[float]:
 
 
 def not_whole(values: Iterable[float]) -> str:
-    """The first values that are no whole numbers, by more than `TOLERANCE`, with all their digits; or an empty text."""
+    """The first values that are further than `LABEL_TOLERANCE` from a whole number, with all their digits."""
     # "not <=" instead of ">": NaN is no whole number.
-    wrong = [value for value in values if not abs(value - np.rint(value)) <= TOLERANCE]
+    wrong = [value for value in values if not abs(value - np.rint(value)) <= LABEL_TOLERANCE]
     return shown_values(wrong)
 
 

@@ -76,6 +76,14 @@ def read_json_object(path: Path, mend: str) -> dict[str, Any]:
     return content
 
 
+def json_object_or_empty(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that holds an object; an empty one where there is no such file, or it is damaged."""
+    try:
+        return read_json_object(path, "")
+    except CollabError:
+        return {}
+
+
 def shown(value: Any, most: int = 60) -> str:
     """A JSON value as it is written in the file, cut off where it is long."""
     text = json.dumps(value, default=str)

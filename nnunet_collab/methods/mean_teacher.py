@@ -13,6 +13,7 @@ mean prediction over eight noisy passes is low.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from nnunet_collab.core.settings import COUNT, setting
 from nnunet_collab.core.types import StudentOutput, Term
-from nnunet_collab.losses.consistency import predictive_entropy, squared_difference
+from nnunet_collab.losses.consistency import MeanProbability, squared_difference
 from nnunet_collab.training.ema_trainer import TeacherSettings, TeacherTrainer
 from nnunet_collab.training.semi_supervised import SemiSupervisedBatch
 from nnunet_collab.training.settings import CNN, StudentSettings
@@ -109,15 +110,18 @@ class UAMTTrainer(MeanTeacherTrainer):
 
     def _certain_voxels(self, image: Tensor) -> dict[str, Tensor]:
         s, regions = self.settings, self.label_manager.has_regions
-        # The logits alone: the maps that the taps hand over would all be kept until the last pass.
-        passes = [
-            {name: output.logits for name, output in self.teacher(self._with_noise(image)).items()}
-            for _ in range(s.mc_passes)
-        ]
+        means = {name: MeanProbability(regions=regions) for name in self.teacher.group.students}
+        for _ in range(s.mc_passes):
+            self._add_noisy_pass(image, means)
         classes = 2 if regions else self.label_manager.num_segmentation_heads
         # The paper's (3/4 + 1/4 ramp) log 2 is this share of the largest entropy of its two classes; its ramp lasts as
         # long as the run, however fast the weight rises.
         threshold = (s.entropy_threshold_start + (1 - s.entropy_threshold_start) * self.ramp_over(1.0)) * math.log(
             classes
         )
-        return {name: predictive_entropy([p[name] for p in passes], regions=regions) < threshold for name in passes[0]}
+        return {name: mean.entropy() < threshold for name, mean in means.items()}
+
+    def _add_noisy_pass(self, image: Tensor, means: Mapping[str, MeanProbability]) -> None:
+        """In a function of its own, so that nothing of a pass is left when the next one begins."""
+        for name, output in self.teacher(self._with_noise(image)).items():
+            means[name].add(output.logits)

@@ -292,7 +292,7 @@ class SemiSupervisedTrainer(CollabTrainer):
 
     # ---------------------------------------------------------------- curves
 
-    def threshold(self) -> float:
+    def threshold(self) -> float | Tensor:
         """Confidence from which on a pseudo label is used at this iteration."""
         return 0.0
 

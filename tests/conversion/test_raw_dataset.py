@@ -58,6 +58,32 @@ def test_channels_whose_grids_differ_by_rounding_come_out_on_one(tmp_path, raw):
     assert json.loads((folder / "dataset.json").read_text())["regions_class_order"] == [1]
 
 
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"Spacing": (0.50001, 0.75, 3.0)},
+        {"Spacing": (0.5, 0.7499, 3.001)},
+        {"Origin": (5.0005, -4.0, 2.0)},
+        {"Direction": (0, 1, 0, 1, 0, 0, 0, 0.0001, -1)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("ending", [".nrrd", ".nii.gz"])
+def test_a_mask_on_a_grid_that_differs_by_rounding_gets_the_images(tmp_path, raw, geometry, ending):
+    on_image = {"Spacing": (0.5, 0.75, 3.0), "Origin": (5.0, -4.0, 2.0), "Direction": (0, 1, 0, 1, 0, 0, 0, 0, -1)}
+    cases = []
+    for name in ("a_1", "b_1"):
+        image = save(tmp_path / f"{name}{ending}", np.ones((3, 4, 5), np.int16), **on_image)
+        label = save(tmp_path / f"{name}_l{ending}", np.zeros((3, 4, 5), np.uint8), **{**on_image, **geometry})
+        cases.append(Case(name, (image,), label))
+    folder = write_raw_dataset(RawDataset(INFO, RULES, cases), Target(5, "LA"))
+    written = [sitk.ReadImage(str(folder / name)) for name in ("imagesTr/a_1_0000.nii.gz", "labelsTr/a_1.nii.gz")]
+    for what in on_image:
+        image, label = (getattr(volume, f"Get{what}")() for volume in written)
+        assert image == label
+        assert np.allclose(image, on_image[what], atol=1e-6)
+
+
 def test_color_pictures_with_a_reader_that_mends_the_labels(tmp_path, raw):
     def read_mask(path: Path) -> sitk.Image:
         return read_image(path) > 127  # JPEG smears the two values of a mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from tiny import LABELS, finish_run, make_batch, make_semi_supervised_batch
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.inference.publish import publish_fold
-from nnunet_collab.losses.consistency import predictive_entropy, squared_difference
+from nnunet_collab.losses.consistency import MeanProbability, squared_difference
 from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer, UAMTTrainer
 from nnunet_collab.training.semi_supervised import slice_output
 
@@ -61,9 +62,10 @@ def by_hand(trainer, kind, mc_passes=0, entropy_threshold_start=1.0):
     used = None
     if mc_passes:
         classes = 2 if regions else 3
-        used = predictive_entropy(
-            [teacher() for _ in range(mc_passes)], regions=regions
-        ) < entropy_threshold_start * math.log(classes)
+        mean = MeanProbability(regions=regions)
+        for _ in range(mc_passes):
+            mean.add(teacher())
+        used = mean.entropy() < entropy_threshold_start * math.log(classes)
     consistency = squared_difference(output.logits[count:], target, batch.keep, regions=regions, used=used)
     return trainer.supervised(slice_output(output, 0, count), batch.target), consistency
 
@@ -317,3 +319,19 @@ def test_settings_of_ua_mt_that_make_no_sense_are_refused(make, changes, message
 def test_mean_teacher_has_no_settings_of_ua_mt(make):
     with pytest.raises(CollabError, match="mc_passes"):
         make(changes={"mc_passes": 2})
+
+
+def test_uamt_keeps_no_pass_until_the_next(make):
+    trainer = make(UAMTTrainer, changes={"mc_passes": 5})
+    teacher, alive, refs = trainer.teacher, [], []
+
+    def watched(image):
+        alive.append(sum(ref() is not None for ref in refs))
+        outputs = teacher(image)
+        refs.extend(weakref.ref(output.logits) for output in outputs.values())
+        return outputs
+
+    watched.group = teacher.group
+    trainer.teacher = watched
+    trainer._certain_voxels(batch_of(trainer).weak)
+    assert alive == [0] * 5

@@ -49,7 +49,7 @@ class Constraints:
             device=device,
         )
         self.sizes = RunningMean(classes, settings.size_decay, device)
-        self._residuals: Tensor | None = None  # of the step that is being taken
+        self.residuals: Tensor | None = None  # of the step that is being taken
 
     def measure_sizes(self, masks: Tensor, at_random: Tensor) -> None:
         """Take the sizes in labeled crops at random places into their running mean; the others say nothing.
@@ -95,14 +95,14 @@ class Constraints:
                 own, truth, keep = labeled
                 parts.append(mean_excess(activate(own, self.recipe.activation), truth, keep).view(1))
             residuals = torch.cat(parts) if parts else torch.zeros(0, device=logits.device)
-            self._residuals = residuals.detach()
+            self.residuals = residuals.detach()
             m = self.multipliers
             return augmented_lagrangian(residuals, m.values, m.equality, rho=self.recipe.rho)
 
     def after_step(self) -> None:
         """The multipliers ascend by the residuals of the step that was taken."""
-        if self._residuals is not None:
-            self.multipliers.step(self._residuals)
+        if self.residuals is not None:
+            self.multipliers.step(self.residuals)
 
     def curves(self) -> dict[str, float]:
         """What is logged: multipliers, distances from the KKT conditions, and the sizes that are asked for."""

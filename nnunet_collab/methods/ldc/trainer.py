@@ -284,6 +284,11 @@ class LDCTrainer(TeacherTrainer):
 
     # ---------------------------------------------------------------- multipliers
 
+    def must_be_finite(self) -> dict[str, Tensor]:
+        """The residuals, too, which the multipliers follow."""
+        residuals = self.constraints.residuals
+        return {**super().must_be_finite(), **({} if residuals is None else {"the residuals": residuals})}
+
     def after_step(self) -> None:
         """The multipliers' step, too."""
         super().after_step()

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from crln_in_tests import LOW, NAMES, each_configuration, each_kind, look, make_crln, rectified, scatter, train
+from drawing import class_by_class
 from teaching import HalfBox, batch_of, equal, gradients, is_zero, terms_of, use_half_boxes, weights, without_gradient
 
 import nnunet_collab.losses.positive_supervision as positive_supervision_module
@@ -59,7 +60,7 @@ def info_nce(trainer, maps, known):
 @each_kind
 def test_terms_are_the_equations_with_the_teachers_whole_patch(make, monkeypatch, kind, configuration, mixing):
     use_half_boxes(monkeypatch)
-    monkeypatch.setattr(positive_supervision_module, "_draw", every_seventh)
+    monkeypatch.setattr(positive_supervision_module, "_draw", class_by_class(every_seventh))
     trainer = scatter(make(kind=kind, configuration=configuration, changes={"noise": 0.0, "mixing": mixing}))
     terms = terms_of(trainer, kind)
     own, second = trainer.divide(batch_of(trainer, kind))
