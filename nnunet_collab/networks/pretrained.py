@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 import safetensors.torch
@@ -18,6 +19,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
+from nnunet_collab.core import checkpoint as checkpoints
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.networks.segformer import SegFormer
 from nnunet_collab.networks.semantic_fpn import SemanticFPN, make_backbone
@@ -139,7 +141,7 @@ def _read(repository: str) -> Mapping[str, Tensor]:
     path = next((p for p in cached if isinstance(p, str)), None) or _fetch(repository, names)
     if path.endswith(".safetensors"):
         return cast(Mapping[str, Tensor], safetensors.torch.load_file(path))
-    return cast(Mapping[str, Tensor], torch.load(path, map_location="cpu", weights_only=True))
+    return cast(Mapping[str, Tensor], checkpoints.read(Path(path), "weights"))
 
 
 def _fetch(repository: str, names: tuple[str, ...]) -> str:

@@ -190,7 +190,7 @@ def test_absent_classes_are_ordinary(kind: str, order: str) -> None:
 @each_order
 @pytest.mark.parametrize("wrong", [0, 1])
 def test_all_right_and_all_wrong_peers(wrong: int, order: str) -> None:
-    student, peer, (_, keep) = make(SHAPES[0])
+    student, peer, (_, keep, _) = make(SHAPES[0])
     truth = Truth((peer.argmax(1) + wrong) % 4, keep)
     for kind, loss in LOSSES.items():
         want = expected(kind, student, peer, truth, order)
@@ -202,7 +202,7 @@ def test_all_right_and_all_wrong_peers(wrong: int, order: str) -> None:
 @each_order
 @each_loss
 def test_agreement_costs_nothing(kind: str, order: str) -> None:
-    student, _, (_, keep) = make(SHAPES[0])
+    student, _, (_, keep, _) = make(SHAPES[0])
     truth = Truth(student.detach().argmax(1), keep)
     value, slope = value_and_grad(LOSSES[kind], student, student.detach().clone(), truth, order=order)
     assert abs(value.item()) < 1e-12
@@ -224,7 +224,7 @@ def test_nothing_kept_is_exactly_zero(kind: str, order: str, shape: tuple[int, .
 @each_order
 @each_loss
 def test_one_kept_voxel_is_the_loss_of_that_voxel(kind: str, order: str) -> None:
-    student, peer, (labels, _) = make(SHAPES[1])
+    student, peer, (labels, *_) = make(SHAPES[1])
     total = 0.0
     for at in [(0, 1, 2, 3), (1, 0, 0, 0), (1, 2, 3, 4)]:
         keep = torch.zeros_like(labels, dtype=torch.bool)

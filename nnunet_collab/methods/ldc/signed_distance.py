@@ -96,6 +96,18 @@ def _distances_to(masks: Tensor, spacing: Sequence[float]) -> Tensor:
     return squares.sqrt()
 
 
+def class_masks(target: Tensor | list[Tensor], classes: Sequence[int], regions: int) -> Tensor:
+    """`(B, K, *S)` bool: each foreground class, or region, at full resolution; of the ignore label nothing.
+
+    Args:
+        target: As nnU-Net's loader delivers it.
+        classes: Foreground labels, by channel; empty if the target's channels are regions.
+        regions: Number of regions, not looked at where there are classes.
+    """
+    full = target[0] if isinstance(target, list) else target
+    return torch.cat([full == int(label) for label in classes], dim=1) if classes else full[:, :regions].bool()
+
+
 class WithSignedDistances:
     """A source of batches that adds the maps of the labeled samples.
 
@@ -121,11 +133,6 @@ class WithSignedDistances:
 
     def complete(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The batch with its maps."""
-        target = batch["target"]
-        full: Tensor = target[0] if isinstance(target, list) else target
-        if self.regions:
-            masks = full[:, : self.regions].numpy().astype(bool)
-        else:
-            masks = np.concatenate([full.numpy() == label for label in self.classes], axis=1)
+        masks = class_masks(batch["target"], self.classes, self.regions).numpy()
         maps = [[signed_distance(mask, self.spacing) for mask in sample] for sample in masks]
         return {**batch, KEY: torch.from_numpy(np.stack([np.stack(sample) for sample in maps]))}
