@@ -523,3 +523,15 @@ def test_classes_weigh_alike_unless_the_paper_names_two(classes):
 def test_regions_are_sigmoid_whatever_is_asked_for():
     assert LDCSettings(activation="softmax").recipe(regions=True).activation == "sigmoid"
     assert LDCSettings(formulation="official", rho=2.0).recipe(regions=False).rho == 2.0
+
+
+@pytest.mark.parametrize("kind", ["plain", "regions"])
+def test_without_maps_from_the_loader_the_device_makes_the_same(make, kind):
+    trainer = make(kind=kind)
+    batch = batch_of(trainer, kind)
+    found = []
+    for given in (batch, {key: value for key, value in batch.items() if key != "signed_distance"}):
+        torch.manual_seed(5)
+        terms = {term.name: term.value.item() for term in trainer.batch_terms(given)}
+        found.append(terms["distance"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
