@@ -36,7 +36,8 @@ ENDS = {  # program, its exit code, and the last line of its standard error
         "late",
     ),
     "child": (
-        "import multiprocessing, sys\nworker = multiprocessing.get_context('fork').Process(target=sys.exit, args=(5,))\n"
+        "import multiprocessing, sys\n"
+        "worker = multiprocessing.get_context('fork').Process(target=sys.exit, args=(5,))\n"
         "worker.start(); worker.join(); sys.exit(worker.exitcode)",
         5,
         "",
