@@ -13,13 +13,12 @@ mean prediction over eight noisy passes is low.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import COUNT, setting
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.consistency import predictive_entropy, squared_difference
 from nnunet_collab.training.ema_trainer import TeacherSettings, TeacherTrainer
@@ -27,51 +26,45 @@ from nnunet_collab.training.semi_supervised import SemiSupervisedBatch
 from nnunet_collab.training.settings import CNN, StudentSettings
 
 
-@dataclass(frozen=True)
 class MeanTeacherSettings(TeacherSettings):
     """Settings of Mean Teacher."""
 
     students: tuple[StudentSettings, ...] = (CNN,)
-    # w at the end of its ramp. Published: 0.1 beside (CE + Dice) / 2, which is 0.2 beside nnU-Net's CE + Dice.
-    consistency_weight: float = 0.2
-    ramp_up: float = 1.0  # share of the run after `start` over which w rises; 0: no ramp
-    # Standard deviation of the teacher's input noise, cut off at twice that; intensities have about 1.
-    noise: float = 0.1
+    consistency_weight: float = setting(
+        0.2,
+        "w, weight of the consistency at the end of its ramp. Published: 0.1 beside (CE + Dice) / 2, which is 0.2 "
+        "beside nnU-Net's CE + Dice.",
+        ge=0,
+        source="code of Cross Teaching",
+    )
+    ramp_up: float = setting(
+        1.0,
+        "Time after start over which w rises. 0: no ramp.",
+        unit="share of the run",
+        ge=0,
+        le=1,
+        source="code of Cross Teaching",
+    )
+    noise: float = setting(
+        0.1,
+        "Standard deviation of the teacher's input noise, cut off at twice that. Intensities have about 1.",
+        ge=0,
+        source="code of Cross Teaching",
+    )
 
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
 
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        require(self.consistency_weight >= 0, "consistency_weight", "must be >= 0", self.consistency_weight)
-        require(0 <= self.ramp_up <= 1, "ramp_up", "must be a share of the run, in [0, 1]", self.ramp_up)
-        require(self.noise >= 0, "noise", "must be >= 0", self.noise)
-
-
-@dataclass(frozen=True)
 class UAMTSettings(MeanTeacherSettings):
     """Settings of UA-MT."""
 
-    mc_passes: int = 8  # noisy passes of the teacher
-    # Threshold of the entropy at the start, as a share of the largest possible; it rises to 1 over the whole run.
-    entropy_threshold_start: float = 0.75
-
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
-
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        require(self.mc_passes >= 1, "mc_passes", "must be >= 1", self.mc_passes)
-        require(
-            0 < self.entropy_threshold_start <= 1,
-            "entropy_threshold_start",
-            "must be in (0, 1]",
-            self.entropy_threshold_start,
-        )
+    mc_passes: int = setting(8, "Noisy passes of the teacher.", unit="passes", source="UA-MT", **COUNT)
+    entropy_threshold_start: float = setting(
+        0.75,
+        "Threshold of the entropy at the start, which rises to 1 over the whole run.",
+        unit="share of the largest possible entropy",
+        gt=0,
+        le=1,
+        source="UA-MT",
+    )
 
 
 class MeanTeacherTrainer(TeacherTrainer):

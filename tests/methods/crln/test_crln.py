@@ -142,20 +142,26 @@ def test_terms_and_the_gradient_of_mu_are_the_equations_by_hand(make, no_chance,
 
 
 def test_weights_are_those_of_the_settings(make):
-    changes = {"supervised_weight": 0.3, "unlabeled_weight": 0.7, "contrast_weight": 0.2}
+    changes = {"relations_weight": 0.6, "unlabeled_weight": 0.7, "contrast_weight": 0.2, "loss_scale": 0.5}
     assert {key: term.weight for key, term in terms_of(make(changes=changes)).items()} == {
-        "CNN/supervised": 0.3,
+        "CNN/supervised": 0.5,
         "CNN/relations": 0.3,
-        "CNN/pseudo": 0.7,
-        "CNN/contrast": 0.2,
+        "CNN/pseudo": 0.35,
+        "CNN/contrast": 0.1,
     }
+
+
+def test_equation_15_weighs_all_its_terms_alike(make):
+    assert {term.weight for term in terms_of(make()).values()} == {1.0}
 
 
 def test_the_weight_of_pseudo_labels_may_rise(make):
     trainer = make(changes={"epochs": 4, "iterations_per_epoch": 100, "ramp_up": 0.5})
     for iteration, want in ((0, math.exp(-5)), (100, math.exp(-1.25)), (200, 1.0), (300, 1.0)):
         trainer.iteration = iteration
-        assert terms_of(trainer)["CNN/pseudo"].weight == pytest.approx(want)
+        terms = terms_of(trainer)
+        assert terms["CNN/pseudo"].weight == terms["CNN/contrast"].weight == pytest.approx(want)
+        assert terms["CNN/relations"].weight == 1
 
 
 @pytest.mark.parametrize("iteration", [0, 2, 3, 4])

@@ -188,7 +188,7 @@ def test_a_resumed_run_steps_alike(make, tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.1])
 def test_a_share_outside_of_its_range_is_refused(make, share):
-    with pytest.raises(CollabError, match=r"setting 'context_crop': must be a share, in \(0, 1\]"):
+    with pytest.raises(CollabError, match=r"setting 'context_crop' must be a finite number in \(0, 1\]"):
         make(changes={"context_crop": share})
 
 

@@ -133,7 +133,7 @@ def test_terms_are_the_losses_called_by_hand(make):
     torch.testing.assert_close(terms["CNN/contrast"].value, contrast)
     found = {name: term.weight for name, term in terms.items()}
     assert found == {
-        "CNN/supervised": 0.5, "CNN/consistency": 0.1, "CNN/constraints": 1.0, "CNN/distance": 0.1, "CNN/contrast": 0.1
+        "CNN/supervised": 1.0, "CNN/consistency": 0.2, "CNN/constraints": 1.0, "CNN/distance": 0.2, "CNN/contrast": 0.2,
     }  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def test_the_official_total_is_that_of_the_released_code(make):
     cosines = torch.nn.functional.cosine_similarity(z.flatten(1).unsqueeze(1), other.flatten(1).unsqueeze(0), dim=2)
     contrast = torch.nn.functional.cross_entropy(cosines / 0.07, torch.arange(2))
     total = sum(term.weight * term.value for term in terms.values())
-    torch.testing.assert_close(total, (loss + contrast) / 2)
+    torch.testing.assert_close(total, loss + contrast)
     trainer.on_train_epoch_start()
     assert values(trainer) == {"global_mean": 0}
 
@@ -371,10 +371,10 @@ def test_softmax_makes_the_equality_of_the_released_code_do_nothing_which_is_sai
 
 def test_an_uneven_batch_has_no_diagonal(make):
     with pytest.raises(CollabError) as caught:
-        make(changes={"formulation": "official", "labeled_share": 0.25})
+        make(changes={"formulation": "official", "batch_size": 1, "unlabeled_batch_size": 3})
     assert str(caught.value) == (
         "setting 'contrast': 'official_diagonal' pairs each labeled sample with an unlabeled one, so a batch must "
-        "hold as many of both; on this process it has 1 and 3. Set an even batch_size and labeled_share to 0.5."
+        "hold as many of both; on this process it has 1 and 3. Leave unlabeled_batch_size at its default."
     )
 
 
@@ -413,14 +413,15 @@ def test_sizes_need_labeled_foreground():
         ({"formulation": "best"}, "one of 'sound', 'paper_eq2', 'official'"),
         ({"formulation": "official", "contrast": "slices"}, "setting 'contrast': must be 'official_diagonal' or 'off'"),
         ({"class_weights": [1.0]}, "must have one weight for each of the 2 foreground classes or regions"),
-        ({"class_weights": [1.0, -1.0]}, "setting 'class_weights': must be >= 0"),
-        ({"rho": -1}, "setting 'rho': must be >= 0"),
-        ({"slice_gap": -1}, "setting 'slice_gap': must be >= 0"),
-        ({"tolerance": 1}, "setting 'tolerance': must be in [0, 1)"),
-        ({"dual_decay": 1}, "setting 'dual_decay': must be in [0, 1)"),
-        ({"temperature": 0}, "setting 'temperature': must be > 0"),
-        ({"multiplier_init": -1}, "setting 'multiplier_init': must be in [0, multiplier_max], which is 100.0"),
-        ({"ramp_up": 2}, "setting 'ramp_up': must be a share of the run, in [0, 1]"),
+        ({"class_weights": [1.0, -1.0]}, "setting 'class_weights[1]' must be a finite number >= 0"),
+        ({"rho": -1}, "setting 'rho' must be a finite number >= 0"),
+        ({"slice_gap": -1}, "setting 'slice_gap' must be an integer in [0, 2147483648)"),
+        ({"tolerance": 1}, "setting 'tolerance' must be a finite number in [0, 1)"),
+        ({"dual_decay": 1}, "setting 'dual_decay' must be a finite number in [0, 1)"),
+        ({"temperature": 0}, "setting 'temperature' must be a finite number > 0"),
+        ({"multiplier_init": -1}, "setting 'multiplier_init' must be a finite number >= 0"),
+        ({"multiplier_init": 200}, "setting 'multiplier_init': must be in [0, multiplier_max], which is 100.0"),
+        ({"ramp_up": 2}, "setting 'ramp_up' must be a finite number in [0, 1]"),
         ({"students": [{"name": "A"}, {"name": "B"}]}, "setting 'students': must be one"),
         (
             {"formulation": "official", "hard_target": True},
