@@ -180,6 +180,7 @@ def test_a_folder_without_a_model_is_refused(published, tmp_path):
 def test_a_training_uses_the_places_and_says_so(published, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     folder = locations_folder(published[1], "nnUNetPlans_2d")
+    folder.mkdir()
     save_locations(folder, "p", {1: np.array([[0, 2, 20, 20]])})
     write_json(folder / "model.json", {"model": "a model"})
     for share, want in ((0.25, {"p"}), (0.0, set())):

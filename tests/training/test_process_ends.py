@@ -87,7 +87,7 @@ def test_two_starts_then_an_end_of_the_first_then_a_third(fold, number, status, 
     first = begin(fold)
     pids = workers(first)
     second = begin(fold)
-    out, err = second.communicate(timeout=300)
+    _, err = second.communicate(timeout=300)
     assert second.returncode == 1
     assert (
         err.strip()
