@@ -24,13 +24,13 @@ ALL_LABELED = {"CTRCLTrainer", "CMAformerTrainer", "SupervisedTrainer"}
 
 
 def plans_of(description):
-    """Plans of five stages, with the batch that nnU-Net plans for the dataset of the study."""
-    planned = {"acdc_coarse_3": 13, "acdc_coarse_7": 13, "la_coarse_4": 2, "la_coarse_8": 2, "ctrcl_acdc": 13}
+    """Plans with as many stages as nnU-Net plans for the dataset of the study, and its batch."""
+    planned = {"acdc_coarse_3": 13, "acdc_coarse_7": 16, "la_coarse_4": 2, "la_coarse_8": 2, "ctrcl_acdc": 13}
     plans = make_plans()
     configuration = plans["configurations"][description.configuration]
     configuration["batch_size"] = planned[description.name]
     network = configuration["architecture"]["arch_kwargs"]
-    stages = 5
+    stages = 4 if description.configuration == "3d_fullres" else 5
     network["n_stages"] = stages
     for name, value in network.items():
         if isinstance(value, (list, tuple)) and name != "features_per_stage" and "decoder" not in name:
@@ -147,3 +147,13 @@ def test_trainers_of_others(tmp_path, monkeypatch):
     (tmp_path / "OwnTrainer.py").write_text(own)
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
     assert find_trainer("OwnTrainer").__name__ == "OwnTrainer"
+
+
+def test_the_study_in_the_readme_is_valid(tmp_path):
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```toml\n(.*?)^```", readme, flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "few.toml").write_text(text)
+    description = read_description(tmp_path / "few.toml")
+    assert [arm.name for arm in description.arms] == ["labels", "labelslarge", "pair"]
+    for name in re.findall(r"nnunet_collab study (\S+)", readme):
+        assert (FOLDER.parent / name).is_file()
