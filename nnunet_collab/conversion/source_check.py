@@ -19,6 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
+from nnunet_collab.conversion.voxel_values import shown_values
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.grid import Grid, GridTolerance, grid_differences
 from nnunet_collab.core.image_io import LABEL_TOLERANCE, read_image
@@ -157,9 +158,11 @@ def _label_faults(path: Path, label: sitk.Image, rules: SourceRules) -> Iterator
     # "not <=" instead of ">": NaN must count as unknown.
     unknown = values[~(np.abs(values[:, None] - known).min(axis=1) <= LABEL_TOLERANCE)]
     if unknown.size:
-        shown = ", ".join(f"{value:g}" for value in unknown[:5]) + (", ..." if unknown.size > 5 else "")
         allowed = ", ".join(f"{value:g}" for value in known)
-        yield (f"{path}: label values must be {allowed}; found {shown}. Copy the label again, or leave this case out.")
+        yield (
+            f"{path}: label values must be {allowed}; found {shown_values(unknown)}. Copy the label again, or leave "
+            "this case out."
+        )
 
 
 def _grid_faults(first: Path, a: sitk.Image, second: Path, b: sitk.Image, most: GridTolerance) -> Iterator[str]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from nnunet_collab.core.checkpoint import KEY
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.nnunet_folders import POSTPROCESSED
 from nnunet_collab.evaluation.pairing import dataset_json_places
 
 _COLUMNS = {"case", "class", "statistic", "dice"}  # by which a CSV of `evaluate` is known
@@ -54,6 +55,11 @@ class Source:
         """What a trainer of this package wrote into the plans; empty for others."""
         record: Mapping[str, Any] = self.plans.get(KEY, {})
         return record
+
+    @property
+    def postprocessed(self) -> bool:
+        """Whether nnU-Net's postprocessing was applied to these predictions, as a study does."""
+        return any((folder / POSTPROCESSED).is_file() for folder in self.predictions)
 
     @property
     def dataset(self) -> str:

@@ -79,4 +79,5 @@ def _fits_into_memory(planner: Any, resolved: dict[str, Any], dataset_json: dict
     reference = planner.UNet_reference_val_2d if flat else planner.UNet_reference_val_3d
     reference *= planner.UNet_vram_target_GB / planner.UNet_reference_val_corresp_GB
     of = planner.UNet_reference_val_corresp_bs_2d if flat else planner.UNet_reference_val_corresp_bs_3d
-    return round(reference / estimate * of)
+    number: int = round(reference / estimate * of)
+    return number

@@ -64,6 +64,15 @@ def adapt_plans(
     }
 
 
+def has_lower_outputs(plans: PlansManager, configuration: str) -> bool:
+    """Whether the planned network has outputs of lower resolution that nnU-Net supervises.
+
+    nnU-Net gives the lowest of them weight 0, so of a network with two resolutions nothing would be left to learn.
+    """
+    strides = plans.get_configuration(configuration).network_arch_init_kwargs.get("strides")
+    return strides is None or len(strides) > 2
+
+
 def _check_divisible(resolved: dict[str, Any], settings: TrainingSettings) -> None:
     """A UNet halves the patch again and again; with a remainder, its skip connections do not fit."""
     strides = resolved["architecture"]["arch_kwargs"].get("strides")

@@ -113,6 +113,7 @@ def test_regions_and_the_ignore_label_agree_with_nnunet(tmp_path):
         assert frame.loc[name, ["dice", "jaccard", "mae"]].tolist() == pytest.approx(want, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_two_spawned_processes_give_the_same_table_and_a_dead_one_is_told_as_such(folders):
     pd.testing.assert_frame_equal(evaluate(folders, processes=2), evaluate(folders))
     with pytest.raises(CollabError, match=r"one died, most often because memory ran out\. Use -np 1"):  # noqa: SIM117

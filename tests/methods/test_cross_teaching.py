@@ -181,10 +181,10 @@ def test_another_number_of_students_is_refused(make, count):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pseudo_weight": -0.1}, "setting 'pseudo_weight': must be >= 0"),
-        ({"ramp_up": 1.5}, "setting 'ramp_up': must be a share of the run, in [0, 1]"),
-        ({"threshold": 1.0}, "setting 'threshold': must be in [0, 1)"),
-        ({"threshold": -0.1}, "setting 'threshold': must be in [0, 1)"),
+        ({"pseudo_weight": -0.1}, "setting 'pseudo_weight' must be a finite number >= 0"),
+        ({"ramp_up": 1.5}, "setting 'ramp_up' must be a finite number in [0, 1]"),
+        ({"threshold": 1.0}, "setting 'threshold' must be a finite number in [0, 1)"),
+        ({"threshold": -0.1}, "setting 'threshold' must be a finite number in [0, 1)"),
         ({"pseudo_loss": "mse"}, "'dice', 'dice_foreground', 'dice_nnunet', 'ce', 'dice_ce', 'kl'"),
     ],
 )

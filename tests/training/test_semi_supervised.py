@@ -63,9 +63,9 @@ def test_more_processes_than_unlabeled_samples_are_refused(make, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"unlabeled_batch_size": 0}, "setting 'unlabeled_batch_size': must be >= 1 (to train on labels alone, use"),
-        ({"loss_scale": 0}, "setting 'loss_scale': must be > 0"),
-        ({"start": -0.1}, "setting 'start': must be a share of the run in [0, 1), or a whole number of epochs below"),
+        ({"unlabeled_batch_size": 0}, "setting 'unlabeled_batch_size' must be an integer in [1, 2147483648) or null"),
+        ({"loss_scale": 0}, "setting 'loss_scale' must be a finite number > 0"),
+        ({"start": -0.1}, "setting 'start' must be a finite number >= 0"),
         ({"start": 1000}, "setting 'start': must be a share of the run in [0, 1), or a whole number of epochs below"),
         ({"start": 2.5}, "setting 'start': must be a share of the run in [0, 1), or a whole number of epochs below"),
     ],

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from crln_in_tests import LOW, NAMES, each_configuration, each_kind, look, make_crln, rectified, scatter
+from drawing import class_by_class
 from teaching import HalfBox, batch_of, terms_of, use_half_boxes
 
 import nnunet_collab.losses.positive_supervision as positive_supervision_module
@@ -28,7 +29,9 @@ def no_chance(monkeypatch):
     """CutMix takes halves, and CPS every n-th voxel."""
     use_half_boxes(monkeypatch)
     monkeypatch.setattr(
-        positive_supervision_module, "_draw", lambda voxels, count: voxels[torch.arange(count) * 7 % len(voxels)]
+        positive_supervision_module,
+        "_draw",
+        class_by_class(lambda voxels, count: voxels[torch.arange(count) * 7 % len(voxels)]),
     )
 
 
@@ -214,7 +217,7 @@ def test_thresholds_and_mu_of_values_as_printed_are_not_of_their_shares(make, mo
     assert terms["CNN/pseudo"].value.item() == pytest.approx((nll[used].sum() / batch.keep.sum()).item(), rel=1e-4)
     assert trainer.pseudo_label_curves.sums["CNN after"][1] == used.sum()
     assert torch.equal(known[0].reliable[len(batch.image) :], batch.keep & (highest > s.tau_weak))
-    assert trainer.threshold() == pytest.approx(s.tau / (2 - mu))
+    assert float(trainer.threshold()) == pytest.approx(s.tau / (2 - mu))
     truth = batch.truth
 
     def loss_of_mu(raw):
