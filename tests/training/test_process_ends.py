@@ -87,7 +87,7 @@ def test_two_starts_then_an_end_of_the_first_then_a_third(fold, number, status, 
     first = begin(fold)
     pids = workers(first)
     second = begin(fold)
-    out, err = second.communicate(timeout=300)
+    _, err = second.communicate(timeout=300)
     assert second.returncode == 1
     assert (
         err.strip()
@@ -97,7 +97,7 @@ def test_two_starts_then_an_end_of_the_first_then_a_third(fold, number, status, 
         )
     )
     (os.killpg if whole_group else os.kill)(first.pid, number)
-    out, err = first.communicate(timeout=300)
+    _, err = first.communicate(timeout=300)
     assert first.returncode == status
     if number != signal.SIGKILL:
         assert err == f"Ended by {number.name}. What was saved in {fold} before is intact; continue with --c.\n"
