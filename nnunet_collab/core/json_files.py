@@ -54,7 +54,10 @@ def parse_json(raw: bytes, where: str, mend: str) -> Any:
     if not raw.strip():
         raise CollabError(f"{where}: it must be JSON; it is empty. {mend}")
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repetition)
+        content = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repetition)
+        if b"\\ud" in raw.lower():
+            json.dumps(content, ensure_ascii=False).encode("utf-8")  # half a character cannot be printed or saved
+        return content
     except RecursionError as error:
         raise CollabError(f"{where}: it must be JSON; it is nested too deeply. {mend}") from error
     except ValueError as error:
@@ -73,9 +76,17 @@ def read_json_object(path: Path, mend: str) -> dict[str, Any]:
     return content
 
 
+def json_object_or_empty(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that holds an object; an empty one where there is no such file, or it is damaged."""
+    try:
+        return read_json_object(path, "")
+    except CollabError:
+        return {}
+
+
 def shown(value: Any, most: int = 60) -> str:
     """A JSON value as it is written in the file, cut off where it is long."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    text = json.dumps(value, default=str)
     return text if len(text) <= most else f"{text[:most]}..."
 
 
@@ -92,6 +103,8 @@ def _reason(raw: bytes, error: ValueError) -> str:
     """Python's reason, and in plain words the two most frequent slips."""
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is not UTF-8"
+    if isinstance(error, UnicodeEncodeError):
+        return "an escape sequence such as \\ud83d is half a character"
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
     place = f"line {error.lineno}, column {error.colno}"

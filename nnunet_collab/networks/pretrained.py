@@ -17,7 +17,6 @@ import safetensors.torch
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from nnunet_collab.core import checkpoint as checkpoints
@@ -117,6 +116,8 @@ def _load_mit(network: SegFormer) -> str:
             f"pretrained weights: ImageNet weights are for 2D networks; found a SegFormer in {network.dims}D. "
             "Train it from random weights, or choose the 2d configuration."
         )
+    from timm.models import adapt_input_conv  # here, since most trainings need no timm
+
     repository = f"nvidia/mit-{network.variant}"
     try:
         loaded = from_huggingface(_read(repository))

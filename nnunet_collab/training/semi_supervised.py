@@ -10,20 +10,20 @@ Each batch holds labeled samples, as nnU-Net makes them, and views of unlabeled 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_collab.core.distributed import gather_objects, world_size
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.nnunet_folders import RAW, SPLIT_FILE, UNLABELED
-from nnunet_collab.core.schedules import sigmoid_ramp
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import COUNT, setting
 from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.data.loaders import BatchSource
 from nnunet_collab.data.two_streams import LabeledCrops, RandomCrops, TwoStreams
@@ -37,28 +37,31 @@ from nnunet_collab.training.case_files import check_unlabeled_images
 from nnunet_collab.training.case_roles import refuse_missing
 from nnunet_collab.training.metrics import dice, overlap_counts, predicted_masks, true_masks
 from nnunet_collab.training.pseudo_label_curves import PseudoLabelCurves, collapsed
-from nnunet_collab.training.settings import TrainingSettings
+from nnunet_collab.training.settings import CollaborativeSettings
 from nnunet_collab.training.trainer import CollabTrainer
 
 
-@dataclass(frozen=True)
-class SemiSupervisedSettings(TrainingSettings):
-    """Of every method that learns from unlabeled images, too."""
+class SemiSupervisedSettings(CollaborativeSettings):
+    """Of every method that learns from unlabeled images, too. Weights are relative to nnU-Net's whole loss, 1."""
 
-    labeled_share: float = 0.5  # of each batch, on every rank; at least one sample of each kind
-    # All public codes supervise with (CE + Dice) / 2; nnU-Net's loss is the sum.
-    supervised_weight: float = 0.5
-    unlabeled_voxels: bool = True  # the ignore label's voxels are unlabeled data, too
-
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
-
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        require(0 < self.labeled_share < 1, "labeled_share", "must be in (0, 1)", self.labeled_share)
-        require(self.supervised_weight > 0, "supervised_weight", "must be > 0", self.supervised_weight)
+    unlabeled_batch_size: int | None = setting(
+        None,
+        "Unlabeled samples per step, of all processes together, on top of nnU-Net's batch. null: as many as labeled "
+        "ones. To train on labels alone, use SupervisedTrainer.",
+        unit="samples",
+        **COUNT,
+    )
+    loss_scale: float = setting(
+        1.0,
+        "Factor of the whole loss. Published programs weigh nnU-Net's loss with less than 1; presets repeat that.",
+        gt=0,
+    )
+    unlabeled_voxels: bool = setting(True, "Whether the voxels of the ignore label are unlabeled data, too.")
+    unlabeled_deep_supervision: bool = setting(
+        True,
+        "Whether pseudo labels also teach the auxiliary outputs of lower resolution, with nnU-Net's weights, where a "
+        "student has them.",
+    )
 
 
 class SemiSupervisedBatch(NamedTuple):
@@ -86,44 +89,43 @@ class SemiSupervisedTrainer(CollabTrainer):
 
     settings: ClassVar[SemiSupervisedSettings] = SemiSupervisedSettings()
     strong_views: ClassVar[int] = 0  # that the method needs of each unlabeled patch
+    kept_passes: ClassVar[float] = 1.0  # of each unlabeled patch whose activations are kept for the gradient
 
     def initialize(self) -> None:
-        """Build everything, and divide the batch.
+        """Build everything, and tell the unlabeled samples to the processes.
 
         Raises:
-            CollabError: If the batch cannot hold a labeled and an unlabeled sample.
+            CollabError: If a process would have no unlabeled sample.
         """
         super().initialize()
-        if self.batch_size < 2:
-            raise CollabError(
-                f"setting 'batch_size': each batch holds labeled and unlabeled samples, so {self.trainer_name} needs "
-                f"two per process or more; there is {self.batch_size}. Set batch_size to {2 * world_size()} or more."
-            )
-        wanted = round(self.batch_size * self.settings.labeled_share)
-        self.labeled_per_batch = min(max(1, wanted), self.batch_size - 1)
-        self.unlabeled_per_batch = self.batch_size - self.labeled_per_batch
+        self.labeled_per_batch = self.batch_size
+        self.unlabeled_per_batch = self._unlabeled_on_this_process()
         self.pseudo_label_curves = PseudoLabelCurves(regions=self.label_manager.has_regions)
 
+    def _unlabeled_on_this_process(self) -> int:
+        size = self.settings.unlabeled_batch_size
+        if size is None:
+            return int(self.batch_size)
+        if size < world_size():
+            raise CollabError(
+                f"setting 'unlabeled_batch_size': {world_size()} processes share it, so it must be at least "
+                f"{world_size()}; got {size}. Raise it, or train with fewer processes."
+            )
+        each, rest = divmod(size, world_size())
+        return each + int(self.local_rank < rest)
+
     # ---------------------------------------------------------------- data
-
-    def _set_batch_size_and_oversample(self) -> None:
-        """nnU-Net's, but that several processes all center the same share of their samples on foreground, by chance.
-
-        nnU-Net centers the last third of the whole batch and deals its places to the processes. Where a part of every
-        process's batch is unlabeled, that would be another share of the labeled samples.
-        """
-        share: float = self.oversample_foreground_percent  # type: ignore[has-type]
-        super()._set_batch_size_and_oversample()
-        if self.is_ddp:
-            self.oversample_foreground_percent, self.probabilistic_oversampling = share, True
 
     def training_source(self, data: Any, patch_size: Any, transforms: Any) -> BatchSource:
         """Labeled samples by nnU-Net's loader, unlabeled ones at random places, from one pool of workers."""
         labeled = self.labeled_source(data, self.labeled_per_batch, patch_size, transforms, LabeledCrops)
         unlabeled = self.unlabeled_dataset(data)
+        n_l, n_u = self.labeled_per_batch, self.unlabeled_per_batch
         self.print_to_log_file(
-            f"each batch on this process: {self.labeled_per_batch} labeled samples of {len(data.identifiers)} cases "
-            f"and {self.unlabeled_per_batch} unlabeled ones of {len(unlabeled.identifiers)}"
+            f"each batch on this process: {n_l} labeled samples of {len(data.identifiers)} cases, as nnU-Net has them, "
+            f"and {n_u} unlabeled ones of {len(unlabeled.identifiers)}. A step keeps activations for about "
+            f"{1 + self.kept_passes * n_u / n_l:.1f} times as many samples as nnU-Net's; if memory does not suffice, "
+            f"lower unlabeled_batch_size."
         )
         crops = RandomCrops(
             unlabeled,
@@ -198,38 +200,81 @@ class SemiSupervisedTrainer(CollabTrainer):
 
     # ---------------------------------------------------------------- training
 
+    def term_weights(self) -> dict[str, float]:
+        """Weight of every term but the supervised ones at this iteration, by its name; none in the base class.
+
+        Terms of weight 0 are not computed. Where all weights are 0, the unlabeled samples are not looked at, and the
+        step is that of `SupervisedTrainer`.
+        """
+        return {}
+
+    def weights(self) -> dict[str, float]:
+        """The weights above 0."""
+        started = self.iteration >= self.settings.start_iteration
+        return {name: weight for name, weight in self.term_weights().items() if weight > 0} if started else {}
+
     def batch_terms(self, batch: dict[str, Any]) -> list[Term]:
-        """The method's terms on labeled and unlabeled samples."""
+        """The method's terms on labeled and unlabeled samples, scaled as a whole."""
+        terms = self.all_terms(batch) if self.weights() else self.labeled_terms(batch)
+        return [term._replace(weight=term.weight * self.settings.loss_scale) for term in terms]
+
+    def all_terms(self, batch: dict[str, Any]) -> list[Term]:
+        """Terms of the labeled and of the unlabeled samples."""
         return self.semi_supervised_terms(self.read_batch(batch))
+
+    def labeled_terms(self, batch: dict[str, Any]) -> list[Term]:
+        """Nothing but nnU-Net's loss of the labeled samples, with a forward of their own."""
+        image, target, _ = self._to_device(batch)
+        terms = self.supervised_terms(self.network(image), target)
+        if self.is_ddp:  # which expects a gradient of every parameter, also of heads that nothing needs yet
+            heads = [p.sum() for student in self.group for p in student.heads.parameters()]
+            if heads:
+                terms[0] = terms[0]._replace(value=terms[0].value + 0 * torch.stack(heads).sum())
+        return terms
 
     def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
         """Supervised terms on the labeled samples and `unsupervised_terms` on the weak views, from one forward."""
         outputs = self.network(torch.cat([batch.image, batch.weak]))
         count = len(batch.image)
-        terms = self.supervised_terms(
-            {name: slice_output(output, 0, count) for name, output in outputs.items()}, batch.target
-        )
-        return terms + self.unsupervised_terms({name: output.logits[count:] for name, output in outputs.items()}, batch)
+        labeled = {name: slice_output(output, 0, count) for name, output in outputs.items()}
+        unlabeled = {name: slice_output(output, count, None) for name, output in outputs.items()}
+        return self.supervised_terms(labeled, batch.target) + self.unsupervised_terms(unlabeled, batch)
 
-    def unsupervised_terms(self, logits: dict[str, Tensor], batch: SemiSupervisedBatch) -> list[Term]:
+    def unsupervised_terms(self, outputs: dict[str, StudentOutput], batch: SemiSupervisedBatch) -> list[Term]:
         """What the students learn from the unlabeled samples; nothing in the base class.
 
         Args:
-            logits: Of every student on the weak views, `(B_u, C, *S)`.
+            outputs: Of every student on the weak views.
             batch: The samples.
         """
         return []
 
-    def supervised_terms(
-        self, outputs: Mapping[str, StudentOutput], target: Tensor | list[Tensor], *, share: float = 1.0
-    ) -> list[Term]:
-        """nnU-Net's loss of every learning student, with the weight of the settings times `share`."""
-        weight = self.settings.supervised_weight * share
+    def supervised_terms(self, outputs: Mapping[str, StudentOutput], target: Tensor | list[Tensor]) -> list[Term]:
+        """nnU-Net's loss of every learning student, with weight 1."""
         return [
-            Term(s.name, "supervised", weight, self.supervised(outputs[s.name], target))
+            Term(s.name, "supervised", 1.0, self.supervised(outputs[s.name], target))
             for s in self.settings.students
             if not s.frozen
         ]
+
+    def through_heads(self, loss: Callable[..., Tensor], student: StudentOutput, *maps: Tensor) -> Tensor:
+        """A loss on pseudo labels at every output of a student, with nnU-Net's weights of deep supervision.
+
+        What the student is compared with is sampled at the nearest voxels, as nnU-Net samples labels.
+
+        Args:
+            loss: Of a student's logits and the maps, all at one resolution.
+            student: With auxiliary logits of falling resolution, or none.
+            maps: `(B, C, *S)` logits or masks, or `(B, *S)` masks.
+        """
+        if not (self.settings.unlabeled_deep_supervision and student.auxiliary):
+            return loss(student.logits, *maps)
+        total = torch.zeros((), device=student.logits.device)
+        factors: Sequence[float] = self.loss.weight_factors  # type: ignore[assignment]
+        for weight, logits in zip(factors, (student.logits, *student.auxiliary), strict=True):
+            if weight > 0:
+                total = total + weight * loss(logits, *(at_size(m, logits.shape[2:]) for m in maps))
+        return total
 
     @torch.no_grad()
     def predict_without_perturbation(self, image: Tensor, **options: Any) -> dict[str, Tensor]:
@@ -242,13 +287,12 @@ class SemiSupervisedTrainer(CollabTrainer):
             self.group.train(was_training)
 
     def ramp_over(self, share: float, *, steps: int = 0) -> float:
-        """Factor that rises over a share of the run, at this iteration; see `schedules.sigmoid_ramp`."""
-        total = self.settings.epochs * self.settings.iterations_per_epoch
-        return sigmoid_ramp(self.iteration, round(share * total), steps=steps)
+        """Factor that rises over a share of the run after `start`, at this iteration; see `CollaborativeSettings`."""
+        return self.settings.ramp(self.iteration, share, steps=steps)
 
     # ---------------------------------------------------------------- curves
 
-    def threshold(self) -> float:
+    def threshold(self) -> float | Tensor:
         """Confidence from which on a pseudo label is used at this iteration."""
         return 0.0
 
@@ -298,7 +342,23 @@ class SemiSupervisedTrainer(CollabTrainer):
             self.curves.log(f"pseudo_quality/{name}", value, self.current_epoch)
 
 
-def slice_output(output: StudentOutput, start: int, stop: int) -> StudentOutput:
+def slice_output(output: StudentOutput, start: int, stop: int | None) -> StudentOutput:
     """The samples `start` to `stop` of a student's output, without its feature maps."""
     auxiliary = tuple(logits[start:stop] for logits in output.auxiliary)
     return StudentOutput(output.logits[start:stop], None, None, auxiliary)
+
+
+def split_output(output: StudentOutput, sizes: Sequence[int]) -> list[StudentOutput]:
+    """The groups of samples of a student's output, one after the other, without their feature maps."""
+    ends = list(accumulate(sizes))
+    return [slice_output(output, end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+def at_size(tensor: Tensor, size: Sequence[int]) -> Tensor:
+    """`(B, C, *S)` or a mask `(B, *S)` sampled at the nearest voxels of a grid of another size."""
+    if tuple(tensor.shape[-len(size) :]) == tuple(size):
+        return tensor
+    channels = tensor if tensor.ndim == len(size) + 2 else tensor.unsqueeze(1)
+    values = channels if channels.is_floating_point() else channels.float()
+    sampled = F.interpolate(values, size=tuple(size), mode="nearest-exact").to(tensor.dtype)
+    return sampled if tensor.ndim == sampled.ndim else sampled[:, 0]

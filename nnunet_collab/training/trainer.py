@@ -26,7 +26,8 @@ from torch.amp import GradScaler
 from nnunet_collab.core import checkpoint as checkpoints
 from nnunet_collab.core.distributed import gather_objects, world_size
 from nnunet_collab.core.nnunet_folders import SPLIT_FILE
-from nnunet_collab.core.settings import settings_from_environment, to_json
+from nnunet_collab.core.presets import settings_from_environment
+from nnunet_collab.core.settings import to_json
 from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.data.augmentation import flips_and_rotations_only, without_timing
 from nnunet_collab.data.loaders import BatchSource, in_background
@@ -42,8 +43,10 @@ from nnunet_collab.training.metrics import agreement_counts, overlap_counts, pre
 from nnunet_collab.training.optimization import StudentOptimizers
 from nnunet_collab.training.results_folders import ResultsFolders
 from nnunet_collab.training.settings import TrainingSettings
+from nnunet_collab.training.step import IMAGES, Reading, RunningStatistics, cases_of, read_step
 from nnunet_collab.training.students import build_ensemble, build_students
 from nnunet_collab.training.supervision import drop_lowest_resolution, read_truth, supervised_loss
+from nnunet_collab.training.threads import honor_omp_threads
 from nnunet_collab.training.validation import networks_to_validate
 
 TRAINING, VALIDATION = 0, 1  # streams of batches
@@ -53,7 +56,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     """Base of all trainers of this package; a method overrides `settings` and `loss_terms`.
 
     Users change the settings by subclassing, `settings = replace(CTRCLTrainer.settings, beta=2.0)`, or with the
-    environment variable `nnUNet_collab_settings`; see `core.settings`.
+    environment variable `nnUNet_collab_settings`; see `core.presets`.
     """
 
     settings: ClassVar[TrainingSettings] = TrainingSettings()
@@ -84,13 +87,14 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         """
         preflight.check_environment()
         self.trainer_name = type(self).__name__
-        settings = settings_from_environment(type(self).settings)
+        settings = settings_from_environment(type(self).settings, type(self))
         self.check(settings)
-        planning.adapt_plans(plans, configuration, settings, self.trainer_name)
+        planning.adapt_plans(plans, configuration, settings, self.trainer_name, dataset_json)
         if settings.run_name:
             # nnU-Net names the results folder after the class, so a named run is a class of that name.
             self.__class__ = type(f"{self.trainer_name}_{settings.run_name}", (type(self),), {})
         super().__init__(plans, configuration, fold, dataset_json, device)
+        honor_omp_threads(device)
         self.settings: TrainingSettings = settings  # type: ignore[misc]
         self.plans_manager.plans[planning.KEY]["regions"] = self.label_manager.has_regions
         self.num_epochs = settings.epochs
@@ -375,45 +379,42 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         """One iteration: forward of all students, the terms, one backward, each student's step."""
         self.optimizers.set_learning_rates(self.iteration)
         self.optimizers.zero_grad()
+        statistics = RunningStatistics(self.group)
+        batch = {**batch, **{key: batch[key].to(self.device, non_blocking=True) for key in IMAGES if key in batch}}
         with self._autocast():
             terms = self.batch_terms(batch)
-        values = torch.stack([term.value.detach().float() for term in terms]).cpu()
-        if self._all_ranks_finite(values):
-            self.optimizers.backward(
-                sum((t.weight * t.value for t in terms), start=torch.zeros((), device=self.device))
-            )
-            norms = self.optimizers.step()
-            if self._judge_gradients(norms):
+        self.optimizers.backward(sum((t.weight * t.value for t in terms), start=torch.zeros((), device=self.device)))
+        norms, scale = self.optimizers.clip(), self.optimizers.scale(self.device)
+        read = read_step(batch, terms, norms, statistics, self.must_be_finite(), scale)  # the one wait of a step
+        if read.usable:
+            if self._step(read, cases_of(batch)):
                 self.after_step()
         else:
-            wrong = [f"{t.student}/{t.name}" for t, v in zip(terms, values, strict=True) if not v.isfinite()]
-            self.guard.bad(self.iteration, wrong or ["another process"])
+            statistics.restore()
+            self.optimizers.discard(read.scale)
+            self.guard.bad(self.iteration, read.culprits or ["another process"], cases_of(batch))
         self.iteration += 1
-        weighted = {f"{t.student}/{t.name}": t.weight * v.item() for t, v in zip(terms, values, strict=True)}
         weights = {f"{t.student}/{t.name}": t.weight for t in terms}
+        weighted = {name: weight * value for (name, weight), value in zip(weights.items(), read.terms, strict=True)}
         return {"loss": sum(weighted.values()), "terms": weighted, "weights": weights}
 
-    def _all_ranks_finite(self, values: Tensor) -> bool:
-        finite = values.isfinite().all()
-        if not self.is_ddp:
-            return bool(finite)
-        everywhere = finite.to(self.device, torch.int32)
-        dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
-        return bool(everywhere)
+    def must_be_finite(self) -> dict[str, Tensor]:
+        """What else of a step must be finite for it to be taken, by name: what `after_step` learns from."""
+        return {}
 
-    def _judge_gradients(self, norms: dict[str, Tensor]) -> bool:
+    def _step(self, read: Reading, cases: list[str]) -> bool:
         """True if every student was stepped.
 
         A gradient that is not finite is a fault, unless a gradient scaler is finding its scale by it.
         """
-        wrong = [name for name, norm in norms.items() if not norm.isfinite()]
+        left = self.optimizers.step(read.norms)
         # A scale below 1 is no search any more: the gradient would not be finite without a scaler either.
-        scaling = self.grad_scaler is not None and self.grad_scaler.get_scale() >= 1
-        if wrong and not scaling:
-            self.guard.bad(self.iteration, [f"the gradient of {name}" for name in wrong])
+        scaling = self.grad_scaler is not None and read.scale * self.grad_scaler.get_backoff_factor() >= 1
+        if left and not scaling:
+            self.guard.bad(self.iteration, [f"the gradient of {name}" for name in left], cases)
         else:
             self.guard.good()
-        return not wrong
+        return not left
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log the means of the epoch over the iterations of all ranks."""
@@ -457,8 +458,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         if (epoch + 1) % self.save_every == 0 and epoch != self.num_epochs - 1:
             self.save_checkpoint(str(Path(self.output_folder, "checkpoint_latest.pth")))
         if self.local_rank == 0:
-            self.logger.plot_progress_png(self.output_folder)
-            self.curves.write(Path(self.output_folder))
+            self.curves.write(Path(self.output_folder), self.print_to_log_file)
         self.current_epoch += 1
 
     def on_epoch_logged(self) -> None:

@@ -426,8 +426,7 @@ def test_nothing_is_half_written(raw, preprocessed, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(split_command, "write_json", killed)
-        with pytest.raises(KeyboardInterrupt):
-            command("--labeled", "2", "--overwrite")
+        assert command("--labeled", "2", "--overwrite") == 130
     assert read(raw) == FOLDS
     assert command("--labeled", "2", "--overwrite") == 0
     assert read(raw) == read(preprocessed) != FOLDS

@@ -17,6 +17,7 @@ nor CPS uses M or the prototypes (table 5), there is no DIM and no l_s(M(x_l), y
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -114,19 +115,28 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
 
     # ---------------------------------------------------------------- terms
 
-    def threshold(self) -> float:
-        """tau, for values that sum to 1."""
+    def threshold(self) -> float | Tensor:
+        """tau, for values that sum to 1; a scalar on the device where mu says what they sum to."""
         return self.settings.tau / self._mass()
 
-    def _mass(self) -> float:
+    def _mass(self) -> float | Tensor:
         """What the values of one voxel's pseudo label sum to; tau and tau_weak are for these values."""
         if self.rectifier is None or self.iteration < self.settings.rectify_from_iteration:
             return 1.0
-        return self.rectifier.mass.item()
+        return self.rectifier.mass.detach()
+
+    def term_weights(self) -> dict[str, float]:
+        """Equation 15; those of unlabeled images rise over `ramp_up`."""
+        s, ramp = self.settings, self.ramp()
+        return {
+            "relations": s.relations_weight if s.interacts else 0.0,
+            "pseudo": ramp * s.unlabeled_weight,
+            "contrast": ramp * s.contrast_weight if s.contrasts else 0.0,
+        }
 
     def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
         """Equation 15, and the gradient of equation 16 on the way."""
-        s = self.settings
+        s, weights = self.settings, self.weights()
         own, second = self.divide(batch)
         name, n_l = s.students[0].name, len(own.image)
         seen, seen_second = self._seen(own), None if second is None else self._seen(second)
@@ -140,12 +150,18 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
         terms = self.supervised_terms({name: labeled}, own.target)
         if relations is not None:
             self._learn_to_rectify(labeled.logits, relations, own.target)
-            value = self.supervised(_logits(relations), own.target)
-            terms.append(Term(name, "relations", s.supervised_weight, value))
-        value = self._unlabeled_loss(output.logits[n_l:], teacher, keep)
-        terms.append(Term(name, "pseudo", s.unlabeled_weight * self.ramp(), value))
-        if s.contrasts:
-            terms.append(Term(name, "contrast", s.contrast_weight, self._contrast(output, own, teacher, keep)))
+            if "relations" in weights:
+                value = self.supervised(_logits(relations), own.target)
+                terms.append(Term(name, "relations", weights["relations"], value))
+        if "pseudo" in weights:
+            # A student that sees the middle of a patch has no coarser outputs of the whole of it.
+            unlabeled = slice_output(output, n_l, None)
+            unlabeled = unlabeled if self.context.whole else unlabeled._replace(auxiliary=())
+            value = self._unlabeled_loss(unlabeled, teacher, keep)
+            terms.append(Term(name, "pseudo", weights["pseudo"], value))
+        if "contrast" in weights:
+            value = self._contrast(output, own, teacher, keep)
+            terms.append(Term(name, "contrast", weights["contrast"], value))
         return terms
 
     def _seen(self, batch: SemiSupervisedBatch) -> SemiSupervisedBatch:
@@ -193,10 +209,10 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
             return before, before
         return before, self.rectifier(before, self._relations(teacher, output, slice(None)))
 
-    def _unlabeled_loss(self, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
-        s = self.settings
-        criterion: Literal["kl", "ce"] = "kl" if s.soft_target else "ce"
-        return pseudo_label_loss(student, teacher, keep, regions=False, criterion=criterion, threshold=self.threshold())
+    def _unlabeled_loss(self, student: StudentOutput, teacher: Tensor, keep: Tensor) -> Tensor:
+        criterion: Literal["kl", "ce"] = "kl" if self.settings.soft_target else "ce"
+        loss = partial(pseudo_label_loss, regions=False, criterion=criterion, threshold=self.threshold())
+        return self.through_heads(loss, student, teacher, keep)
 
     def _contrast(self, output: StudentOutput, own: SemiSupervisedBatch, teacher: Tensor, keep: Tensor) -> Tensor:
         s = self.settings
@@ -215,7 +231,7 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
             student.heads["interaction"].prototypes if s.interacts else None,  # type: ignore[arg-type]
             known,
             tau=s.tau,
-            xi=float(torch.rand(())) if isinstance(s.xi, str) else s.xi,
+            xi=torch.rand((), device=teacher.device) if isinstance(s.xi, str) else s.xi,
             temperature=s.temperature,
             positives=s.positives,
             anchors=s.anchors,
@@ -241,6 +257,13 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
                 dist.all_reduce(gradient)
                 gradient /= dist.get_world_size()
             parameter.grad = gradient
+
+    def must_be_finite(self) -> dict[str, Tensor]:
+        """The rectifier's gradient, which no term of the student's loss shows."""
+        learned = [] if self.rectifier_optimizer is None or self.rectifier is None else self.rectifier.parameters()
+        gradients = [p.grad.flatten() for p in learned if p.grad is not None]
+        rectification = {"the gradient of the rectification": torch.cat(gradients)} if gradients else {}
+        return {**super().must_be_finite(), **rectification}
 
     def after_step(self) -> None:
         """The rectifier's step, and the teacher's."""
