@@ -185,7 +185,8 @@ def crossmatch_as_published(trainer: Any, batch: dict[str, Any]) -> None:
 def _step(trainer: Any, total: Tensor) -> None:
     trainer.optimizers.zero_grad()
     trainer.optimizers.backward(total)
-    trainer.optimizers.step()
+    norms = trainer.optimizers.clip()
+    trainer.optimizers.step({name: norm.item() for name, norm in norms.items()})
 
 
 if __name__ == "__main__":

@@ -89,8 +89,8 @@ def step_that_fails(trainer, batch, where, monkeypatch):
     if where == "loss":
         batch["data"][0] = float("nan")
     else:
-        step = trainer.optimizers.step
-        monkeypatch.setattr(trainer.optimizers, "step", lambda: {n: g * float("nan") for n, g in step().items()})
+        clip = trainer.optimizers.clip
+        monkeypatch.setattr(trainer.optimizers, "clip", lambda: {n: g * float("nan") for n, g in clip().items()})
     trainer.train_step(batch)
 
 

@@ -27,7 +27,7 @@ def patient_lookup(pattern: str | None, cases: Iterable[str] = ()) -> PatientOf:
     mend = r"Correct it in dataset.json or on the command line, e.g. '(patient\d+)_.*'."
     try:
         regex = re.compile(pattern)
-    except (re.error, TypeError) as error:
+    except (re.error, TypeError, OverflowError, RecursionError) as error:
         raise CollabError(f"{rule}, which is no regular expression ({error}). {mend}") from error
     if regex.groups < 1:
         raise CollabError(f"{rule}, which has no group. {mend}")

@@ -7,16 +7,16 @@ files, which hold `class_locations`, are read.
 
 from __future__ import annotations
 
-import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
 import numpy.typing as npt
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.data.preprocessed_files import image_file, is_whole, open_array
 
 # Not -1: what is outside of the image is blanked in images normalized with a mask, and annotated voxels must not be.
 ANNOTATED = -2
@@ -45,7 +45,7 @@ class UnlabeledDataset:
         """Image `(C, *S)`, where to learn `(1, *S)`, nothing, and properties without any location of a class.
 
         Raises:
-            CollabError: If the image is not there.
+            CollabError: If the image is not there, or cut off.
         """
         if identifier in self.folders:
             image = open_image(self.folders[identifier], identifier)
@@ -60,17 +60,17 @@ def open_image(folder: Path, identifier: str) -> Any:
     """A preprocessed image `(C, *S)` in one of nnU-Net's formats, without its label.
 
     Raises:
-        CollabError: If there is none.
+        CollabError: If there is none, or it is cut off.
     """
-    compressed, plain, archive = (folder / f"{identifier}{ending}" for ending in (".b2nd", ".npy", ".npz"))
-    if compressed.is_file():
-        # Threads of blosc2 would not survive the fork of a loader's worker; its memory maps do not work on Windows.
-        mapped = {} if os.name == "nt" else {"mmap_mode": "r"}
-        return blosc2.open(urlpath=str(compressed), mode="r", dparams={"nthreads": 1}, **mapped)
-    if plain.is_file():
-        return np.load(plain, mmap_mode="r")
-    if archive.is_file():
-        return np.load(archive)["data"]  # an archive is read entry by entry
+    if (path := image_file(folder, identifier)) is not None:
+        try:
+            return open_array(path)
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise CollabError(
+                f"{path}: the preprocessed image of the unlabeled case {identifier!r} must be whole; it is not "
+                f"({error}). Delete the file, then run nnunet_collab preprocess_unlabeled for images in imagesUn, "
+                f"nnUNetv2_preprocess for cases of imagesTr."
+            ) from error
     raise CollabError(
         f"{folder}: holds no preprocessed image of the unlabeled case {identifier!r}. Run nnunet_collab "
         f"preprocess_unlabeled for images in imagesUn, nnUNetv2_preprocess for cases of imagesTr."
@@ -78,8 +78,9 @@ def open_image(folder: Path, identifier: str) -> Any:
 
 
 def has_image(folder: Path, identifier: str) -> bool:
-    """Whether `open_image` finds one."""
-    return any((folder / f"{identifier}{ending}").is_file() for ending in (".b2nd", ".npy", ".npz"))
+    """Whether `open_image` finds one that is whole."""
+    path = image_file(folder, identifier)
+    return path is not None and is_whole(path)
 
 
 class _Where:

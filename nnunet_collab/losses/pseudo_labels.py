@@ -74,7 +74,7 @@ def pseudo_label_loss(
     *,
     regions: bool,
     criterion: Criterion,
-    threshold: float = 0.0,
+    threshold: float | Tensor = 0.0,
     temperature: float = 1.0,
     smooth: float = SMOOTH,
     by_share: bool = False,
@@ -87,7 +87,7 @@ def pseudo_label_loss(
         keep: `(B, *S)` bool, False where nothing is to be learned (padding, annotated voxels).
         regions: True if the channels are overlapping regions (sigmoid), False for exclusive classes (softmax).
         criterion: See the module's docstring; `dice_ce` is the mean of `dice` and `ce`.
-        threshold: Voxels with a lower confidence are not used; 0 uses all.
+        threshold: Voxels with a lower confidence are not used; 0 uses all. A number or a scalar.
         temperature: Of `kl`, for both distributions.
         smooth: Of the Dice criteria.
         by_share: Multiply Dice by the share of the kept voxels that are used.

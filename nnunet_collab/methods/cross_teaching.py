@@ -12,14 +12,14 @@ Both see the same weak view in the same forward as the labeled images. The paper
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import setting
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
 from nnunet_collab.training.semi_supervised import (
@@ -30,26 +30,30 @@ from nnunet_collab.training.semi_supervised import (
 from nnunet_collab.training.settings import CNN, StudentSettings
 
 
-@dataclass(frozen=True)
 class CrossTeachingSettings(SemiSupervisedSettings):
     """The switches of both methods; the defaults are Cross Teaching's."""
 
-    pseudo_loss: Criterion = "dice"  # Dice of all classes alone; CPS: "ce"
-    # w at the end of its ramp. Published: 0.1 beside (CE + Dice) / 2, which is 0.2 beside nnU-Net's CE + Dice.
-    pseudo_weight: float = 0.2
-    ramp_up: float = 1.0  # share of the run after `start` over which w rises; 0: no ramp
-    threshold: float = 0.0  # confidence below which a pseudo label is not used; 0: all are, as published
-
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
-
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        require(self.pseudo_weight >= 0, "pseudo_weight", "must be >= 0", self.pseudo_weight)
-        require(0 <= self.ramp_up <= 1, "ramp_up", "must be a share of the run, in [0, 1]", self.ramp_up)
-        require(0 <= self.threshold < 1, "threshold", "must be in [0, 1)", self.threshold)
+    pseudo_loss: Criterion = setting(
+        "dice", "Distance from the peer's pseudo label: Dice of all classes alone; CPS has ce.", source="published code"
+    )
+    pseudo_weight: float = setting(
+        0.2,
+        "w, weight of the unlabeled images at the end of its ramp. Published: 0.1 beside (CE + Dice) / 2, which is 0.2 "
+        "beside nnU-Net's CE + Dice.",
+        ge=0,
+        source="published code",
+    )
+    ramp_up: float = setting(
+        1.0,
+        "Time after start over which w rises. 0: no ramp.",
+        unit="share of the run",
+        ge=0,
+        le=1,
+        source="published code",
+    )
+    threshold: float = setting(
+        0.0, "Confidence below which a pseudo label is not used. 0: all are.", ge=0, lt=1, source="published code"
+    )
 
 
 class CrossTeachingTrainer(SemiSupervisedTrainer):

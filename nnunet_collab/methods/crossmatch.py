@@ -17,7 +17,6 @@ teaching assistants, each with its own confidence. One encoder pass and one deco
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.schedules import sigmoid_ramp
-from nnunet_collab.core.settings import refuse_unused, require
+from nnunet_collab.core.settings import COUNT, refuse_unused, setting
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
 from nnunet_collab.networks.perturbation import PerturbAt, PerturbedPass
@@ -35,42 +34,46 @@ from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, split_ou
 from nnunet_collab.training.settings import CNN, StudentSettings
 
 
-@dataclass(frozen=True)
 class CrossMatchSettings(SelfTaughtSettings):
     """Every switch of the paper and of the two published programs."""
 
     students: tuple[StudentSettings, ...] = (CNN,)
-    tau: float = 0.95  # confidence from which on a pseudo label is used; the paper has 0.95 for ACDC, 0.85 for LA
-    # The code for LA rises from tau to 1 and multiplies by log 2, left over from UA-MT's entropy: 0.590 to 0.624 for
-    # 0.85.
-    tau_schedule: Literal["constant", "la_code"] = "constant"
-    tau_ramp_iterations: int = 17000  # of la_code, whatever the length of the run
-    eta: float = 0.3  # share of the teaching assistants in L_kd
-    performance_gap: float = 0.5  # dropout rates are 0.5 - gap / 2 and 0.5 + gap / 2; 0: both 0.5
-    perturb: PerturbAt = "all"  # all encoder outputs, as in the code, or the bottleneck, as the paper's text says
+    tau: float = setting(
+        0.95, "Confidence from which on a pseudo label is used. 0.85 for LA.", gt=0, lt=1, source="paper, ACDC"
+    )
+    tau_schedule: Literal["constant", "la_code"] = setting(
+        "constant",
+        "The code for LA lets tau rise to 1 and multiplies by log 2, left over from UA-MT's entropy: 0.590 to 0.624 "
+        "for 0.85.",
+        source="paper",
+    )
+    tau_ramp_iterations: int = setting(
+        17000, "Length of the rise in la_code, whatever the length of the run.", unit="iterations",
+        source="code for LA", **COUNT,
+    )  # fmt: skip
+    eta: float = setting(0.3, "Share of the teaching assistants in L_kd.", ge=0, le=1, source="paper")
+    performance_gap: float = setting(
+        0.5, "Dropout rates are 0.5 - gap / 2 and 0.5 + gap / 2. 0: both 0.5.", ge=0, lt=1, source="paper"
+    )
+    perturb: PerturbAt = setting(
+        "all", "Which features are perturbed: all encoder outputs, or, as the paper's text says, the bottleneck.",
+        source="published code",
+    )  # fmt: skip
     # Equation 12: L = L_sup + L_ip + L_kd, with nnU-Net's whole loss as L_sup. The published programs weigh the three
     # otherwise; their presets repeat that.
-    image_weight: float = 1.0  # of L_ip
-    distillation_weight: float = 1.0  # of L_kd
-    criterion: Criterion = "dice"  # LA: "dice_foreground"
-    temperature: float = 1.0  # of the criterion "kl" (equations 2 and 3)
-    smooth: float = 1e-4  # of Dice; the code for LA has 1e-5
+    image_weight: float = setting(1.0, "Weight of L_ip.", ge=0, source="equation 12")
+    distillation_weight: float = setting(1.0, "Weight of L_kd.", ge=0, source="equation 12")
+    criterion: Criterion = setting("dice", "Distance D. LA: dice_foreground.", source="code for ACDC")
+    temperature: float = setting(1.0, "Temperature of the criterion kl.", gt=0, source="equations 2 and 3")
+    smooth: float = setting(1e-4, "Smoothing of Dice. The code for LA has 1e-5.", gt=0, source="code for ACDC")
 
     def __post_init__(self) -> None:
-        """Check what a type cannot say.
+        """Check what settings say together.
 
         Raises:
             CollabError: Naming the setting, the rule and the value.
         """
         super().__post_init__()
-        require(0 < self.tau < 1, "tau", "must be in (0, 1)", self.tau)
-        for name in ("image_weight", "distillation_weight"):
-            require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
-        require(self.tau_ramp_iterations >= 1, "tau_ramp_iterations", "must be >= 1", self.tau_ramp_iterations)
-        require(0 <= self.eta <= 1, "eta", "must be in [0, 1]", self.eta)
-        require(0 <= self.performance_gap < 1, "performance_gap", "must be in [0, 1)", self.performance_gap)
-        require(self.temperature > 0, "temperature", "must be > 0", self.temperature)
-        require(self.smooth > 0, "smooth", "must be > 0", self.smooth)
         if self.criterion != "kl":
             refuse_unused(self, ("temperature",), f"with criterion {self.criterion!r}")
         if self.tau_schedule == "constant":

@@ -11,14 +11,13 @@ No code was published; where the paper is ambiguous, the comments beside the set
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.settings import refuse_unused, require
+from nnunet_collab.core.settings import refuse_unused, require, setting
 from nnunet_collab.core.types import StudentOutput, Term, Truth, region_truth
 from nnunet_collab.losses.class_aware import class_aware_kl, region_class_aware_kl
 from nnunet_collab.losses.collaborative_kl import (
@@ -33,35 +32,50 @@ from nnunet_collab.training.settings import CollaborativeSettings
 from nnunet_collab.training.trainer import CollabTrainer
 
 
-@dataclass(frozen=True)
 class CTRCLSettings(CollaborativeSettings):
     """Every switch of the paper's ablation tables."""
 
-    beta: float = 3.0  # weight of RLCL (section IV.B, table VII); 0 switches it off (table III)
-    gamma_encoder: float = 1.0  # gamma1, weight of CFCL on the encoder's output (tables VI, VII)
-    gamma_decoder: float = 2.0  # gamma2, on the decoder's output
-    logit_mode: Literal["rlcl", "mutual", "ensemble", "selective"] = "rlcl"  # table IV: RLCL, ML, EL, BSD
-    lambda_factors: tuple[str, ...] = ALL_FACTORS  # table V; none of them: lambda = 1, which is mutual learning
-    # Equations 12 and 16 print KL(student || target); the methods they follow compute KL(target || student).
-    kl_order: Literal["target_first", "student_first"] = "target_first"
-    alpha: float = 20.0  # equation 15
-    cfcl_classes: Literal["sample", "batch"] = "sample"  # whose classes compete in the softmax of equation 15
-    detach_prototypes: bool = False  # True: no gradient through the prototypes of equation 14
-    # Share of the run after `start` over which beta and the gammas rise. The paper has no ramp: its students start from
-    # ImageNet weights.
-    ramp_up: float = 0.0
+    beta: float = setting(3.0, "Weight of RLCL. 0 switches it off (table III).", ge=0, source="section IV.B, table VII")
+    gamma_encoder: float = setting(
+        1.0, "gamma1, weight of CFCL on the encoder's output. 0 switches it off.", ge=0, source="tables VI, VII"
+    )
+    gamma_decoder: float = setting(
+        2.0, "gamma2, weight of CFCL on the decoder's output. 0 switches it off.", ge=0, source="tables VI, VII"
+    )
+    logit_mode: Literal["rlcl", "mutual", "ensemble", "selective"] = setting(
+        "rlcl", "What the students learn from each other's logits: RLCL, ML, EL or BSD.", source="table IV"
+    )
+    lambda_factors: tuple[str, ...] = setting(
+        ALL_FACTORS,
+        "Factors of lambda: alignment, similarity, certainty. None of them: lambda = 1, which is mutual learning.",
+        source="table V",
+    )
+    kl_order: Literal["target_first", "student_first"] = setting(
+        "target_first",
+        "Equations 12 and 16 print KL(student || target). The methods they follow compute KL(target || student).",
+        source="equations 12, 16",
+    )
+    alpha: float = setting(20.0, "Scale of the similarities to the prototypes.", gt=0, source="equation 15")
+    cfcl_classes: Literal["sample", "batch"] = setting(
+        "sample", "Whose classes compete in the softmax: the sample's, or the batch's.", source="equation 15"
+    )
+    detach_prototypes: bool = setting(False, "Whether the gradient stops at the prototypes.", source="equation 14")
+    ramp_up: float = setting(
+        0.0,
+        "Time after start over which beta and the gammas rise. 0: no ramp. The paper has none: its students start from "
+        "ImageNet weights.",
+        unit="share of the run",
+        ge=0,
+        le=1,
+    )
 
     def __post_init__(self) -> None:
-        """Check what a type cannot say.
+        """Check what settings say together.
 
         Raises:
             CollabError: Naming the setting, the rule and the value.
         """
         super().__post_init__()
-        for name in ("beta", "gamma_encoder", "gamma_decoder"):
-            require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
-        require(self.alpha > 0, "alpha", "must be > 0", self.alpha)
-        require(0 <= self.ramp_up <= 1, "ramp_up", "must be a share of the run, in [0, 1]", self.ramp_up)
         known = set(self.lambda_factors) <= set(ALL_FACTORS)
         require(known, "lambda_factors", f"must be among {', '.join(ALL_FACTORS)}", self.lambda_factors)
         if self.logit_mode != "rlcl":

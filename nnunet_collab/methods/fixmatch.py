@@ -14,14 +14,13 @@ and decoder. L is the Dice loss of all classes, and L_sup nnU-Net's whole loss (
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nnunet_collab.core.settings import refuse_unused, require
+from nnunet_collab.core.settings import refuse_unused, setting
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
 from nnunet_collab.networks.perturbation import PerturbedPass
@@ -30,28 +29,29 @@ from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, split_ou
 from nnunet_collab.training.settings import CNN, StudentSettings
 
 
-@dataclass(frozen=True)
 class FixMatchSettings(SelfTaughtSettings):
     """Settings of both methods; where UniMatch differs, its trainer says so."""
 
     students: tuple[StudentSettings, ...] = (CNN,)
-    tau: float = 0.95  # confidence from which on a pseudo label is used
-    criterion: Criterion = "dice"  # FixMatch classifies with "ce"; UniMatch's code for medical images has Dice for both
-    strong_weight: float = 1.0  # sum of the weights of all strong views
-    feature_weight: float = 0.0  # of the view with dropped features
-    feature_drop: float = 0.5  # share of the channels that are dropped
+    tau: float = setting(0.95, "Confidence from which on a pseudo label is used.", gt=0, lt=1, source="both papers")
+    criterion: Criterion = setting(
+        "dice",
+        "Distance from the pseudo label. FixMatch, which classifies, has ce; UniMatch's code for medical images Dice.",
+        source="UniMatch's code",
+    )
+    strong_weight: float = setting(1.0, "Sum of the weights of all strong views.", ge=0, source="UniMatch's code")
+    feature_weight: float = setting(0.0, "Weight of the view with dropped features. 0: there is none.", ge=0)
+    feature_drop: float = setting(
+        0.5, "Channels that are dropped between encoder and decoder.", unit="share", ge=0, lt=1, source="UniMatch"
+    )
 
     def __post_init__(self) -> None:
-        """Check what a type cannot say.
+        """Check what settings say together.
 
         Raises:
             CollabError: Naming the setting, the rule and the value.
         """
         super().__post_init__()
-        require(0 < self.tau < 1, "tau", "must be in (0, 1)", self.tau)
-        for name in ("strong_weight", "feature_weight"):
-            require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
-        require(0 <= self.feature_drop < 1, "feature_drop", "must be in [0, 1)", self.feature_drop)
         if not self.feature_weight:
             refuse_unused(self, ("feature_drop",), "with feature_weight 0")
 

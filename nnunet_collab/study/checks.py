@@ -11,7 +11,8 @@ from typing import Any
 from nnunet_collab.core.checkpoint import KEY
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_json
-from nnunet_collab.core.nnunet_folders import RESULTS, SPLIT_FILE, case_images, find_dataset, read_object
+from nnunet_collab.core.json_files import json_object_or_empty, read_json_object
+from nnunet_collab.core.nnunet_folders import RESULTS, SPLIT_FILE, case_images, find_dataset
 from nnunet_collab.core.settings import differences
 from nnunet_collab.study.description import Arm, Description
 from nnunet_collab.study.runs import Places, Run, TrainerFacts, make_run, results_folder, settings_of
@@ -88,7 +89,7 @@ def claim_folder(study: Description, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(record, ours)
         return
-    theirs = read_object(record, [], "")
+    theirs = json_object_or_empty(record)
     if theirs != ours:
         raise CollabError(
             f"{folder}: must be this study's; it holds another one, which differs in "
@@ -102,13 +103,9 @@ def read_plans(study: Description, preprocessed: Path) -> dict[str, Any]:
     Raises:
         CollabError: If there is none.
     """
-    problems: list[str] = []
     configuration = study.configuration
     command = f"Run nnUNetv2_plan_and_preprocess -d {study.dataset} -c {configuration}, or correct plans in the study."
-    plans = read_object(preprocessed / f"{study.plans}.json", problems, command)
-    if problems:
-        raise CollabError(problems[0])
-    return plans
+    return read_json_object(preprocessed / f"{study.plans}.json", command)
 
 
 def _check_plans(study: Description, preprocessed: Path) -> None:
@@ -135,10 +132,7 @@ def _test_folder(raw: Path, name: str) -> Path:
 
 
 def _check_test_cases(images: Path, labels: Path, preprocessed: Path) -> None:
-    problems: list[str] = []
-    facts = read_object(preprocessed / "dataset.json", problems, "Plan and preprocess the dataset again.")
-    if problems:
-        raise CollabError(problems[0])
+    facts = read_json_object(preprocessed / "dataset.json", "Plan and preprocess the dataset again.")
     ending = str(facts["file_ending"])
     cases = list(case_images(images, ending))
     if not cases:
@@ -189,7 +183,7 @@ def _refuse_other_settings(study: Description, places: Places, run: Run) -> None
     folder = results_folder(places, study, run.trainer)
     if not any(folder.glob("fold_*/checkpoint_*.pth")):
         return
-    recorded = read_object(folder / "plans.json", [], "").get(KEY, {}).get("settings")
+    recorded = json_object_or_empty(folder / "plans.json").get(KEY, {}).get("settings")
     if recorded is not None and (different := differences(dict(run.recorded), recorded)):
         raise CollabError(
             f"arm {run.arm.name!r}: {folder} was trained with other settings: {'; '.join(different[:5])}. Rename the "

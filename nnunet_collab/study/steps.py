@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunet_collab.core.nnunet_folders import POSTPROCESSED, case_images, read_object
+from nnunet_collab.core.json_files import json_object_or_empty
+from nnunet_collab.core.nnunet_folders import POSTPROCESSED, case_images
 from nnunet_collab.study.description import Description
 from nnunet_collab.study.runs import Model, Places, Run, results_folder
 
@@ -226,7 +227,7 @@ def _all_predicted(places: Places, target: Path, made_of: Sequence[Path]) -> Cal
     """Whether every test case has a segmentation in the folder, which is not older than what it is made of."""
 
     def is_done() -> bool:
-        facts = read_object(target / "dataset.json", [], "")
+        facts = json_object_or_empty(target / "dataset.json")
         ending = str(facts.get("file_ending", ""))
         cases = case_images(places.images or target, ending)
         complete = bool(ending and cases) and all((target / f"{case}{ending}").is_file() for case in cases)

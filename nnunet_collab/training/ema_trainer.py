@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import setting
 from nnunet_collab.core.types import StudentOutput
 from nnunet_collab.networks.group import StudentGroup
 from nnunet_collab.networks.teacher import EMATeacher
@@ -16,21 +15,13 @@ from nnunet_collab.training.compilation import compile_students
 from nnunet_collab.training.semi_supervised import SemiSupervisedSettings, SemiSupervisedTrainer
 
 
-@dataclass(frozen=True)
 class TeacherSettings(SemiSupervisedSettings):
     """Of every method with a teacher."""
 
-    ema_decay: float = 0.99  # at most 1 - 1 / t after t updates
-    deploy: Literal["student", "teacher"] = "student"  # which of the two is validated, published and predicts
-
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
-
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        require(0 <= self.ema_decay < 1, "ema_decay", "must be in [0, 1)", self.ema_decay)
+    ema_decay: float = setting(
+        0.99, "Decay of the teacher's weights, at most 1 - 1 / t after t updates.", ge=0, lt=1, source="Mean Teacher"
+    )
+    deploy: Literal["student", "teacher"] = setting("student", "Which of the two is validated, published and predicts.")
 
 
 class TeacherTrainer(SemiSupervisedTrainer):

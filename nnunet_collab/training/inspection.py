@@ -5,14 +5,19 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.settings import change, read, to_json
+from nnunet_collab.core.json_files import json_object_or_empty
+from nnunet_collab.core.nnunet_folders import PREPROCESSED
+from nnunet_collab.core.presets import read
+from nnunet_collab.core.settings import change, to_json
 from nnunet_collab.core.shipped import doorways
 from nnunet_collab.training.planning import adapt_plans
 from nnunet_collab.training.trainer import CollabTrainer
@@ -80,7 +85,8 @@ def inspect_trainer(name: str, changes: Mapping[str, Any], plans: Mapping[str, A
     trainer.trainer_name = name
     trainer.check(settings)
     adapted = copy.deepcopy(dict(plans))
-    adapt_plans(adapted, configuration, settings, name)
+    preprocessed = Path(os.environ.get(PREPROCESSED, ""), str(plans.get("dataset_name", "")))
+    adapt_plans(adapted, configuration, settings, name, json_object_or_empty(preprocessed / "dataset.json"))
     planned = PlansManager(adapted).get_configuration(configuration)
     return Inspected(
         settings=to_json(settings),

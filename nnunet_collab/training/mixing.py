@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import setting
 from nnunet_collab.training.cutmix import CutMix
 from nnunet_collab.training.semi_supervised import (
     SemiSupervisedBatch,
@@ -15,27 +14,25 @@ from nnunet_collab.training.semi_supervised import (
 )
 
 
-@dataclass(frozen=True)
 class MixingSettings(SemiSupervisedSettings):
     """Of every method with CutMix."""
 
-    cutmix_probability: float = 0.5  # with which a strong view of a sample gets a box; 0: no CutMix
-    # What fills the box: another sample of the batch, whose pseudo label is there already, or, as published, that of a
-    # second batch of unlabeled images, which costs a pass without gradient.
-    mixing: Literal["batch", "second_batch"] = "batch"
-    # Share of the run after `start` over which the weights of the unlabeled images rise. 0: none, as published for long
-    # runs; in a short one the first confident pseudo labels are all background and hold the network there.
-    ramp_up: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
-
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        require(0 <= self.cutmix_probability <= 1, "cutmix_probability", "must be in [0, 1]", self.cutmix_probability)
-        require(0 <= self.ramp_up <= 1, "ramp_up", "must be a share of the run, in [0, 1]", self.ramp_up)
+    cutmix_probability: float = setting(
+        0.5, "Probability that a strong view of a sample gets a box. 0: no CutMix.", ge=0, le=1, source="UniMatch"
+    )
+    mixing: Literal["batch", "second_batch"] = setting(
+        "batch",
+        "What fills the box: another sample of the batch, whose pseudo label is there already, or, as published, a "
+        "second batch of unlabeled images, which costs a pass without gradient.",
+    )
+    ramp_up: float = setting(
+        0.0,
+        "Time after start over which the weights of the unlabeled images rise. 0: none, as published for long runs. In "
+        "a short run the first confident pseudo labels are all background and hold the network there.",
+        unit="share of the run",
+        ge=0,
+        le=1,
+    )
 
 
 class MixingTrainer(SemiSupervisedTrainer):

@@ -6,28 +6,30 @@ Its own predictions of weak views, or those of its average, teach strong views, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from nnunet_collab.core.settings import refuse_unused
+from nnunet_collab.core.settings import refuse_unused, setting
 from nnunet_collab.networks.perturbation import PerturbedPass
 from nnunet_collab.training.ema_trainer import TeacherSettings, TeacherTrainer
 from nnunet_collab.training.mixing import MixingSettings, MixingTrainer
 
 
-@dataclass(frozen=True)
 class SelfTaughtSettings(MixingSettings, TeacherSettings):
     """Of every method whose student teaches itself."""
 
-    teacher: Literal["student", "average"] = "student"  # who makes the pseudo labels; published: the student itself
-    # Multiply Dice on pseudo labels by the share of the voxels that are confident. Published: no; then the first few
-    # confident voxels, all background, push as strongly as a whole patch.
-    weigh_dice_by_share: bool = True
+    teacher: Literal["student", "average"] = setting(
+        "student", "What makes the pseudo labels: the student itself, as published, or its average."
+    )
+    weigh_dice_by_share: bool = setting(
+        True,
+        "Whether Dice on pseudo labels is multiplied by the share of the voxels that are confident. Published: no; "
+        "then the first few confident voxels, all background, push as strongly as a whole patch.",
+    )
 
     def __post_init__(self) -> None:
-        """Check what a type cannot say.
+        """Check what settings say together.
 
         Raises:
             CollabError: Naming the setting, the rule and the value.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -24,7 +23,7 @@ from torch import Tensor
 from nnunet_collab.core.distributed import gather_objects, world_size
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.nnunet_folders import RAW, SPLIT_FILE, UNLABELED
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import COUNT, setting
 from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.data.loaders import BatchSource
 from nnunet_collab.data.two_streams import LabeledCrops, RandomCrops, TwoStreams
@@ -34,6 +33,7 @@ from nnunet_collab.data.views import WeakAndStrongViews
 from nnunet_collab.losses.pseudo_labels import pseudo_labels
 from nnunet_collab.splits.few_labels import check_roles, of_patients
 from nnunet_collab.training import preflight
+from nnunet_collab.training.case_files import check_unlabeled_images
 from nnunet_collab.training.case_roles import refuse_missing
 from nnunet_collab.training.metrics import dice, overlap_counts, predicted_masks, true_masks
 from nnunet_collab.training.pseudo_label_curves import PseudoLabelCurves, collapsed
@@ -41,34 +41,27 @@ from nnunet_collab.training.settings import CollaborativeSettings
 from nnunet_collab.training.trainer import CollabTrainer
 
 
-@dataclass(frozen=True)
 class SemiSupervisedSettings(CollaborativeSettings):
     """Of every method that learns from unlabeled images, too. Weights are relative to nnU-Net's whole loss, 1."""
 
-    # Unlabeled samples per step, of all processes together, on top of nnU-Net's batch; None: as many as labeled ones.
-    unlabeled_batch_size: int | None = None
-    # Factor of the whole loss. Published programs weigh nnU-Net's loss with less than 1; presets repeat that.
-    loss_scale: float = 1.0
-    unlabeled_voxels: bool = True  # the ignore label's voxels are unlabeled data, too
-    # Pseudo labels also teach the auxiliary outputs of lower resolution, with nnU-Net's weights, where a student has
-    # them.
-    unlabeled_deep_supervision: bool = True
-
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
-
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        size = self.unlabeled_batch_size
-        require(
-            size is None or size >= 1,
-            "unlabeled_batch_size",
-            "must be >= 1 (to train on labels alone, use SupervisedTrainer)",
-            size,
-        )
-        require(self.loss_scale > 0, "loss_scale", "must be > 0", self.loss_scale)
+    unlabeled_batch_size: int | None = setting(
+        None,
+        "Unlabeled samples per step, of all processes together, on top of nnU-Net's batch. null: as many as labeled "
+        "ones. To train on labels alone, use SupervisedTrainer.",
+        unit="samples",
+        **COUNT,
+    )
+    loss_scale: float = setting(
+        1.0,
+        "Factor of the whole loss. Published programs weigh nnU-Net's loss with less than 1; presets repeat that.",
+        gt=0,
+    )
+    unlabeled_voxels: bool = setting(True, "Whether the voxels of the ignore label are unlabeled data, too.")
+    unlabeled_deep_supervision: bool = setting(
+        True,
+        "Whether pseudo labels also teach the auxiliary outputs of lower resolution, with nnU-Net's weights, where a "
+        "student has them.",
+    )
 
 
 class SemiSupervisedBatch(NamedTuple):
@@ -168,6 +161,7 @@ class SemiSupervisedTrainer(CollabTrainer):
         )
         folder = unlabeled_folder(base, self.configuration_manager.data_identifier)
         folders = {**dict.fromkeys(in_split, own), **dict.fromkeys(extra, folder)}
+        check_unlabeled_images(folders)
         scribbles = self.label_manager.has_ignore_label and self.settings.unlabeled_voxels
         if not folders and not scribbles:
             raise CollabError(
@@ -298,7 +292,7 @@ class SemiSupervisedTrainer(CollabTrainer):
 
     # ---------------------------------------------------------------- curves
 
-    def threshold(self) -> float:
+    def threshold(self) -> float | Tensor:
         """Confidence from which on a pseudo label is used at this iteration."""
         return 0.0
 

@@ -90,6 +90,7 @@ def test_options_of_all_converters_differ():
     assert not {"--name", "--overwrite", "--labeled", "--seed", "-d"} & set(flags)
 
 
+@pytest.mark.slow
 def test_script_runs_alone(tmp_path, monkeypatch):
     source = write_acdc(tmp_path / "ACDC")
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))

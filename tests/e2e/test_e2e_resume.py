@@ -79,7 +79,7 @@ def test_killed_and_continued_equals_uninterrupted(moment, workers, configuratio
     assert len(partial) == (moment == WHILE_SAVING)  # the half-written file was there, under another name
     interrupted = training.checkpoint(name="checkpoint_latest.pth")
     assert interrupted["current_epoch"] == 1
-    done = workspace.train("plain", configuration, "--c", group=group, workers=workers)
+    done = workspace.train("plain", configuration, "--c", group=group, workers=workers, new=True)
     assert "logging issue" not in done.out  # nnU-Net's words for curves out of step with the epochs
     assert_ends_alike(training, reference, interrupted)
 

@@ -62,7 +62,7 @@ def losses_by_hand(trainer, own, peer, truth, mode):
     """The three collaborative values of equation 17, from the loss functions alone."""
     logit_loss = {"rlcl": rectified_kl, "mutual": mutual_kl, "ensemble": ensemble_kl, "selective": selective_kl}[mode]
     if truth.regions is None:
-        feature_loss = partial(class_aware_kl, target=truth, num_classes=3)
+        feature_loss = partial(class_aware_kl, truth=truth, num_classes=3)
         logits = logit_loss(own.logits, peer.logits, truth)
     else:
         feature_loss = partial(region_class_aware_kl, regions=truth.regions, keep=truth.keep)

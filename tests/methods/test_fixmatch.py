@@ -238,13 +238,13 @@ def test_what_teaches_is_not_dropped_by_the_network_itself(make, method, monkeyp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tau": 0.0}, "setting 'tau': must be in (0, 1)"),
-        ({"tau": 1.0}, "setting 'tau': must be in (0, 1)"),
-        ({"strong_weight": -1}, "setting 'strong_weight': must be >= 0"),
-        ({"feature_weight": -1}, "setting 'feature_weight': must be >= 0"),
-        ({"feature_drop": 1.0}, "setting 'feature_drop': must be in [0, 1)"),
+        ({"tau": 0.0}, "setting 'tau' must be a finite number in (0, 1)"),
+        ({"tau": 1.0}, "setting 'tau' must be a finite number in (0, 1)"),
+        ({"strong_weight": -1}, "setting 'strong_weight' must be a finite number >= 0"),
+        ({"feature_weight": -1}, "setting 'feature_weight' must be a finite number >= 0"),
+        ({"feature_drop": 1.0}, "setting 'feature_drop' must be a finite number in [0, 1)"),
         ({"feature_drop": 0.2}, "setting 'feature_drop': has no effect with feature_weight 0"),
-        ({"cutmix_probability": 1.1}, "setting 'cutmix_probability': must be in [0, 1]"),
+        ({"cutmix_probability": 1.1}, "setting 'cutmix_probability' must be a finite number in [0, 1]"),
         ({"mixing": "other"}, "one of 'batch', 'second_batch'"),
     ],
 )

@@ -25,7 +25,7 @@ METHODS = {
     FixMatchTrainer: (LOW, "strong"),
     UniMatchTrainer: (LOW, "strong"),
     CrossMatchTrainer: (LOW, "image"),
-    LDCTrainer: ({}, "consistency"),
+    LDCTrainer: ({"distance_weight": 0.0, "contrast": "off"}, "consistency"),
 }
 
 

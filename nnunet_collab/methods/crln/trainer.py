@@ -115,15 +115,15 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
 
     # ---------------------------------------------------------------- terms
 
-    def threshold(self) -> float:
-        """tau, for values that sum to 1."""
+    def threshold(self) -> float | Tensor:
+        """tau, for values that sum to 1; a scalar on the device where mu says what they sum to."""
         return self.settings.tau / self._mass()
 
-    def _mass(self) -> float:
+    def _mass(self) -> float | Tensor:
         """What the values of one voxel's pseudo label sum to; tau and tau_weak are for these values."""
         if self.rectifier is None or self.iteration < self.settings.rectify_from_iteration:
             return 1.0
-        return self.rectifier.mass.item()
+        return self.rectifier.mass.detach()
 
     def term_weights(self) -> dict[str, float]:
         """Equation 15; those of unlabeled images rise over `ramp_up`."""
@@ -231,7 +231,7 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
             student.heads["interaction"].prototypes if s.interacts else None,  # type: ignore[arg-type]
             known,
             tau=s.tau,
-            xi=float(torch.rand(())) if isinstance(s.xi, str) else s.xi,
+            xi=torch.rand((), device=teacher.device) if isinstance(s.xi, str) else s.xi,
             temperature=s.temperature,
             positives=s.positives,
             anchors=s.anchors,
@@ -257,6 +257,13 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
                 dist.all_reduce(gradient)
                 gradient /= dist.get_world_size()
             parameter.grad = gradient
+
+    def must_be_finite(self) -> dict[str, Tensor]:
+        """The rectifier's gradient, which no term of the student's loss shows."""
+        learned = [] if self.rectifier_optimizer is None or self.rectifier is None else self.rectifier.parameters()
+        gradients = [p.grad.flatten() for p in learned if p.grad is not None]
+        rectification = {"the gradient of the rectification": torch.cat(gradients)} if gradients else {}
+        return {**super().must_be_finite(), **rectification}
 
     def after_step(self) -> None:
         """The rectifier's step, and the teacher's."""

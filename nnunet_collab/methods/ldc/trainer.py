@@ -30,7 +30,7 @@ from nnunet_collab.losses.duality import class_fractions, consistency_loss, pape
 from nnunet_collab.methods.ldc.constraints import Constraints, check_every_class_is_labeled
 from nnunet_collab.methods.ldc.distance_head import DistanceHead, SliceProjection
 from nnunet_collab.methods.ldc.settings import LDCSettings
-from nnunet_collab.methods.ldc.signed_distance import KEY, WithSignedDistances
+from nnunet_collab.methods.ldc.signed_distance import KEY, WithSignedDistances, class_masks, signed_distances
 from nnunet_collab.training.ema_trainer import TeacherTrainer
 from nnunet_collab.training.metrics import true_masks
 from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, split_output
@@ -134,7 +134,8 @@ class LDCTrainer(TeacherTrainer):
             wanted = self.label_manager.foreground_regions if self.regions else self.label_manager.foreground_labels
             check_every_class_is_labeled(data, wanted)
         source = super().training_source(data, patch_size, transforms)
-        return self.with_signed_distances(source) if self.learns_distances else source
+        in_loader = self.learns_distances and self.device.type != "cuda"
+        return self.with_signed_distances(source) if in_loader else source
 
     def with_signed_distances(self, source: BatchSource) -> WithSignedDistances:
         """The source, its batches completed by the maps of this dataset's classes or regions."""
@@ -171,8 +172,17 @@ class LDCTrainer(TeacherTrainer):
         ours = self.read_batch(batch)
         if self.official:
             return self._official_terms(ours)
-        distances = batch[KEY].to(self.device, non_blocking=True) if self.learns_distances else None
+        distances = self._signed_distances(batch, ours.target) if self.learns_distances else None
         return self._terms(ours, distances, batch[CENTERED].to(self.device, non_blocking=True))
+
+    def _signed_distances(self, batch: dict[str, Any], target: Tensor | list[Tensor]) -> Tensor:
+        """The loader's maps, or, on a GPU, made here: there they cost next to nothing, in the loader as much again."""
+        if KEY in batch:
+            maps: Tensor = batch[KEY].to(self.device, non_blocking=True)
+            return maps
+        labels = [] if self.regions else self.label_manager.foreground_labels
+        masks = class_masks(target, labels, len(self.class_weights))
+        return signed_distances(masks, self.configuration_manager.spacing)
 
     def threshold(self) -> float:
         """Constant."""
@@ -264,6 +274,7 @@ class LDCTrainer(TeacherTrainer):
             sizes=sizes,
             labeled=(labeled, self._target(truth, labeled), truth.keep),
             weights=[p for p in self.group[name].network.parameters() if p.requires_grad],
+            ramp=self.ramp_over(self.recipe.ramp_up),
         )
         return [Term(name, "constraints", weight, value)]
 
@@ -283,6 +294,11 @@ class LDCTrainer(TeacherTrainer):
         )
 
     # ---------------------------------------------------------------- multipliers
+
+    def must_be_finite(self) -> dict[str, Tensor]:
+        """The residuals, too, which the multipliers follow."""
+        residuals = self.constraints.residuals
+        return {**super().must_be_finite(), **({} if residuals is None else {"the residuals": residuals})}
 
     def after_step(self) -> None:
         """The multipliers' step, too."""
