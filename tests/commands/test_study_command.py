@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from studying import SMALL, Lab, write_json
+from studying import SMALL, Lab, inspect, write_json
 from tiny import make_plans
 
 from nnunet_collab import cli
+from nnunet_collab.training import inspection
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def test_every_mode(lab, capsys):
     assert lab.calls() == []
 
 
-def test_one_run_then_the_rest_and_the_report(lab, capsys):
+def test_one_run_then_the_rest_and_the_report(lab, capsys, monkeypatch):
+    monkeypatch.setattr(inspection, "inspect_trainer", inspect)  # the fake training records no more than it knows
     assert study(lab, "--run", "fixmatch0") == 0
     trained = [words[4] for name, words, _ in lab.calls() if name == "nnUNetv2_train"]
     assert trained == ["FixMatchTrainer"]

@@ -119,9 +119,9 @@ def test_presets_count():
     [
         ("FixMatchTrainer", {"tua": 0.5}, "2d", "unknown setting 'tua'. Valid are: "),
         ("FixMatchTrainer", {"tau": "high"}, "2d", "setting 'tau' must be a finite number"),
-        ("FixMatchTrainer", {"tau": 1.5}, "2d", "setting 'tau': must be"),
+        ("FixMatchTrainer", {"tau": 1.5}, "2d", "setting 'tau' must be a finite number in (0, 1); got 1.5"),
         ("FixMatchTrainer", {"patch_size": [8, 8, 8]}, "2d", "2d is 2D and takes 2 sizes"),
-        ("FixMatchTrainer", {"unlabeled_batch_size": 0}, "2d", "to train on labels alone, use SupervisedTrainer"),
+        ("FixMatchTrainer", {"unlabeled_batch_size": 0}, "2d", "'unlabeled_batch_size' must be an integer in [1, "),
         ("FixMatchTrainer", {"start": 2000}, "2d", "setting 'start': must be a share of the run"),
         ("FixMatchTrainer", {"preset": "no"}, "2d", "must be inline JSON, a JSON file or a preset"),
         ("FixMatchTrainer", {}, "3d_cascade", "configuration '3d_cascade': must be one of the plans'"),
