@@ -93,11 +93,12 @@ def test_two_starts_then_an_end_of_the_first_then_a_third(fold, number, status, 
         err.strip()
         .splitlines()[-1]
         .startswith(
-            f"nnunet_collab.core.errors.CollabError: {fold}: one training at a time may write here; process {first.pid} on"
+            f"nnunet_collab.core.errors.CollabError: {fold}: one training at a time may write here; process "
+            f"{first.pid} on"
         )
     )
     (os.killpg if whole_group else os.kill)(first.pid, number)
-    out, err = first.communicate(timeout=300)
+    _, err = first.communicate(timeout=300)
     assert first.returncode == status
     if number != signal.SIGKILL:
         assert err == f"Ended by {number.name}. What was saved in {fold} before is intact; continue with --c.\n"
