@@ -267,7 +267,7 @@ def test_datasets_that_are_refused(raw, capsys, monkeypatch):
         capsys, raw, "--audit"
     )
     (raw / "dataset.json").unlink()
-    assert f"{raw / 'dataset.json'}: it must be there; it is not. Correct -d" in refusal(capsys, raw, "--audit")
+    assert f"{raw / 'dataset.json'}: the file must exist; it does not. Correct -d" in refusal(capsys, raw, "--audit")
     monkeypatch.delenv("nnUNet_raw")
     assert "nnUNet_raw: nnU-Net's folders must be set" in refusal(capsys, raw, "--audit")
 

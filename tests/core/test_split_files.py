@@ -77,7 +77,7 @@ def test_a_split_is_read_as_it_is(tmp_path, split):
         pytest.param(b'[{"train": ["\xff"]}]', "byte 13 is not UTF-8", id="split-not-utf8"),
         pytest.param(b"[" * 100_000, "it is nested too deeply", id="split-nested"),
         pytest.param(
-            b'[{"train": ["a"], "train": ["b"], "val": ["c"]}]', "the entry 'train' is there twice", id="key-twice"
+            b'[{"train": ["a"], "train": ["b"], "val": ["c"]}]', "the entry 'train' occurs twice", id="key-twice"
         ),
         pytest.param(b"{'train': ['a']}", "line 1, column 2", id="split-with-single-quotes"),
         pytest.param(b"[1" + b"1" * 5000 + b"]", "it must be JSON; it is not (", id="split-with-a-huge-number"),
