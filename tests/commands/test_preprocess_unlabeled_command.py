@@ -150,7 +150,7 @@ def test_variables(dataset, tmp_path, capsys, monkeypatch, unset):
     for variable in unset:
         monkeypatch.delenv(variable)
     message = refusal(capsys, tmp_path)
-    assert f"{' and '.join(unset)}: nnU-Net's folders must be set; not so here." in message
+    assert f"{' and '.join(unset)}: nnU-Net's variables must be set; they are not." in message
     assert all(f"export {variable}=/path/to/{variable}" in message for variable in unset)
 
 
@@ -164,7 +164,7 @@ def test_dataset(dataset, tmp_path, capsys):
     assert command("-d", NAME) == 0
     shutil.rmtree(raw.parent)
     shutil.rmtree(tmp_path / "nnUNet_preprocessed")
-    assert "7 is none; there is no dataset at all" in refusal(capsys, tmp_path)
+    assert "7 matches none; the datasets there are none" in refusal(capsys, tmp_path)
 
 
 def test_not_planned(dataset, tmp_path, capsys):

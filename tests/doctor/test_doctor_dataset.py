@@ -131,8 +131,8 @@ def test_inheritance_that_runs_in_a_circle_ends():
         pytest.param(
             "dataset.json", '{"numTraining": 3}', "it must say channel_names", id="doctor-dataset-json-entries"
         ),
-        pytest.param("splits_final.json", "[]", "must be a list of one fold or more", id="doctor-split-without-folds"),
-        pytest.param("splits_final.json", "{}", "must be a list of one fold or more", id="doctor-split-is-an-object"),
+        pytest.param("splits_final.json", "[]", "must be a list of at least one fold", id="doctor-split-without-folds"),
+        pytest.param("splits_final.json", "{}", "must be a list of at least one fold", id="doctor-split-is-an-object"),
         pytest.param("nnUNetPlans.json", "{}", "must be a JSON object with entries", id="doctor-plans-empty"),
         pytest.param(
             "nnUNetPlans.json", '{"configurations": {"2d": 1}}', "its `configurations`", id="doctor-plans-form"
