@@ -100,8 +100,8 @@ def test_a_missing_package_leads_to_the_doctor(monkeypatch, capsys):
     monkeypatch.setattr("nnunet_collab.commands.env.run", run)
     assert main(["env"]) == 2
     assert capsys.readouterr().err == (
-        "nnunet_collab: a package that is needed cannot be imported (No module named 'torch'). "
-        "`nnunet_collab doctor` says how to fix it.\n"
+        "nnunet_collab: a required package cannot be imported (No module named 'torch'). "
+        "Run `nnunet_collab doctor`; it says how to fix it.\n"
     )
 
 

@@ -65,7 +65,7 @@ def test_every_case_of_every_configuration_is_preprocessed_once(dataset, worked,
     assert folders == ["nnUNetPlans_2d_imagesUn", "nnUNetPlans_3d_imagesUn"]
     out = capsys.readouterr().out
     assert f"reads   {raw / 'imagesUn'} (3 cases), {preprocessed / 'nnUNetPlans'}.json" in out
-    assert f"writes  {preprocessed / folders[1]}, for 3d_fullres, 3d_bs4: 3 cases, 0 are there" in out
+    assert f"writes  {preprocessed / folders[1]}, for 3d_fullres, 3d_bs4: 3 cases, 0 are complete" in out
     assert "Done: 3 unlabeled cases are ready for 2d, 3d_fullres, 3d_bs4." in out
 
 
@@ -207,12 +207,12 @@ def test_no_images(dataset, tmp_path, capsys):
     (raw / "imagesUn" / "x.nii.gz").touch()
     message = refusal(capsys, tmp_path)
     assert (
-        f"{raw / 'imagesUn'}: unlabeled images must be here, named like those of imagesTr: CASE_0000.nii.gz; "
+        f"{raw / 'imagesUn'}: it must hold unlabeled images, named like those of imagesTr: CASE_0000.nii.gz; "
         in message
     )
-    assert "none of its 1 files is one. Put them there, without any label." in message
+    assert "none of its 1 files is one. Put the images there, without labels." in message
     shutil.rmtree(raw / "imagesUn")
-    assert "; there is no such folder. Put them there" in refusal(capsys, tmp_path)
+    assert "; there is no such folder. Put the images there" in refusal(capsys, tmp_path)
 
 
 def test_names_and_channels_all_in_one_message(dataset, tmp_path, capsys):
@@ -238,14 +238,14 @@ def test_names_and_channels_all_in_one_message(dataset, tmp_path, capsys):
         "case b: its channels must be numbered from 0000 without a gap; found b_0001.nii.gz. Add the missing images.",
         "case c: it must have 2 channels, as in dataset.json; found 1 in c_0000.nii.gz. Correct its images.",
         "case d_seg: its name must not end with _seg",
-        "case e: its name must be in imagesUn alone; it is in imagesTr, too. Rename or remove it.",
-        "case f: its name must be in imagesUn alone; it is in imagesTs, too.",
-        "case g: its name must be in imagesUn alone; it is in labelsTr, too.",
+        "case e: its name must be only in imagesUn; it is also in imagesTr. Rename or remove it.",
+        "case f: its name must be only in imagesUn; it is also in imagesTs.",
+        "case g: its name must be only in imagesUn; it is also in labelsTr.",
         f"case h: {images / 'h_0000.nii.gz'}: cannot be read completely (",
         f"case i: {images / 'i_0000.nii.gz'}: cannot be read completely (",
-        "case j: its channels must lie on one grid; j_0000.nii.gz has shape (4, 12, 10) and spacing (1.0, 1.0, 1.0), "
-        "j_0001.nii.gz has (5, 12, 10) and (1.0, 1.0, 1.0). Resample one to the other.",
-        "case k: its channels must lie on one grid; k_0000",
+        "case j: its channels must have the same grid; j_0000.nii.gz has shape (4, 12, 10) and spacing "
+        "(1.0, 1.0, 1.0), j_0001.nii.gz has (5, 12, 10) and (1.0, 1.0, 1.0). Resample one to the other.",
+        "case k: its channels must have the same grid; k_0000",
     ):
         assert f"- {expected}" in message
     assert "case a" not in message
@@ -257,7 +257,7 @@ def test_a_case_that_dataset_json_lists_is_no_unlabeled_one(dataset, tmp_path, c
     path = preprocessed / "dataset.json"
     listed = {"b": {"images": ["/elsewhere/1.nii.gz"], "label": "/elsewhere/2.nii.gz"}}
     write_json(path, {**json.loads(path.read_text()), "dataset": listed})
-    assert "case b: its name must be in imagesUn alone; it is in dataset.json, too." in refusal(capsys, tmp_path)
+    assert "case b: its name must be only in imagesUn; it is also in dataset.json." in refusal(capsys, tmp_path)
 
 
 def test_images_that_nnunet_s_other_readers_read(dataset, tmp_path, capsys):

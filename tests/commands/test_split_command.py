@@ -207,9 +207,9 @@ def test_patients_with_further_images_in_imagesun_are_named(raw, capsys):
         (("--audit", "--to", "28"), "--to: it needs --labeled"),
         (("--labeled", "1", "--name", "X"), "--name: it names the new dataset that --to writes, so it needs --to"),
         (("--labeled", "1", "--folds", "1"), "--folds: must be at least 2; got 1"),
-        (("--labeled", "0"), "at least one patient must keep the labels; got 0"),
+        (("--labeled", "0"), "the number of patients must be at least 1; got 0"),
         (("--labeled", "101%"), "at most 100; got 101%"),
-        (("--labeled", "6"), "fold 0 has 4 training patients; got 6. Ask for at most 4"),
+        (("--labeled", "6"), "fold 0 has 4 training patients; got 6. Use at most 4"),
         (("--labeled", "p7"), "there is no p7"),
         (("--labeled", "p1_a"), "p1 also has p1_b"),
         (("--labeled", "1", "--patient-pattern", "(p"), "which is not a regular expression"),
@@ -321,7 +321,7 @@ def test_one_labeled_patient_has_no_split(raw, capsys):
     stale.parent.mkdir()
     stale.write_text("[]")
     message = refusal(capsys, raw, "--labeled", "p2", "--to", "28", "--name", "One")
-    assert f"{stale}: with one labeled patient there must be no split" in message
+    assert f"{stale}: with one labeled patient there must not be a split" in message
     stale.unlink()
     assert command("--labeled", "p2", "--to", "28", "--name", "One") == 0
     assert names(raw.with_name("Dataset028_One")) == [
@@ -332,7 +332,7 @@ def test_one_labeled_patient_has_no_split(raw, capsys):
         "labelsTr",
         "labelsTs",
     ]
-    assert "so there is no split: train fold `all`" in capsys.readouterr().out
+    assert "so no split is written. Train fold `all`" in capsys.readouterr().out
 
 
 def test_without_hard_links_files_are_copied(raw, monkeypatch):
@@ -384,10 +384,10 @@ def test_refusals_leave_no_new_dataset(raw, capsys):
     )
     (raw / "labelsTr" / "p1_a.nii.gz").unlink()
     message = refusal(capsys, raw, "--labeled", "p1", "--to", "28")
-    assert "every labeled case must have its label; there is none of p1_a. Add the labels" in message
+    assert "every labeled case must have a label; these have none: p1_a. Add the labels" in message
     save_case(raw, "Un", "p2_b", 5)
     message = refusal(capsys, raw, "--labeled", "p3", "--to", "28")
-    assert "a name must be in imagesTr or in imagesUn; p2_b in both" in message
+    assert "a case must be either in imagesTr or in imagesUn; in both: p2_b" in message
 
 
 def test_a_full_disk_leaves_nothing(raw, capsys, monkeypatch):
@@ -408,7 +408,7 @@ def test_an_existing_dataset(raw, capsys):
     )
     new = raw.with_name("Dataset028_TinyLabeled3")
     message = refusal(capsys, raw, "--labeled", "3", "--to", "28", "--overwrite")
-    assert "the dataset also holds imagesUn. Move that away first." in message
+    assert "the dataset also holds imagesUn. Move these away first." in message
     shutil.rmtree(new / "imagesUn")
     before = names(new / "labelsTr")
     assert command("--labeled", "3", "--to", "28", "--overwrite", "--seed", "5") == 0

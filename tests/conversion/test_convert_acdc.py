@@ -223,7 +223,7 @@ def test_one_patient_is_too_few_and_three_give_three_folds(source, raw, capsys):
         shutil.rmtree(source / "training" / patient)
     message = refusal(source, raw)
     assert "the source has one fault" in message
-    assert "training needs labeled cases of at least two patients" in message
+    assert "training and validation need labeled cases of at least 2 patients" in message
     assert "found 1 (patient001)" in message
 
 
@@ -248,7 +248,7 @@ def test_interruption_leaves_no_dataset_and_the_next_run_goes_on(source, raw, mo
     capsys.readouterr()
     convert(source)
     said = capsys.readouterr().out
-    assert f"Continuing {partial}, left by an interrupted conversion: 7 cases are there, 17 remain" in said
+    assert f"Continuing {partial}, left by an interrupted conversion: 7 cases complete, 17 remain" in said
     assert [path.name for path in raw.iterdir()] == ["Dataset027_ACDC"]
     assert len(list((raw / "Dataset027_ACDC" / "imagesTr").iterdir())) == 20
 

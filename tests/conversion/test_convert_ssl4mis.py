@@ -169,7 +169,7 @@ def test_faults_of_files(acdc, raw):
     assert f"{data / 'patient003_frame01.h5'}: label values must be 0, 1, 2, 3; found 4" in message
     assert "patient004_frame01.h5: there must be one file per case; found" in message
     assert "the slices of patient005_frame01 must be numbered without gaps from 0 or 1; found 1, 3" in message
-    assert "all slices of a volume must have one size; found (6, 9), (7, 9)" in message
+    assert "all slices of a volume must have the same size; found (6, 9), (7, 9)" in message
 
 
 def test_a_file_without_the_arrays(la, raw):
@@ -207,7 +207,7 @@ def test_la_originals_that_do_not_fit(la, raw):
     assert f"its originals {LA_SCANS[0]}/lgemri.nrrd and laendo.nrrd must be below {originals}" in message
     assert f"the intensities must be those of {place / LA_SCANS[1] / 'lgemri.nrrd'}" in message
     assert f"the label must be that of {place / LA_SCANS[2] / 'lgemri.nrrd'}; it is another" in message
-    assert "is found in it by its label, which is empty" in message
+    assert "is found from its label, so the label must not" in message
 
 
 def test_a_frame_by_its_official_number(acdc, raw):
@@ -233,7 +233,7 @@ def test_refusals_before_reading(acdc, la, tmp_path, raw, monkeypatch):
     assert f"--originals: it must be the folder of the official data; {tmp_path / 'nowhere'} is none" in message
     monkeypatch.setitem(sys.modules, "h5py", None)
     message = refusal(raw, "ssl4mis", source)
-    assert "the package h5py is needed to read .h5 files" in message
+    assert "reading .h5 files needs the package h5py" in message
     assert "pip install 'nnunet-collab[h5]'" in message
 
 

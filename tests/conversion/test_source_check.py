@@ -92,7 +92,7 @@ def test_number_of_axes_and_of_values_per_pixel(tmp_path):
     assert "every pixel must have 3 value(s); it has 1" in faults(flat, rules=replace(rules, components=3))[0]
     series = tmp_path / "c.nii"
     nib.save(nib.Nifti1Image(np.zeros((5, 4, 3, 2), np.int16), np.eye(4)), series)
-    assert "it has 4, size (5, 4, 3, 2). It looks like a time series: put" in faults(series)[0]
+    assert "it has 4, size (5, 4, 3, 2). It may be a time series: replace" in faults(series)[0]
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])

@@ -102,7 +102,7 @@ def test_a_dataset_that_does_not_exist(name, preprocessed):
 def test_an_id_that_two_datasets_have(preprocessed, tmp_path):
     (tmp_path / "nnUNet_raw" / "Dataset027_Other").mkdir()
     (finding,) = dataset.check_dataset("27")
-    assert (finding.status, finding.text) == ("FAIL", "dataset 27 may be Dataset027_ACDC or Dataset027_Other")
+    assert (finding.status, finding.text) == ("FAIL", "dataset 27 can be Dataset027_ACDC or Dataset027_Other")
     assert len(list(dataset.check_dataset("Dataset027_ACDC"))) == 1
 
 
