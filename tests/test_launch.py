@@ -77,7 +77,7 @@ def test_has_every_option_of_nnunet_and_no_other(monkeypatch, capsys):
         ("27 2d 0 --c -pretrained_weights w.pth", r"--c and -pretrained_weights: cannot be used together"),
         (
             "27 2d 0 --val_best --disable_checkpointing",
-            r"--val_best and --disable_checkpointing: cannot be used together",
+            r"--disable_checkpointing: cannot be used together",
         ),
     ],
 )

@@ -167,7 +167,7 @@ def test_missing_folders(source, raw, tmp_path):
     assert "SOURCE must hold the folder training" in refusal(source / "training", raw)
     for patient in TRAIN:
         shutil.rmtree(source / "training" / patient)
-    assert "it must hold one folder per patient, patient001 and so on; there is none" in refusal(source, raw)
+    assert "it must hold one folder per patient, patient001 and so on; none was found" in refusal(source, raw)
 
 
 def test_all_faults_are_told_at_once(source, raw):
@@ -201,9 +201,9 @@ def test_all_faults_are_told_at_once(source, raw):
         "training/patient004/patient004_frame12_gt.nii.gz": "the origin must be that of patient004_frame12.nii.gz",
         "training/patient005/patient005_frame01_gt.nii.gz": "label values must be 0, 1, 2, 3; found 4",
         "training/patient005/patient005_frame12.nii.gz": "the image must have 3 axes; it has 4",
-        "training/patient006": "no image patient006_frameNN.nii.gz is there",
+        "training/patient006": "there is no image patient006_frameNN.nii.gz.",
         "training/patient007/patient070_frame01.nii.gz": "the file must be of patient007",
-        "training/patient008/patient008_frame01.nii.gz": "there must be one file per frame; found patient008",
+        "training/patient008/patient008_frame01.nii.gz": "there must be one file per frame; found also patient008",
     }.items():
         assert f"{source / path}: {fault}" in message
     assert f"patient patient009: a patient must be either in training or in testing; found in {train}" in message

@@ -130,7 +130,7 @@ def test_what_is_on_no_list_is_left_out_and_lists_may_lie_in_flods(la, raw, caps
     (source / "test.list").unlink()
     write_list(source / "train.list", LA_SCANS[:2])
     convert("ssl4mis", source)
-    assert f"Leaving out 1 cases that are on no list: {LA_SCANS[2]}" in capsys.readouterr().out
+    assert f"Leaving out 1 cases that are not in a list: {LA_SCANS[2]}" in capsys.readouterr().out
     folder = raw / "Dataset027_SSL4MIS"
     assert (names(folder / "imagesTr"), names(folder / "imagesTs")) == (sorted(LA_SCANS[:2]), LA_SCANS[3:])
 
@@ -148,7 +148,7 @@ def test_faults_of_lists(acdc, raw):
     write_list(source / "val.list", frames(PATIENTS[5:7]))
     message = refusal(raw, "ssl4mis", source)
     assert f"{source / 'train.list'}: every line must name a case of the source; there is no patient999" in message
-    assert "a patient must be on one list; patient006 on those of train and val" in message
+    assert "a patient must be in one list; in those of train and of val: patient006." in message
 
 
 def test_faults_of_files(acdc, raw):
@@ -230,7 +230,7 @@ def test_refusals_before_reading(acdc, la, tmp_path, raw, monkeypatch):
         raw, "ssl4mis", tmp_path / "empty"
     )
     message = refusal(raw, "ssl4mis", source, "--originals", str(tmp_path / "nowhere"))
-    assert f"--originals: it must be the folder of the official data; {tmp_path / 'nowhere'} is none" in message
+    assert f"--originals: must be the folder of the official data; {tmp_path / 'nowhere'} is not one" in message
     monkeypatch.setitem(sys.modules, "h5py", None)
     message = refusal(raw, "ssl4mis", source)
     assert "reading .h5 files needs the package h5py" in message

@@ -55,5 +55,5 @@ def test_pairs_and_what_is_left_over(tmp_path):
 def test_nothing_found_is_refused_only_if_no_fault_explains_it(tmp_path):
     refuse_nothing_found([], ["a fault"], tmp_path, "files")
     refuse_nothing_found([1], [], tmp_path, "files")
-    with pytest.raises(CollabError, match=r"it must hold files; there is none\. Unpack the archive again\."):
+    with pytest.raises(CollabError, match=r"it must hold files; none was found\. Unpack the archive again\."):
         refuse_nothing_found([], [], tmp_path, "files")
