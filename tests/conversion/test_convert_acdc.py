@@ -291,6 +291,6 @@ def test_split_of_the_semi_supervised_papers(tmp_path, raw):
 
 
 def test_split_of_the_papers_needs_all_patients(source, raw):
-    with pytest.raises(CollabError, match="--split ssl4mis needs all 100 patients; 90 are missing, e.g. patient011"):
+    with pytest.raises(CollabError, match=r"--split ssl4mis needs all 100 patients; 90 are missing, e\.g\. patient011"):
         convert(source, "--split", "ssl4mis")
     assert not raw.exists()
