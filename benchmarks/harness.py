@@ -24,7 +24,8 @@ from nnunet_collab.training.guard import NonFiniteGuard
 from nnunet_collab.training.mixing import MixingTrainer
 from nnunet_collab.training.optimization import StudentOptimizers
 from nnunet_collab.training.pseudo_label_curves import PseudoLabelCurves
-from nnunet_collab.training.semi_supervised import SemiSupervisedSettings, SemiSupervisedTrainer
+from nnunet_collab.training.semi_supervised import SemiSupervisedTrainer
+from nnunet_collab.training.semi_supervised_settings import SemiSupervisedSettings
 from nnunet_collab.training.settings import CNN, TRANSFORMER, TrainingSettings
 from nnunet_collab.training.students import build_students
 from nnunet_collab.training.supervision import supervised_loss

@@ -30,8 +30,9 @@ from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
 from nnunet_collab.networks.perturbation import PerturbAt, PerturbedPass
 from nnunet_collab.training.self_taught import SelfTaughtSettings, SelfTaughtTrainer
-from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, split_output
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch
 from nnunet_collab.training.settings import CNN, StudentSettings
+from nnunet_collab.training.student_outputs import split_output
 
 
 class CrossMatchSettings(SelfTaughtSettings):

@@ -23,7 +23,8 @@ from typing import ClassVar, Literal
 
 from nnunet_collab.core.settings import setting
 from nnunet_collab.core.types import Term
-from nnunet_collab.training.semi_supervised import SemiSupervisedSettings, SemiSupervisedTrainer
+from nnunet_collab.training.semi_supervised_settings import SemiSupervisedSettings
+from nnunet_collab.training.semi_supervised import SemiSupervisedTrainer
 from nnunet_collab.training.settings import CNN, StudentSettings
 
 Distance = Literal["squared", "absolute"]
