@@ -17,8 +17,8 @@ def check_pairs(labeled: int, unlabeled: int) -> None:
     if labeled != unlabeled:
         raise CollabError(
             f"setting 'contrast': 'official_diagonal' pairs each labeled sample with an unlabeled one, so a batch must "
-            f"hold as many of both; on this process it has {labeled} and {unlabeled}. Leave unlabeled_batch_size at its "
-            f"default."
+            f"hold as many of both; on this process it has {labeled} and {unlabeled}. Leave unlabeled_batch_size at "
+            f"its default."
         )
 
 
@@ -31,8 +31,8 @@ def check_no_ignore_label(label_manager: Any) -> None:
     if label_manager.has_ignore_label:
         raise CollabError(
             "setting 'size_source': 'labeled' takes the sizes of the classes from labeled crops, and this dataset has "
-            "an ignore label: its crops are centered on annotated voxels, the others' sizes are unknown. Set size_source "
-            "to 'teacher', or, where the formulation has none, constraint to 'none'."
+            "an ignore label: its crops are centered on annotated voxels, the others' sizes are unknown. Set "
+            "size_source to 'teacher', or, where the formulation has none, constraint to 'none'."
         )
 
 
@@ -49,8 +49,8 @@ def check_crops_at_random_places(everywhere: float, labeled: int) -> None:
     if everywhere == 0:
         raise CollabError(
             f"setting 'size_source': 'labeled' takes the sizes from labeled crops at random places, and a batch of "
-            f"{labeled} labeled samples has none: all are centered on foreground. Lower oversample_foreground_percent in "
-            f"a trainer of your own, or use 'teacher'."
+            f"{labeled} labeled samples has none: all are centered on foreground. Lower "
+            f"oversample_foreground_percent in a trainer of your own, or use 'teacher'."
         )
 
 

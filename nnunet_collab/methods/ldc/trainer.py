@@ -26,7 +26,7 @@ from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.data.loaders import BatchSource
 from nnunet_collab.data.two_streams import CENTERED
 from nnunet_collab.losses.boundary_contrast import boundary_contrast, diagonal_contrast, distance_error
-from nnunet_collab.losses.duality import class_fractions, consistency_loss, paper_equation_2, teacher_target
+from nnunet_collab.losses.duality import class_fractions, teacher_target
 from nnunet_collab.methods.ldc.checks import (
     check_crops_at_random_places,
     check_every_class_is_labeled,
@@ -35,6 +35,7 @@ from nnunet_collab.methods.ldc.checks import (
 )
 from nnunet_collab.methods.ldc.constraints import Constraints
 from nnunet_collab.methods.ldc.distance_head import DistanceHead, SliceProjection
+from nnunet_collab.methods.ldc.objective import objective
 from nnunet_collab.methods.ldc.settings import LDCSettings
 from nnunet_collab.methods.ldc.signed_distance import KEY, WithSignedDistances, class_masks, signed_distances
 from nnunet_collab.training.ema_trainer import TeacherTrainer
@@ -230,30 +231,7 @@ class LDCTrainer(TeacherTrainer):
         return terms
 
     def _objective(self, logits: Tensor, target: Tensor, keep: Tensor, used: Tensor | None = None) -> Tensor:
-        s, activation = self.settings, self.recipe.activation
-        if s.formulation == "paper_eq2":
-            return paper_equation_2(
-                logits,
-                target,
-                keep,
-                activation=activation,
-                class_weights=self.class_weights,
-                cross_entropy=s.cross_entropy,
-                used=used,
-            )
-        return consistency_loss(
-            logits,
-            target,
-            keep,
-            activation=activation,
-            class_weights=self.class_weights,
-            cross_entropy=s.cross_entropy,
-            dice=s.dice,
-            squared_error=s.squared_error,
-            mse_on=self.recipe.mse_on,
-            used=used,
-            dice_per_sample=self.official,
-        )
+        return objective(self.settings, self.recipe, self.class_weights)(logits, target, keep, used=used)
 
     def _constraint_terms(self, name: str, logits: Tensor, sizes: Tensor, labeled: Tensor, truth: Truth) -> list[Term]:
         weight = self.weights().get("constraints")
