@@ -37,6 +37,7 @@ SCALES = {
     "2d": {"patch": (256, 224), "batch": 14, "features": [32, 64, 128, 256, 512, 512]},
     "3d": {"patch": (16, 256, 224), "batch": 2, "features": [32, 64, 128, 256, 320, 320]},
     "2d_batch4": {"patch": (256, 224), "batch": 4, "features": [32, 64, 128, 256, 512, 512]},
+    "2d_batch2": {"patch": (256, 224), "batch": 2, "features": [32, 64, 128, 256, 512, 512]},
     "2d_small": {"patch": (160, 160), "batch": 8, "features": [16, 32, 64, 128, 128, 128]},
     "2d_tiny": {"patch": (128, 128), "batch": 8, "features": [16, 32, 64, 64, 64, 64]},
     "3d_tiny": {"patch": (32, 64, 64), "batch": 4, "features": [16, 32, 64, 64, 64, 64]},
@@ -45,7 +46,7 @@ SCALES = {
     "2d_published_acdc": {"patch": (256, 256), "batch": 24, "features": [16, 32, 64, 128, 256]},
     "smoke": {"patch": (64, 64), "batch": 4, "features": [4, 8, 8, 8, 8, 8]},  # only whether it runs
 }
-CLASSES = 4
+CLASSES = 4  # unless --classes says otherwise
 
 
 class _Labels:
@@ -53,7 +54,9 @@ class _Labels:
 
     has_regions = False
     ignore_label = None
-    num_segmentation_heads = CLASSES
+
+    def __init__(self, classes: int) -> None:
+        self.num_segmentation_heads = classes
 
 
 def arguments(description: str | None) -> argparse.Namespace:
@@ -65,6 +68,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10, help="measured steps of each variant")
     parser.add_argument("--warm-up", type=int, default=3, help="steps before them, not measured")
     parser.add_argument("--compile", action="store_true", help="torch.compile, as nnU-Net does on CUDA")
+    parser.add_argument("--classes", type=int, default=CLASSES, help="with the background")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -75,6 +79,12 @@ def hardware(device: str, threads: int) -> str:
     """One line for the head of a table."""
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {threads} threads"
     return f"{name}, torch {torch.__version__}"
+
+
+def head(args: argparse.Namespace) -> str:
+    """One line over a table: what ran, and on what."""
+    what = f"{args.scale} {SCALES[args.scale]}, {args.classes} classes, {args.transformer}"
+    return f"{hardware(args.device, args.threads)}; {what}"
 
 
 def planned_architecture(scale: str) -> dict[str, Any]:
@@ -117,7 +127,7 @@ def make_trainer(
     trainer.settings = settings
     trainer.is_ddp = False
     trainer.iteration = 0
-    trainer.label_manager = _Labels()
+    trainer.label_manager = _Labels(args.classes)
     trainer.grad_scaler = torch.amp.GradScaler("cuda") if args.device == "cuda" else None
     trainer.guard = NonFiniteGuard(settings.max_bad_steps, print)
     planned = planned_architecture(args.scale)
@@ -126,7 +136,7 @@ def make_trainer(
         settings.students,
         blueprints,
         input_channels=1,
-        num_outputs=CLASSES,
+        num_outputs=args.classes,
         patch_size=scale["patch"],
         deep_supervision=settings.deep_supervision,
         device=trainer.device,
@@ -195,7 +205,7 @@ def make_batch(args: argparse.Namespace) -> dict[str, Any]:
     patch, batch = scale["patch"], scale["batch"]
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(batch, 1, *patch, generator=generator)
-    coarse = torch.randint(0, CLASSES, (batch, 1, *[max(1, n // 16) for n in patch]), generator=generator).float()
+    coarse = torch.randint(0, args.classes, (batch, 1, *[max(1, n // 16) for n in patch]), generator=generator).float()
     strides = planned_architecture(args.scale)["arch_kwargs"]["strides"]
     sizes, size = [], list(patch)
     for stage in strides[:-1]:

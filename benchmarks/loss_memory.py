@@ -70,9 +70,7 @@ def main() -> None:
     one_student, dtype = logits.nbytes, logits.dtype
     del logits
     peaks = {name: _peak(trainer, variant, batch) for name, variant in variants.items()}
-    print(
-        f"{harness.hardware(args.device, args.threads)}; {args.scale} {harness.SCALES[args.scale]}, {args.transformer}"
-    )
+    print(harness.head(args))
     print(f"one student's logits: {one_student / 2**20:.1f} MiB ({dtype})")
     print(f"{'step with':26}{'peak MiB':>12}{'extra / logits':>18}")
     for name, peak in peaks.items():

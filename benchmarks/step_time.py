@@ -32,9 +32,7 @@ def main() -> None:
     steps = {name: lambda trainer=trainer: trainer.train_step(batch) for name, trainer in trainers.items()}
     seconds = harness.alternate(steps, args)
     alone = seconds["CNN alone"] + seconds["Transformer alone"]
-    print(
-        f"{harness.hardware(args.device, args.threads)}; {args.scale} {harness.SCALES[args.scale]}, {args.transformer}"
-    )
+    print(harness.head(args))
     print(f"{'step':24}{'median ms':>12}{'/ (CNN + Transformer)':>24}")
     for name, value in seconds.items():
         print(f"{name:24}{value * 1e3:12.1f}{value / alone:24.3f}")

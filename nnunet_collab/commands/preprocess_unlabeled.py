@@ -52,6 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-np", dest="processes", metavar="N", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("--overwrite", action="store_true", help="redo all cases, delete those no longer in imagesUn")
     parser.add_argument(
+        "--locate",
+        metavar="MODEL",
+        type=Path,
+        help="results folder of a trained model of this configuration: it predicts the unlabeled images once, and a "
+        "third of their crops will be centered on its foreground",
+    )
+    parser.add_argument("-device", default="cuda", help="on which MODEL predicts: cuda, cpu or mps (default: cuda)")
+    parser.add_argument(
         "--ignore-others", action="store_true", help="go on though imagesUn holds files that are no images of a case"
     )
 
@@ -93,8 +101,15 @@ def run(args: argparse.Namespace) -> int:
             print("Nothing was written. --ignore-others goes on without them.", file=sys.stderr)
             return 1
     print(f"reads   {raw / UNLABELED} ({len(images)} cases), {preprocessed / args.plans}.json")
+    locating = None
+    if args.locate is not None:
+        from nnunet_collab.data.locating import prepare
+
+        locating = prepare(args.locate, args.configurations, preprocessed, plans, dataset_json, args.device)
     for job in jobs:
         _do(job, args, images, plans, dataset_json)
+    if locating is not None:
+        locating.run(sorted(images), overwrite=args.overwrite)
     print(f"Done: {len(images)} unlabeled cases are ready for {', '.join(dict.fromkeys(args.configurations))}.")
     return 0
 

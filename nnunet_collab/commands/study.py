@@ -21,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mode.add_argument("--dry-run", action="store_true", help="print the commands that are left to be run")
     mode.add_argument("--status", action="store_true", help="print how far every run is")
     mode.add_argument("--slurm", action="store_true", help="write a SLURM job array, one task per run, and run nothing")
-    mode.add_argument("--run", metavar="NAME", help="do one run, e.g. labels0, without the report: a task of the array")
+    # `run` is the function below, as the parser's default of every command.
+    mode.add_argument(
+        "--run", dest="one", metavar="NAME", help="do one run, e.g. labels0, without the report: a task of the array"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"wrote   {script}, {len(study.runs)} tasks\nnext    sbatch {script}")
         print(f"then    nnunet_collab study {args.file}, which reports when all tasks are done")
         return 0
-    if args.run is not None:
-        return conduct.conduct_one(study, args.run)
+    if args.one is not None:
+        return conduct.conduct_one(study, args.one)
     print(f"reads   {study.places.preprocessed}\nwrites  {study.places.results} and {study.places.study}", flush=True)
     return conduct.conduct(study, _slots(args.jobs, device), progress=True)
 

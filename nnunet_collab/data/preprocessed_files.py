@@ -7,9 +7,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import blosc2
-import numpy as np
-
 IMAGE_ENDINGS = (".b2nd", ".npy", ".npz")  # nnU-Net's formats, in the order in which they are looked for
 
 
@@ -19,6 +16,9 @@ def open_array(path: Path) -> Any:
     Raises:
         OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile: If the file is missing, empty or cut off.
     """
+    import blosc2  # here and not above: the help of a command that uses this module must not wait for them
+    import numpy as np
+
     if path.suffix == ".b2nd":
         # Threads of blosc2 would not survive the fork of a loader's worker; its memory maps do not work on Windows.
         mapped = {} if os.name == "nt" else {"mmap_mode": "r"}

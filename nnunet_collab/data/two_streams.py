@@ -63,9 +63,18 @@ class LabeledCrops(nnUNetDataLoader):  # type: ignore[misc]
 
 
 class RandomCrops(nnUNetDataLoader):  # type: ignore[misc]
-    """nnU-Net's loader without any choice of crops by label: no oversampling, no search for annotated voxels."""
+    """nnU-Net's loader without any choice of crops by label: no search for annotated voxels.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, oversample_foreground_percent=0.0, **kwargs)
+    Args:
+        args: As nnU-Net's loader takes them.
+        centered_share: Of the crops that are centered on predicted foreground, where a case has been located; chance
+            decides, so that the share holds for a batch of any size.
+        kwargs: As nnU-Net's loader takes them.
+    """
+
+    def __init__(self, *args: Any, centered_share: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(
+            *args, oversample_foreground_percent=centered_share, probabilistic_oversampling=centered_share > 0, **kwargs
+        )
         # With an ignore label nnU-Net centers even random crops on annotated voxels, whose places are unknown here.
         self.has_ignore = False

@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.nnunet_folders import UNLABELED, case_images
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Images = Mapping[str, Sequence[Path]]  # case -> one file per channel, or one with all of them
 
@@ -82,6 +82,8 @@ def image_problems(images: Images, reader: Any, channels: int, processes: int) -
 
 
 def _faults_of_case(reader: Any, paths: Sequence[Path], expected: int) -> Iterator[str]:
+    import numpy as np  # here and not above: the help of the command must not wait for it
+
     grids: list[_Grid] = []
     for path in paths:
         try:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.data.locations import load_locations
 from nnunet_collab.data.preprocessed_files import image_file, is_whole, open_array
 
 # Not -1: what is outside of the image is blanked in images normalized with a mask, and annotated voxels must not be.
@@ -30,19 +31,26 @@ class UnlabeledDataset:
         partially_labeled: nnU-Net's dataset of labeled cases whose voxels of the ignore label are unlabeled data,
             too; only the place of that label is used.
         ignore_label: That label; needed with `partially_labeled`.
+        located: Case name -> the folder with the places of its predicted foreground; see `data.locations`.
     """
 
     def __init__(
-        self, folders: Mapping[str, Path], *, partially_labeled: Any = None, ignore_label: int | None = None
+        self,
+        folders: Mapping[str, Path],
+        *,
+        partially_labeled: Any = None,
+        ignore_label: int | None = None,
+        located: Mapping[str, Path] | None = None,
     ) -> None:
         self.folders = dict(folders)
         self.partially_labeled = partially_labeled
         self.ignore_label = ignore_label
+        self.located = dict(located or {})
         known = [] if partially_labeled is None else list(partially_labeled.identifiers)
         self.identifiers = sorted({*self.folders, *known})
 
     def load_case(self, identifier: str) -> tuple[Any, Any, None, dict[str, Any]]:
-        """Image `(C, *S)`, where to learn `(1, *S)`, nothing, and properties without any location of a class.
+        """Image `(C, *S)`, where to learn `(1, *S)`, nothing, and properties with places of predicted classes alone.
 
         Raises:
             CollabError: If the image is not there, or cut off.
@@ -53,7 +61,8 @@ class UnlabeledDataset:
         else:
             image, labels, _, _ = self.partially_labeled.load_case(identifier)
             where = _Unannotated(labels, self.ignore_label)
-        return image, where, None, {"class_locations": {}}
+        found = load_locations(self.located[identifier], identifier) if identifier in self.located else {}
+        return image, where, None, {"class_locations": found}
 
 
 def open_image(folder: Path, identifier: str) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor
 from nnunet_collab.core import checkpoint as checkpoints
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.files import write_atomically, write_json
+from nnunet_collab.core.names import require_plain_name
 from nnunet_collab.inference.complete_weights import require_complete
 
 KEY = checkpoints.KEY
@@ -38,6 +39,7 @@ def student_folder(run: Path, student: str) -> Path:
         student: Its name.
     """
     trainer, plans, configuration = run.name.split("__")
+    require_plain_name(f"{run}, name of a student in its plans.json", student, "Publish a run of your own.")
     return run.with_name(f"{trainer}_{student}__{plans}__{configuration}")
 
 

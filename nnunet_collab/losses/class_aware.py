@@ -70,11 +70,11 @@ def class_aware_kl(
         ValueError: If shapes disagree, `alpha <= 0`, or `order` or `classes` is unknown.
         TypeError: If `truth.keep` is not boolean.
     """
-    _check("class_aware_kl", student_features, peer_features, alpha, order, classes)
-    _check_spatial_axes("class_aware_kl", "labels", truth.labels, 1, student_features)
+    check_features("class_aware_kl", student_features, peer_features, alpha, order, classes)
+    check_spatial_axes("class_aware_kl", "labels", truth.labels, 1, student_features)
     check_truth("class_aware_kl", truth, student_features.shape[0])
     size = common_grid(student_features, peer_features)
-    labels, keep = _sample_centers(truth.labels, size), _sample_centers(truth.keep, size)
+    labels, keep = sample_centers(truth.labels, size), sample_centers(truth.keep, size)
     with torch.autocast(student_features.device.type, enabled=False):
         member = _membership(labels, keep, num_classes, student_features)
         student = average_pool(student_features, size).flatten(2)
@@ -122,8 +122,8 @@ def region_class_aware_kl(
     """
     if regions.ndim < 3 or regions.shape[1] < 1:
         raise ValueError(f"region_class_aware_kl: regions must be (B, R, *S) with R >= 1; got {tuple(regions.shape)}.")
-    _check("region_class_aware_kl", student_features, peer_features, alpha, order, classes)
-    _check_spatial_axes("region_class_aware_kl", "regions", regions, 2, student_features)
+    check_features("region_class_aware_kl", student_features, peer_features, alpha, order, classes)
+    check_spatial_axes("region_class_aware_kl", "regions", regions, 2, student_features)
     whole = Truth(torch.zeros_like(regions[:, 0], dtype=torch.long), keep)
     check_truth("region_class_aware_kl", whole, student_features.shape[0])
     terms = [
@@ -240,16 +240,24 @@ def _membership(labels: Tensor, keep: Tensor, num_classes: int, like: Tensor) ->
     )
 
 
-def _sample_centers(voxels: Tensor, size: tuple[int, ...]) -> Tensor:
+def sample_centers(voxels: Tensor, size: tuple[int, ...]) -> Tensor:
     """Nearest-exact sampling of `(B, *S)` to `(B, *size)`, for dtypes that `interpolate` does not take."""
     for axis, (old, new) in enumerate(zip(voxels.shape[1:], size, strict=True), start=1):
-        if old != new:
+        if old % new == 0:
+            step = old // new
+            voxels = voxels[(slice(None),) * axis + (slice(step // 2, None, step),)]
+        else:
             index = ((torch.arange(new, device=voxels.device) * 2 + 1) * old).div(2 * new, rounding_mode="floor")
             voxels = voxels.index_select(axis, index)
     return voxels
 
 
-def _check_spatial_axes(caller: str, name: str, truth: Tensor, leading: int, features: Tensor) -> None:
+def check_spatial_axes(caller: str, name: str, truth: Tensor, leading: int, features: Tensor) -> None:
+    """Raise unless the truth, without its leading axes, has as many axes as a feature map.
+
+    Raises:
+        ValueError: Naming both shapes.
+    """
     if truth.ndim - leading != features.ndim - 2:
         raise ValueError(
             f"{caller}: {name} must have as many spatial axes as the features {tuple(features.shape)}; "
@@ -257,7 +265,12 @@ def _check_spatial_axes(caller: str, name: str, truth: Tensor, leading: int, fea
         )
 
 
-def _check(caller: str, student: Tensor, peer: Tensor, alpha: float, order: str, classes: str) -> None:
+def check_features(caller: str, student: Tensor, peer: Tensor, alpha: float, order: str, classes: str) -> None:
+    """Raise unless two feature maps can be compared, and the options are known.
+
+    Raises:
+        ValueError: Naming what is wrong.
+    """
     if student.ndim != peer.ndim or student.shape[0] != peer.shape[0] or student.ndim not in (4, 5):
         raise ValueError(
             f"{caller}: both features must be (B, D, *s) of the same batch and two or three spatial axes; "

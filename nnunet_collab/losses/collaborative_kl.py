@@ -34,11 +34,13 @@ from nnunet_collab.core.types import Truth
 from nnunet_collab.losses.rectified import ALL_FACTORS, rectify
 
 Order = Literal["target_first", "student_first"]
+UnsurePeer = Literal["as_published", "skip"]
 
 # (student log-probabilities, peer log-probabilities, labels) -> (soft label, voxels it teaches or None for all)
 SoftLabel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 SLABS = 16  # the working memory is this fraction of what the whole patch would need
+SOFT_LABEL_FLOOR = 1e-8  # of the soft label inside the logarithm, order "student_first"
 MIN_SLAB_VOXELS = {"cuda": 2**15}  # below that, launching kernels costs more than it saves; a CPU launches none
 
 
@@ -85,6 +87,7 @@ def rectified_kl(
     *,
     factors: Collection[str] = ALL_FACTORS,
     order: Order = "target_first",
+    unsure_peer: UnsurePeer = "as_published",
 ) -> Tensor:
     """RLCL (CTRCL, equation 12): the soft label is the peer's prediction, rectified by the truth.
 
@@ -94,16 +97,34 @@ def rectified_kl(
         truth: Used for rectification; voxels with `keep` False take no part.
         factors: The factors of lambda, see `rectify`.
         order: Which distribution comes first in the Kullback-Leibler divergence.
+        unsure_peer: What a peer teaches where it is right, but gives the truth less probability than the student does.
+            Equation 12 leaves its prediction as it is there, which pulls the student back ("as_published"). "skip": it
+            teaches nothing there; such voxels still count in the mean. This is not in the paper.
 
     Returns:
         Scalar; exactly 0 with zero gradient if no voxel is kept.
 
     Raises:
-        ValueError: If shapes disagree, or `order` or a factor is unknown.
+        ValueError: If shapes disagree, or an option or a factor is unknown.
         TypeError: If `truth.keep` is not boolean.
     """
-    soft_label = partial(_rectified_peer, factors=tuple(factors))
+    check_options("rectified_kl", order, factors, unsure_peer)
+    soft_label = partial(_rectified_peer, factors=tuple(factors), unsure_peer=unsure_peer)
     return _collaborative_kl("rectified_kl", student_logits, peer_logits, truth, soft_label, order)
+
+
+def check_options(caller: str, order: str, factors: Collection[str] = (), unsure_peer: str = "as_published") -> None:
+    """Raise if an option is unknown.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    if order not in ("target_first", "student_first"):
+        raise ValueError(f"{caller}: order must be 'target_first' or 'student_first'; got {order!r}.")
+    if unknown := set(factors) - set(ALL_FACTORS):
+        raise ValueError(f"{caller}: factors must be among {ALL_FACTORS}; got {sorted(unknown)}.")
+    if unsure_peer not in ("as_published", "skip"):
+        raise ValueError(f"{caller}: unsure_peer must be 'as_published' or 'skip'; got {unsure_peer!r}.")
 
 
 def as_two_classes(region_logits: Tensor) -> Tensor:
@@ -126,9 +147,14 @@ def _peer_where_better(student: Tensor, peer: Tensor, labels: Tensor) -> tuple[T
 
 
 def _rectified_peer(
-    student: Tensor, peer: Tensor, labels: Tensor, factors: tuple[str, ...]
+    student: Tensor, peer: Tensor, labels: Tensor, factors: tuple[str, ...], unsure_peer: UnsurePeer
 ) -> tuple[Tensor, Tensor | None]:
-    return rectify(peer.exp(), labels, factors=factors), None
+    soft_label = rectify(peer.exp(), labels, factors=factors)
+    if unsure_peer == "as_published":
+        return soft_label, None
+    index = labels.unsqueeze(1)
+    right = peer.gather(1, index) > peer.scatter(1, index, -torch.inf).amax(dim=1, keepdim=True)
+    return soft_label, ~(right & (peer.gather(1, index) < student.gather(1, index)))
 
 
 def _collaborative_kl(
@@ -136,8 +162,7 @@ def _collaborative_kl(
 ) -> Tensor:
     check_same_shape(caller, student_logits=student_logits, peer_logits=peer_logits)
     check_truth(caller, truth, student_logits.shape[0], tuple(student_logits.shape[2:]))
-    if order not in ("target_first", "student_first"):
-        raise ValueError(f"{caller}: order must be 'target_first' or 'student_first'; got {order!r}.")
+    check_options(caller, order)
     total: Tensor = _SumOfKL.apply(student_logits, peer_logits.detach(), truth.labels, truth.keep, soft_label, order)
     return global_mean(total, truth.keep.sum())
 
@@ -184,7 +209,7 @@ def _divergence(log_p: Tensor, q: Tensor, order: Order) -> tuple[Tensor, Tensor]
     p = log_p.exp()
     if order == "target_first":
         return (torch.xlogy(q, q) - q * log_p).sum(dim=1, keepdim=True), p - q
-    log_ratio = log_p - q.clamp_min(1e-8).log()
+    log_ratio = log_p - q.clamp_min(SOFT_LABEL_FLOOR).log()
     value = (p * log_ratio).sum(dim=1, keepdim=True)
     return value, p * (log_ratio - value)
 

@@ -1,7 +1,7 @@
 r"""Adaptive rectification module (ARM) of CTRCL: mend a peer's soft label with the truth where it is wrong.
 
 For one voxel with truth :math:`y`, prediction :math:`P`, mistake :math:`M = [\arg\max P \ne y]`, and
-:math:`p^{tru} = P_y`, :math:`p^{mis} = \max_k P_k`,
+:math:`p^{tru} = P_y`, :math:`p^{mis} = \max_{k \ne y} P_k`,
 
 .. math::
     \lambda^a = (1 + p^{mis} - p^{tru})^{-1}, \quad \lambda^s = e^{-CE(P, y)} = p^{tru}, \quad
@@ -13,7 +13,8 @@ For one voxel with truth :math:`y`, prediction :math:`P`, mistake :math:`M = [\a
 
 Source: Wu et al., "CNN-Transformer Rectified Collaborative Learning for Medical Image Segmentation", section III.B,
 equations 4-11. The factors are evaluated per voxel ("a matrix of dynamic weights"), on `P` and not on the masked
-`P * M` of equation 5, whose cross-entropy and entropy are undefined outside `M`. Units: nats.
+`P * M` of equation 5, whose cross-entropy and entropy are undefined outside `M`. Where the truth ties with another
+class, the paper is silent; here it is a mistake, so that the number of a class does not matter. Units: nats.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def rectify(probs: Tensor, labels: Tensor, *, factors: Collection[str] = ALL_FAC
         raise ValueError(f"rectify: labels have one value per voxel, so {expected}; got {tuple(labels.shape)}.")
     index = labels.unsqueeze(1)
     p_true = probs.gather(1, index)
-    p_mistaken, predicted = probs.max(dim=1, keepdim=True)
+    p_mistaken = probs.scatter(1, index, 0).amax(dim=1, keepdim=True)
     weight = torch.ones_like(p_true)
     if "alignment" in factors:
         weight = weight / (1 + p_mistaken - p_true)
@@ -59,5 +60,5 @@ def rectify(probs: Tensor, labels: Tensor, *, factors: Collection[str] = ALL_FAC
         weight = weight * p_true  # exp(-CE) without the detour through log and exp
     if "certainty" in factors:
         weight = weight * torch.xlogy(probs, probs).sum(dim=1, keepdim=True).exp()
-    weight = torch.where(predicted == index, 1.0, weight)
+    weight = torch.where(p_true > p_mistaken, 1.0, weight)
     return (weight * probs).scatter_add(1, index, 1 - weight)

@@ -10,23 +10,15 @@ No code was published; where the paper is ambiguous, the comments beside the set
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.settings import refuse_unused, require, setting
-from nnunet_collab.core.types import StudentOutput, Term, Truth, region_truth
-from nnunet_collab.losses.class_aware import class_aware_kl, region_class_aware_kl
-from nnunet_collab.losses.collaborative_kl import (
-    as_two_classes,
-    ensemble_kl,
-    mutual_kl,
-    rectified_kl,
-    selective_kl,
-)
+from nnunet_collab.core.types import StudentOutput, Term, Truth
+from nnunet_collab.losses.class_aware_pair import class_aware_pair
+from nnunet_collab.losses.collaborative_pair import EAGER, SlabFunctions, collaborative_pair, compiled
 from nnunet_collab.losses.rectified import ALL_FACTORS
 from nnunet_collab.training.settings import CollaborativeSettings
 from nnunet_collab.training.trainer import CollabTrainer
@@ -49,6 +41,12 @@ class CTRCLSettings(CollaborativeSettings):
         ALL_FACTORS,
         "Factors of lambda: alignment, similarity, certainty. None of them: lambda = 1, which is mutual learning.",
         source="table V",
+    )
+    unsure_peer: Literal["as_published", "skip"] = setting(
+        "as_published",
+        "Equation 12 leaves a peer that is right but less sure than the student as it is, which pulls the student "
+        "back. skip: such voxels do not teach that student; not in the paper.",
+        source="equation 12",
     )
     kl_order: Literal["target_first", "student_first"] = setting(
         "target_first",
@@ -79,7 +77,7 @@ class CTRCLSettings(CollaborativeSettings):
         known = set(self.lambda_factors) <= set(ALL_FACTORS)
         require(known, "lambda_factors", f"must be among {', '.join(ALL_FACTORS)}", self.lambda_factors)
         if self.logit_mode != "rlcl":
-            refuse_unused(self, ("lambda_factors",), f"with logit_mode {self.logit_mode!r}")
+            refuse_unused(self, ("lambda_factors", "unsure_peer"), f"with logit_mode {self.logit_mode!r}")
 
 
 class CTRCLTrainer(CollabTrainer):
@@ -87,6 +85,7 @@ class CTRCLTrainer(CollabTrainer):
 
     settings: ClassVar[CTRCLSettings] = CTRCLSettings()
     feature_levels: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+    slab_functions: SlabFunctions = EAGER  # the pointwise part of the logit losses
 
     def check(self, settings: CTRCLSettings) -> None:  # type: ignore[override]
         """Refuse anything but two students, unless nothing is shared between them."""
@@ -104,6 +103,8 @@ class CTRCLTrainer(CollabTrainer):
             CollabError: Naming the student and the tap it needs.
         """
         super().initialize()
+        if self.device.type == "cuda" and self._do_i_compile():
+            self.slab_functions = compiled(self.print_to_log_file)
         for level in ("encoder", "decoder"):
             weight = getattr(self.settings, f"gamma_{level}")
             for student in self.group:
@@ -116,56 +117,54 @@ class CTRCLTrainer(CollabTrainer):
 
     def loss_terms(self, outputs: dict[str, StudentOutput], target: Tensor | list[Tensor], truth: Truth) -> list[Term]:
         """Equation 17 for every student that learns."""
-        terms = super().loss_terms(outputs, target, truth)
-        if len(outputs) == 2 and self._factor() > 0:
-            for student, peer in self._pairs():
-                terms += self._collaborative_terms(student, outputs[student], outputs[peer], truth)
-        return terms
+        # Autograd goes backwards: made first, these terms get their gradients when what the supervised losses keep is
+        # free again.
+        factor = self.settings.ramp(self.iteration, self.settings.ramp_up)
+        collaborative = self._collaborative_terms(outputs, truth, factor) if len(outputs) == 2 and factor > 0 else []
+        return [*super().loss_terms(outputs, target, truth), *collaborative]
 
-    def _factor(self) -> float:
-        """Of beta and the gammas at this iteration."""
-        return self.settings.ramp(self.iteration, self.settings.ramp_up)
-
-    def _pairs(self) -> Iterator[tuple[str, str]]:
-        """Each learning student with its peer; a frozen one only teaches (offline distillation, figure 10)."""
-        first, second = self.settings.students
-        for student, peer in ((first, second), (second, first)):
-            if not student.frozen:
-                yield student.name, peer.name
-
-    def _collaborative_terms(self, name: str, own: StudentOutput, peer: StudentOutput, truth: Truth) -> list[Term]:
-        s, factor = self.settings, self._factor()
-        terms = []
-        if s.beta:
-            terms.append(Term(name, s.logit_mode, factor * s.beta, self._logit_loss(own.logits, peer.logits, truth)))
-        levels = (("encoder", s.gamma_encoder), ("decoder", s.gamma_decoder))
-        for level, weight in levels:
-            if weight:
-                value = self._feature_loss(getattr(own, level), getattr(peer, level), truth)
-                terms.append(Term(name, f"cfcl_{level}", factor * weight, value))
-        return terms
-
-    def _logit_loss(self, own: Tensor, peer: Tensor, truth: Truth) -> Tensor:
-        losses: dict[str, Callable[..., Tensor]] = {
-            "rlcl": partial(rectified_kl, factors=self.settings.lambda_factors),
-            "mutual": mutual_kl,
-            "ensemble": ensemble_kl,
-            "selective": selective_kl,
-        }
-        if truth.regions is not None:
-            own, peer = as_two_classes(own), as_two_classes(peer)
-            truth = region_truth(truth.regions, truth.keep)
-        return losses[self.settings.logit_mode](own, peer, truth, order=self.settings.kl_order)
-
-    def _feature_loss(self, own: Tensor, peer: Tensor, truth: Truth) -> Tensor:
+    def _collaborative_terms(self, outputs: dict[str, StudentOutput], truth: Truth, factor: float) -> list[Term]:
+        """Those of both students, beta and the gammas times `factor`; a frozen one only teaches (figure 10)."""
         s = self.settings
-        options = {
-            "alpha": s.alpha,
-            "order": s.kl_order,
-            "classes": s.cfcl_classes,
-            "detach_prototypes": s.detach_prototypes,
-        }
-        if truth.regions is not None:
-            return region_class_aware_kl(own, peer, truth.regions, truth.keep, **options)  # type: ignore[arg-type]
-        classes = self.label_manager.num_segmentation_heads
-        return class_aware_kl(own, peer, truth, num_classes=classes, **options)  # type: ignore[arg-type]
+        first, second = (outputs[student.name] for student in s.students)
+        losses: dict[str, tuple[float, tuple[Tensor, Tensor]]] = {}
+        if s.beta:
+            losses[s.logit_mode] = s.beta, self._logit_losses(first.logits, second.logits, truth)
+        weights = {"encoder": s.gamma_encoder, "decoder": s.gamma_decoder}
+        levels = [level for level, weight in weights.items() if weight]
+        if levels:
+            maps = [[getattr(output, level) for level in levels] for output in (first, second)]
+            for level, values in zip(levels, self._feature_losses(maps[0], maps[1], truth), strict=True):
+                losses[f"cfcl_{level}"] = weights[level], values
+        return [
+            Term(student.name, name, factor * weight, values[i])
+            for i, student in enumerate(s.students)
+            if not student.frozen
+            for name, (weight, values) in losses.items()
+        ]
+
+    def _logit_losses(self, first: Tensor, second: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
+        s = self.settings
+        return collaborative_pair(
+            first,
+            second,
+            truth,
+            mode=s.logit_mode,
+            factors=s.lambda_factors,
+            order=s.kl_order,
+            unsure_peer=s.unsure_peer,
+            functions=self.slab_functions,
+        )
+
+    def _feature_losses(self, first: list[Tensor], second: list[Tensor], truth: Truth) -> list[tuple[Tensor, Tensor]]:
+        s = self.settings
+        return class_aware_pair(
+            first,
+            second,
+            truth,
+            num_classes=self.label_manager.num_segmentation_heads,
+            alpha=s.alpha,
+            order=s.kl_order,
+            classes=s.cfcl_classes,
+            detach_prototypes=s.detach_prototypes,
+        )

@@ -10,7 +10,7 @@ Each batch holds labeled samples, as nnU-Net makes them, and views of unlabeled 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -26,6 +26,7 @@ from nnunet_collab.core.nnunet_folders import RAW, SPLIT_FILE, UNLABELED
 from nnunet_collab.core.settings import COUNT, setting
 from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.data.loaders import BatchSource
+from nnunet_collab.data.locations import located_cases, locations_folder, read_record
 from nnunet_collab.data.two_streams import LabeledCrops, RandomCrops, TwoStreams
 from nnunet_collab.data.unlabeled_dataset import UnlabeledDataset, has_image
 from nnunet_collab.data.unlabeled_preprocessing import unlabeled_cases, unlabeled_folder
@@ -55,6 +56,15 @@ class SemiSupervisedSettings(CollaborativeSettings):
         1.0,
         "Factor of the whole loss. Published programs weigh nnU-Net's loss with less than 1; presets repeat that.",
         gt=0,
+    )
+    centered_share: float = setting(
+        1 / 3,
+        "Unlabeled crops that are centered on predicted foreground, where nnunet_collab preprocess_unlabeled --locate "
+        "has found it; all others lie at random places. 0: all do.",
+        unit="share of the crops",
+        ge=0,
+        le=1,
+        source="nnU-Net's share of labeled crops",
     )
     unlabeled_voxels: bool = setting(True, "Whether the voxels of the ignore label are unlabeled data, too.")
     unlabeled_deep_supervision: bool = setting(
@@ -134,6 +144,7 @@ class SemiSupervisedTrainer(CollabTrainer):
             self.configuration_manager.patch_size,
             self.label_manager,
             transforms=WeakAndStrongViews(transforms, self.strong_views),
+            centered_share=self.settings.centered_share if unlabeled.located else 0.0,
         )
         return TwoStreams(labeled, crops)
 
@@ -173,9 +184,24 @@ class SemiSupervisedTrainer(CollabTrainer):
         self.case_roles.require_same_cases("unlabeled", folders)
         return UnlabeledDataset(
             folders,
+            located=self._located(folders),
             partially_labeled=labeled if scribbles else None,
             ignore_label=self.label_manager.ignore_label,
         )
+
+    def _located(self, cases: Iterable[str]) -> dict[str, Path]:
+        """The folder with the places of predicted foreground of each case that has them."""
+        base = Path(self.preprocessed_dataset_folder_base)
+        folder = locations_folder(base, self.configuration_manager.data_identifier)
+        found = sorted(located_cases(folder) & {*cases}) if self.settings.centered_share > 0 else []
+        self.case_roles.require_same_cases("located", found)
+        if found:
+            model = read_record(folder).get("model", "an unknown model")
+            self.print_to_log_file(
+                f"{self.settings.centered_share:.0%} of the crops of {len(found)} unlabeled cases are centered on the "
+                f"foreground that {model} predicts"
+            )
+        return dict.fromkeys(found, folder)
 
     def _without_validated(self, extra: list[str], in_split: list[str]) -> list[str]:
         """The cases of imagesUn that are of no patient who is validated on."""

@@ -146,7 +146,7 @@ def test_any_other_is_refused(tmp_path, content, found):
 
 @pytest.mark.parametrize(
     "name",
-    ["../../../x", "/x", "..", ".", ".x", "a/b", "a\\b", "C:x", "", " ", "a\n", "a\0b", "x" * 300, "a.", "\ud800"],
+    ["../../../x", "/x", "..", ".", ".x", "a/b", "a\\b", "C:x", "", " ", "a\n", "a\0b", "x" * 300, "a."],
 )
 def test_a_case_cannot_be_named_like_a_path(tmp_path, name):
     cases = {"dataset": {name: {"images": ["x.nii.gz"], "label": "y.nii.gz"}}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from skimage import io
 
+import nnunet_collab
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.grid import Grid, GridTolerance, grid_differences
 from nnunet_collab.core.image_io import read_image, read_volume, whole_numbers
@@ -206,3 +208,15 @@ def test_help_does_not_wait_for_image_libraries():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_no_module_reads_an_image_by_itself():
+    """What does not go through `read_whole` measures what is left of a truncated file."""
+    package = Path(nnunet_collab.__file__).parent
+    modules = [*package.rglob("*.py"), *(package.parent / "dataset_conversion").glob("*.py")]
+    # The readers themselves; a DICOM series, which is a folder of files; images of imagesUn, of formats of nnU-Net's
+    # other readers.
+    allowed = {"image_io.py", "whole_files.py", "pancreas.py", "preprocess_unlabeled.py"}
+    words = ("ReadImage", "read_images(", "read_seg(", "nib.load", "imread", "ImageFileReader")
+    found = {path.name for path in modules if any(word in path.read_text(encoding="utf-8") for word in words)}
+    assert found - allowed == set()

@@ -62,7 +62,7 @@ def test_another_process_of_the_same_number_is_another_one():
     assert replace(me, started=me.started - 1).is_gone
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 5])
+@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 5], ids=["mine", "nobody"])
 def test_of_another_place_nothing_is_certain(pid):
     other = ProcessId("00000000", pid, 1)
     assert (other.is_here, other.is_gone) == (False, False)

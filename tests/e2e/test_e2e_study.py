@@ -31,7 +31,7 @@ trainer = "CTRCLTrainer"
 ensemble = true
 settings.students.Transformer.network = "segformer_b0"
 """
-METHODS = ("Supervised alone", "CTRCL / CNN", "CTRCL / Transformer", "CTRCL / mean of students")
+METHODS = ("Supervised alone / CNN", "CTRCL / CNN", "CTRCL / Transformer", "CTRCL / mean of students")
 
 
 def study(workspace, *arguments):

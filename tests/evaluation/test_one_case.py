@@ -102,6 +102,21 @@ def test_other_formats_give_the_same(tmp_path, ending, reader):
         assert all(got[name] == value for name, value in plain.items() if name in got)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_spacings_of_double_precision_give_the_same_last_bits(tmp_path, seed):
+    """NIfTI rounds a spacing to 24 bits, whose products with indices are exact; .nrrd keeps all 53."""
+    spacing = np.random.default_rng(seed).uniform(0.3, 5, 3).tolist()
+    plan = pair(tmp_path, blobs((11, 14, 12), 3, seed), blobs((11, 14, 12), 3, seed + 9), ending=".nrrd")
+    for folder in (plan.predictions, plan.labels):
+        image = sitk.ReadImage(str(folder / "c.nrrd"))
+        image.SetSpacing(spacing)
+        sitk.WriteImage(image, str(folder / "c.nrrd"))
+    _, rows = evaluate_case(plan, "c")
+    want = plain_evaluation(plan.predictions / "c.nrrd", plan.labels / "c.nrrd", SimpleITKIO, plan.classes)
+    for got, plain in zip(rows, want, strict=True):
+        assert {name: got[name] for name in plain} == plain
+
+
 def test_every_file_is_read_once(tmp_path, monkeypatch):
     plan = pair(tmp_path, blobs((5, 6, 7), 3, 0), blobs((5, 6, 7), 3, 1))
     read, original = [], module.read_volume

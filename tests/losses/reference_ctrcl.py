@@ -37,8 +37,8 @@ def softmax(logits: Iterable[float]) -> list[float]:
 
 def rectify_voxel(p: Sequence[float], truth: int, factors: Collection[str]) -> list[float]:
     """Equations 4 to 11 for the probabilities of one voxel."""
-    mistake = max(range(len(p)), key=lambda k: p[k])
-    if mistake == truth:
+    mistake = max((k for k in range(len(p)) if k != truth), key=lambda k: p[k])
+    if p[truth] > p[mistake]:
         return list(p)
     lam = 1.0
     if "alignment" in factors:

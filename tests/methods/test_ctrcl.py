@@ -87,7 +87,7 @@ def test_terms_are_the_losses_called_by_hand_with_the_weights_of_the_settings(ma
             want.items(), (3.0, 1.0, 2.0), strict=True
         ):  # beta, gamma1, gamma2 of the paper
             assert terms[f"{own}/{name}"].weight == weight
-            assert torch.equal(terms[f"{own}/{name}"].value, value)
+            torch.testing.assert_close(terms[f"{own}/{name}"].value, value, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,7 @@ def test_terms_are_the_losses_called_by_hand_with_the_weights_of_the_settings(ma
         ({"detach_prototypes": True}, {"detach_prototypes": True}, {}),
         ({"lambda_factors": ["certainty"]}, {}, {"factors": ("certainty",)}),
         ({"lambda_factors": []}, {}, {"factors": ()}),
+        ({"unsure_peer": "skip"}, {}, {"unsure_peer": "skip"}),
     ],
 )
 def test_every_switch_reaches_its_loss(make, changes, level_options, logit_options):
@@ -113,9 +114,10 @@ def test_every_switch_reaches_its_loss(make, changes, level_options, logit_optio
     parameters = list(trainer.group["CNN"].network.encoder.stages[0].parameters())
     for name, want in zip(("rlcl", "cfcl_encoder"), by_hand, strict=True):
         value = terms[f"CNN/{name}"].value
-        assert torch.equal(value, want)
+        torch.testing.assert_close(value, want, rtol=1e-5, atol=1e-7)
         slopes = [torch.autograd.grad(v, parameters, retain_graph=True) for v in (value, want)]
-        assert all(map(torch.equal, *slopes))
+        for got, expected in zip(*slopes, strict=True):  # a bias before a normalization has no gradient but rounding
+            assert (got - expected).norm() <= 1e-3 * expected.norm() + 1e-5
 
 
 @pytest.mark.parametrize(

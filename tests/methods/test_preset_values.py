@@ -9,7 +9,8 @@ import importlib
 
 import pytest
 
-from nnunet_collab.core.settings import change, preset_names, read, to_json
+from nnunet_collab.core.presets import preset_names, read
+from nnunet_collab.core.settings import change, to_json
 from nnunet_collab.core.shipped import doorways
 
 ABOUT = {"description", "trainer", "preset"}  # what a preset says of itself
@@ -135,7 +136,7 @@ def test_the_table_has_every_preset():
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_says_what_its_source_says(name):
     trainer, want, students = PRESETS[name]
-    given = read(name)
+    given = read(name, takes=(trainer,))
     defaults = getattr(importlib.import_module(doorways()[trainer]), trainer).settings
     found = to_json(change(defaults, {key: value for key, value in given.items() if key not in ABOUT}, name))
     assert {key: found[key] for key in want} == want

@@ -24,13 +24,13 @@ ALL_LABELED = {"CTRCLTrainer", "CMAformerTrainer", "SupervisedTrainer"}
 
 
 def plans_of(description):
-    """Plans of five stages, with the batch that nnU-Net plans for the dataset of the study."""
-    planned = {"acdc_coarse_3": 13, "acdc_coarse_7": 13, "la_coarse_4": 2, "la_coarse_8": 2, "ctrcl_acdc": 13}
+    """Plans with as many stages as nnU-Net plans for the dataset of the study, and its batch."""
+    planned = {"acdc_coarse_3": 13, "acdc_coarse_7": 16, "la_coarse_4": 2, "la_coarse_8": 2, "ctrcl_acdc": 13}
     plans = make_plans()
     configuration = plans["configurations"][description.configuration]
     configuration["batch_size"] = planned[description.name]
     network = configuration["architecture"]["arch_kwargs"]
-    stages = 5
+    stages = 4 if description.configuration == "3d_fullres" else 5
     network["n_stages"] = stages
     for name, value in network.items():
         if isinstance(value, (list, tuple)) and name != "features_per_stage" and "decoder" not in name:
@@ -119,9 +119,9 @@ def test_presets_count():
     [
         ("FixMatchTrainer", {"tua": 0.5}, "2d", "unknown setting 'tua'. Valid are: "),
         ("FixMatchTrainer", {"tau": "high"}, "2d", "setting 'tau' must be a finite number"),
-        ("FixMatchTrainer", {"tau": 1.5}, "2d", "setting 'tau': must be"),
+        ("FixMatchTrainer", {"tau": 1.5}, "2d", "setting 'tau' must be a finite number in (0, 1); got 1.5"),
         ("FixMatchTrainer", {"patch_size": [8, 8, 8]}, "2d", "2d is 2D and takes 2 sizes"),
-        ("FixMatchTrainer", {"unlabeled_batch_size": 0}, "2d", "to train on labels alone, use SupervisedTrainer"),
+        ("FixMatchTrainer", {"unlabeled_batch_size": 0}, "2d", "'unlabeled_batch_size' must be an integer in [1, "),
         ("FixMatchTrainer", {"start": 2000}, "2d", "setting 'start': must be a share of the run"),
         ("FixMatchTrainer", {"preset": "no"}, "2d", "must be inline JSON, a JSON file or a preset"),
         ("FixMatchTrainer", {}, "3d_cascade", "configuration '3d_cascade': must be one of the plans'"),
@@ -147,3 +147,13 @@ def test_trainers_of_others(tmp_path, monkeypatch):
     (tmp_path / "OwnTrainer.py").write_text(own)
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
     assert find_trainer("OwnTrainer").__name__ == "OwnTrainer"
+
+
+def test_the_study_in_the_readme_is_valid(tmp_path):
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```toml\n(.*?)^```", readme, flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "few.toml").write_text(text)
+    description = read_description(tmp_path / "few.toml")
+    assert [arm.name for arm in description.arms] == ["labels", "labelslarge", "pair"]
+    for name in re.findall(r"nnunet_collab study (\S+)", readme):
+        assert (FOLDER.parent / name).is_file()

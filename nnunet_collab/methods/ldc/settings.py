@@ -112,7 +112,14 @@ class LDCSettings(TeacherSettings):
         "labeled", "Where the sizes of the classes are from: random labeled crops, or the teacher."
     )
     size_decay: float = setting(0.99, "Decay of the running mean of the labeled crops' sizes.", ge=0, lt=1)
-    tolerance: float = setting(0.1, "Half-width of the bands.", unit="share of the size", ge=0, lt=1)
+    tolerance: float | None = setting(
+        None,
+        "Half-width of the bands. null: 0.1 where the teacher gives the sizes; where labels do, it follows from the "
+        "spread of the sizes in labeled crops, so that the truth itself violates a band in at most 5 % of the batches.",
+        unit="share of the size",
+        ge=0,
+        lt=1,
+    )
     norm_limit: float = setting(0.0, "Largest squared norm of the student's weights. 0: none.", ge=0)
     logit_limit: float = setting(0.0, "Limit of mean max(0, |logit| - limit) <= 0. 0: none.", ge=0)
     dual_rate: float = setting(0.01, "Step of the multipliers.", ge=0, source="released code")

@@ -274,6 +274,7 @@ class LDCTrainer(TeacherTrainer):
             sizes=sizes,
             labeled=(labeled, self._target(truth, labeled), truth.keep),
             weights=[p for p in self.group[name].network.parameters() if p.requires_grad],
+            ramp=self.ramp_over(self.recipe.ramp_up),
         )
         return [Term(name, "constraints", weight, value)]
 

@@ -7,6 +7,8 @@ the process, which leads a session of its own, and its exit code. The server end
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import random
@@ -86,10 +88,34 @@ def run(arguments):
         runpy.run_path(program, run_name="__main__")
 
 
+def exit_code(arguments):
+    """Of `python *arguments`, with what Python prints about its end."""
+    try:
+        run(arguments)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return 1 if isinstance(end.code, str) else end.code or 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+def leave():
+    """End here: to take torch and nnU-Net apart, module by module, would take seconds."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
+    code = 0
+    atexit.register(leave)  # the first to be registered is the last to be called, when all threads have ended
     preload()
+    gc.freeze()  # or children would copy the memory of all objects to count them
     with socket.socket(fileno=int(sys.argv[1])) as listener:
         request = serve(listener)
     if request is not None:
         become(request)
-        run(request["arguments"])
+        code = exit_code(request["arguments"])

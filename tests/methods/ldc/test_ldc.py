@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from teaching import (
@@ -247,6 +248,66 @@ def test_with_an_ignore_label_sizes_are_not_taken_from_labels(make, kind, change
     with pytest.raises(CollabError, match="its crops are centered on annotated voxels, the others' sizes are unknown"):
         make(kind=kind, changes=changes)
     make(kind=kind, changes={**changes, "constraint": "none"})
+
+
+def bands(sizes, samples, batches=400, crops=4, seed=0):
+    """Middle and half-width of the bands after so many batches of crops whose classes have sizes drawn from `sizes`."""
+    settings = LDCSettings()
+    classes = sizes.shape[1]
+    constraints = Constraints(settings, settings.recipe(regions=False), classes, 1, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(seed)
+    side = 40
+    for _ in range(batches):
+        drawn = sizes[torch.randint(len(sizes), (crops,), generator=generator)]
+        voxels = (drawn * side * side).round()
+        masks = (torch.arange(side * side) < voxels.unsqueeze(2)).view(crops, classes, side, side)
+        constraints.measure_sizes(masks, torch.ones(crops, dtype=torch.bool))
+    return constraints.sizes.value, constraints.half_widths(constraints.sizes.value, samples)
+
+
+def slices_of_hearts(count=3000):
+    """Sizes of three nested classes in crops: none in a third of them, skewed in the others, as in cardiac slices."""
+    rng = np.random.default_rng(3)
+    whole = rng.beta(2, 5, count) * 0.25 * (rng.random(count) > 1 / 3)
+    return torch.from_numpy(np.stack([whole, 0.5 * whole, whole * rng.uniform(0.2, 0.6, count)], 1)).float()
+
+
+def rare_organ(count=3000):
+    """A small organ in a tenth of the crops."""
+    rng = np.random.default_rng(4)
+    return torch.from_numpy(rng.beta(2, 8, (count, 1)) * (rng.random((count, 1)) < 0.1)).float()
+
+
+@pytest.mark.parametrize("samples", [1, 2, 4, 12])
+@pytest.mark.parametrize("population", [slices_of_hearts, rare_organ])
+def test_the_truth_violates_a_band_in_at_most_one_of_twenty_batches(population, samples):
+    sizes = population()
+    middle, half = bands(sizes, samples)
+    rng = np.random.default_rng(samples)
+    means = sizes[rng.integers(len(sizes), size=(4000, samples))].mean(1)
+    violated = ((means - middle).abs() > half).any(1).float().mean()
+    assert violated <= 0.05 if population is slices_of_hearts or samples > 2 else violated <= 0.1
+    # The population's mean size within 10 %, as before, is violated nearly always.
+    assert ((means - middle).abs() > 0.1 * middle).any(1).float().mean() > 0.5
+
+
+def test_bands_are_open_until_their_spread_is_known_and_narrow_with_more_samples():
+    sizes = slices_of_hearts()
+    assert bands(sizes, 4, batches=19)[1].tolist() == [1.0, 1.0, 1.0]
+    _, few = bands(sizes, 4)
+    _, many = bands(sizes, 16)
+    torch.testing.assert_close(many, few / 2)
+
+
+def test_rho_rises_with_the_ramp(make):
+    trainer = make(changes={"epochs": 4, "iterations_per_epoch": 100, "ramp_up": 0.5, "multiplier_init": 1.0})
+    seen = []
+    value = trainer.constraints.value
+    trainer.constraints.value = lambda *args, **options: seen.append(options["ramp"]) or value(*args, **options)
+    for iteration in (0, 100, 200):
+        trainer.iteration = iteration
+        terms_of(trainer)
+    assert seen == pytest.approx([math.exp(-5), math.exp(-1.25), 1.0])
 
 
 def test_sizes_are_the_mean_of_crops_at_random_places():
