@@ -101,7 +101,7 @@ def test_a_missing_package_leads_to_the_doctor(monkeypatch, capsys):
     assert main(["env"]) == 2
     assert capsys.readouterr().err == (
         "nnunet_collab: a package that is needed cannot be imported (No module named 'torch'). "
-        "`nnunet_collab doctor` says how to mend it.\n"
+        "`nnunet_collab doctor` says how to fix it.\n"
     )
 
 

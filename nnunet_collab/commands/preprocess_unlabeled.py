@@ -143,7 +143,7 @@ def _read_files(
     places = [folder / "dataset.json" for folder in (preprocessed, raw)]
     place = next((place for place in places if place.is_file()), places[0])
     try:
-        dataset_json = read_dataset_json(place, mend=f"Correct the file. {plan_it}")
+        dataset_json = read_dataset_json(place, fix=f"Correct the file. {plan_it}")
     except CollabError as error:
         problems.append(str(error))
     return plans, dataset_json

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     _refuse_arguments(args)
     labeled = parse_labeled(args.labeled) if args.labeled else None
     raw, preprocessed = find_dataset(args.dataset)
-    dataset_json = read_dataset_json(raw / "dataset.json", mend="Correct -d or nnUNet_raw, or the file.")
+    dataset_json = read_dataset_json(raw / "dataset.json", fix="Correct -d or nnUNet_raw, or the file.")
 
     from nnunet_collab.conversion.labeled_subset import training_cases
     from nnunet_collab.splits.audit import duplicates, equal_images
@@ -133,8 +133,8 @@ def _split(
             folds = _existing_split(folders, cases, patient_of)
         except CollabError as error:
             if not args.overwrite:
-                mend = "Or deal new folds with --overwrite, which keeps the file beside."
-                raise CollabError(f"{error} {mend}") from error
+                fix = "Or deal new folds with --overwrite, which keeps the file beside."
+                raise CollabError(f"{error} {fix}") from error
             print(f"{error}\nIt is not used.")
             folds = None
         if folds is None:

@@ -102,7 +102,7 @@ def write_labeled_subset(
             write_json(split_file, split)
     except OSError as error:
         raise CollabError(
-            f"{folder}: the dataset could not be written ({error}). Free some disk space or mend the permissions, then "
+            f"{folder}: the dataset could not be written ({error}). Free some disk space or fix the permissions, then "
             "run the command again."
         ) from error
     finally:

@@ -93,19 +93,19 @@ def _channel_fault(channels: Any) -> str | None:
 
 def _label_fault(labels: Any) -> str | None:
     rule = 'must be an object name -> value with "background": 0'
-    mend = f"Write e.g. {_EXAMPLES['labels']}."
+    fix = f"Write e.g. {_EXAMPLES['labels']}."
     if not isinstance(labels, dict) or not labels:
-        return f"{rule}; it is {shown(labels)}. {mend}"
+        return f"{rule}; it is {shown(labels)}. {fix}"
     if any(map(_is_old_label, labels.items())):
         return f"{rule}; it has value -> name, {shown(labels)}. {_OLD}"
     if labels.get("background") != 0 or isinstance(labels["background"], bool):
-        return f"{rule}; its background is {shown(labels.get('background'))}. {mend}"
+        return f"{rule}; its background is {shown(labels.get('background'))}. {fix}"
     for name, value in labels.items():
         values = value if isinstance(value, list) else [value]
         if not values or any(type(number) is not int or not 0 <= number < 2**15 for number in values):
             return (
                 f"{rule}, values being whole numbers, or lists of them for regions, from 0 to {2**15 - 1}; {name!r} is "
-                f"{shown(value)}. {mend}"
+                f"{shown(value)}. {fix}"
             )
     single = [value for value in labels.values() if not isinstance(value, list)]
     if len(set(single)) < len(single):

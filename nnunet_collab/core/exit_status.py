@@ -37,7 +37,7 @@ def status_of(work: Callable[[], int]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error) or type(error).__name__
         return refuse(
-            f"{where}the system refused it ({reason}). Mend the path, the permissions or the disk, then run the "
+            f"{where}the system refused it ({reason}). Fix the path, the permissions or the disk, then run the "
             "command again.",
             FAILED,
         )

@@ -45,7 +45,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             "The file that was there before is untouched." if os.path.exists(path) else "There was no such file before."
         )
         raise CollabError(
-            f"{path}: could not be written ({error}). {old} Free some disk space or mend the permissions, "
+            f"{path}: could not be written ({error}). {old} Free some disk space or fix the permissions, "
             f"then run the command again (training: with --c)."
         ) from error
     finally:

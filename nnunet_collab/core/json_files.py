@@ -12,12 +12,12 @@ _BOM = b"\xef\xbb\xbf"
 MOST_BYTES = 100_000_000  # a split of 10 000 cases has 2 MB
 
 
-def read_json(path: Path, mend: str) -> Any:
+def read_json(path: Path, fix: str) -> Any:
     """The content of a JSON file.
 
     Args:
         path: The file.
-        mend: How to fix it, in a sentence; it ends the message.
+        fix: How to fix it, in a sentence; it ends the message.
 
     Raises:
         CollabError: If the file is missing, unreadable, empty or no JSON; begins with a byte order mark, which nnU-Net
@@ -27,19 +27,19 @@ def read_json(path: Path, mend: str) -> Any:
         with path.open("rb") as file:
             raw = file.read(MOST_BYTES + 1)
     except FileNotFoundError as error:
-        raise CollabError(f"{path}: it must be there; it is not. {mend}") from error
+        raise CollabError(f"{path}: it must be there; it is not. {fix}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise CollabError(f"{path}: it must be a file that can be read; it is not ({error}). {mend}") from error
-    return parse_json(raw, str(path), mend)
+        raise CollabError(f"{path}: it must be a file that can be read; it is not ({error}). {fix}") from error
+    return parse_json(raw, str(path), fix)
 
 
-def parse_json(raw: bytes, where: str, mend: str) -> Any:
+def parse_json(raw: bytes, where: str, fix: str) -> Any:
     """The content of JSON text in UTF-8.
 
     Args:
         raw: The text.
         where: It is from; starts the message.
-        mend: How to fix it, in a sentence; it ends the message.
+        fix: How to fix it, in a sentence; it ends the message.
 
     Raises:
         CollabError: As `read_json`.
@@ -50,29 +50,29 @@ def parse_json(raw: bytes, where: str, mend: str) -> Any:
             f"read. Save it as `UTF-8`, not as `UTF-8 with BOM`."
         )
     if len(raw) > MOST_BYTES:
-        raise CollabError(f"{where}: it must be a JSON file of at most {MOST_BYTES} bytes; it is larger. {mend}")
+        raise CollabError(f"{where}: it must be a JSON file of at most {MOST_BYTES} bytes; it is larger. {fix}")
     if not raw.strip():
-        raise CollabError(f"{where}: it must be JSON; it is empty. {mend}")
+        raise CollabError(f"{where}: it must be JSON; it is empty. {fix}")
     try:
         content = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repetition)
         if b"\\ud" in raw.lower():
             json.dumps(content, ensure_ascii=False).encode("utf-8")  # half a character cannot be printed or saved
         return content
     except RecursionError as error:
-        raise CollabError(f"{where}: it must be JSON; it is nested too deeply. {mend}") from error
+        raise CollabError(f"{where}: it must be JSON; it is nested too deeply. {fix}") from error
     except ValueError as error:
-        raise CollabError(f"{where}: it must be JSON; it is not ({_reason(raw, error)}). {mend}") from error
+        raise CollabError(f"{where}: it must be JSON; it is not ({_reason(raw, error)}). {fix}") from error
 
 
-def read_json_object(path: Path, mend: str) -> dict[str, Any]:
+def read_json_object(path: Path, fix: str) -> dict[str, Any]:
     """The content of a JSON file that holds an object, `{...}`, with one entry or more.
 
     Raises:
         CollabError: As `read_json`, or if it holds something else.
     """
-    content = read_json(path, mend)
+    content = read_json(path, fix)
     if not isinstance(content, dict) or not content:
-        raise CollabError(f"{path}: it must be a JSON object with entries; it is {shown(content)}. {mend}")
+        raise CollabError(f"{path}: it must be a JSON object with entries; it is {shown(content)}. {fix}")
     return content
 
 

@@ -31,13 +31,13 @@ def name_fault(name: Any) -> str | None:
     return None
 
 
-def require_plain_name(where: str, name: Any, mend: str = "Rename it.") -> str:
+def require_plain_name(where: str, name: Any, fix: str = "Rename it.") -> str:
     """The name itself, if it can be that of a file or a folder and stays inside the folder it is put into.
 
     Args:
         where: What is named, and by which file or option; it starts the message.
         name: Any value.
-        mend: How to fix it, in a sentence.
+        fix: How to fix it, in a sentence.
 
     Raises:
         CollabError: If it is no text, is empty, has a separator, a colon or a control character, begins with a dot, or
@@ -45,5 +45,5 @@ def require_plain_name(where: str, name: Any, mend: str = "Rename it.") -> str:
     """
     if fault := name_fault(name):
         shown = repr(name) if len(repr(name)) <= MOST_BYTES else f"{repr(name)[:40]}..."
-        raise CollabError(f"{where}: a name that becomes a path must be plain; {shown} is not: {fault}. {mend}")
+        raise CollabError(f"{where}: a name that becomes a path must be plain; {shown} is not: {fault}. {fix}")
     return str(name)

@@ -41,27 +41,27 @@ def read_split(path: Path) -> Split:
     Raises:
         CollabError: If the file is missing or no JSON (`read_json`), or breaks a rule of `check_split`.
     """
-    mend = "Correct the file, or move it away: then folds are dealt anew."
-    return check_split(read_json(path, mend), str(path), mend)
+    fix = "Correct the file, or move it away: then folds are dealt anew."
+    return check_split(read_json(path, fix), str(path), fix)
 
 
-def check_split(content: Any, where: str, mend: str) -> Split:
+def check_split(content: Any, where: str, fix: str) -> Split:
     """The split itself, if it is a list of folds, each with two roles or three whose cases are named once.
 
     Args:
         content: Of a split file.
         where: It is from; starts the message.
-        mend: How to fix it, in a sentence.
+        fix: How to fix it, in a sentence.
 
     Raises:
         CollabError: If there is no fold; a fold lacks "train" or "val", leaves one empty, or has another entry (a
             misspelled "unlabeled" would be ignored); a case is named twice, or by what is no plain name.
     """
     if not isinstance(content, list) or not content:
-        raise CollabError(f"{where}: it must be a list of one fold or more; it is {shown(content)}. {mend}")
+        raise CollabError(f"{where}: it must be a list of one fold or more; it is {shown(content)}. {fix}")
     for number, fold in enumerate(content):
         if fault := _fold_fault(fold):
-            raise CollabError(f"{where}, fold {number}: {fault}. {mend}")
+            raise CollabError(f"{where}, fold {number}: {fault}. {fix}")
     return content
 
 
@@ -117,7 +117,7 @@ def find_dataset(dataset: str) -> tuple[Path, Path]:
 
 
 def read_dataset_json(
-    path: Path, *, needs: Collection[str] = ENTRIES, mend: str = "Correct the file."
+    path: Path, *, needs: Collection[str] = ENTRIES, fix: str = "Correct the file."
 ) -> dict[str, Any]:
     """The content of a dataset.json in the form of nnU-Net's version 2.
 
@@ -126,46 +126,46 @@ def read_dataset_json(
     Args:
         path: The file.
         needs: Entries that must be there; all others are checked if they are.
-        mend: How to fix a file that is missing or no JSON, in a sentence.
+        fix: How to fix a file that is missing or no JSON, in a sentence.
 
     Raises:
         CollabError: If it is missing or no JSON object (`read_json`), or with every fault of its entries
             (`check_dataset_json`).
     """
-    found = read_json_object(path, mend)
+    found = read_json_object(path, fix)
     content = from_version_1(found)
     check_dataset_json(content, str(path), needs, old=is_version_1(found))
     return content
 
 
-def read_plans(path: Path, mend: str) -> dict[str, Any]:
+def read_plans(path: Path, fix: str) -> dict[str, Any]:
     """The content of a plans file: what it names is checked, what nnU-Net computes with is left to nnU-Net.
 
     Args:
         path: The file.
-        mend: How to fix it, in a sentence.
+        fix: How to fix it, in a sentence.
 
     Raises:
         CollabError: If it is missing or no JSON object (`read_json`), plans no configuration, or has a name that would
             lead out of its folder.
     """
-    plans = read_json_object(path, mend)
+    plans = read_json_object(path, fix)
     planned = plans.get("configurations")
     if not isinstance(planned, dict) or not planned or not all(isinstance(entry, dict) for entry in planned.values()):
         raise CollabError(
-            f"{path}: its `configurations` must be an object of one or more; it is {shown(planned)}. {mend}"
+            f"{path}: its `configurations` must be an object of one or more; it is {shown(planned)}. {fix}"
         )
     for entry in ("dataset_name", "plans_name"):
         if entry in plans:
-            require_plain_name(f"{path}, {entry}", plans[entry], mend)
+            require_plain_name(f"{path}, {entry}", plans[entry], fix)
     for name, entry in planned.items():
-        require_plain_name(f"{path}, configurations", name, mend)
+        require_plain_name(f"{path}, configurations", name, fix)
         if "data_identifier" in entry:
-            require_plain_name(f"{path}, data_identifier of {name}", entry["data_identifier"], mend)
+            require_plain_name(f"{path}, data_identifier of {name}", entry["data_identifier"], fix)
         if "inherits_from" in entry and not (isinstance(parent := entry["inherits_from"], str) and parent in planned):
             raise CollabError(
                 f"{path}: inherits_from of {name} must be another of its configurations, {listed(list(planned))}; it "
-                f"is {shown(parent)}. {mend}"
+                f"is {shown(parent)}. {fix}"
             )
     return plans
 

@@ -103,7 +103,7 @@ class Workers(MultiThreadedAugmenter):  # type: ignore[misc]
     """batchgenerators' worker processes, which say what went wrong in one of them, and end with their parent.
 
     Raises:
-        CollabError: On drawing a batch, if making it failed for a reason the user can mend, or a worker was killed.
+        CollabError: On drawing a batch, if making it failed for a reason the user can fix, or a worker was killed.
         RuntimeError: If making it failed otherwise.
     """
 

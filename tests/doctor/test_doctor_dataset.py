@@ -65,7 +65,7 @@ def test_a_dataset_that_is_planned_only(preprocessed):
     (finding,) = dataset.check_dataset("27")
     assert finding.status == "FAIL"
     assert "preprocessed nothing; planned only 2d, 2d_small, 3d_lowres, 3d_fullres" in finding.text
-    assert finding.mend == "nnUNetv2_preprocess -d 27 -plans_name nnUNetPlans -c 2d"
+    assert finding.fix == "nnUNetv2_preprocess -d 27 -plans_name nnUNetPlans -c 2d"
 
 
 def test_other_plans_that_are_not_preprocessed_are_no_failure(preprocessed):
@@ -80,7 +80,7 @@ def test_a_dataset_of_which_cases_are_missing(preprocessed):
     (finding,) = dataset.check_dataset("27")
     assert finding.status == "warn"
     assert finding.text.endswith("3d_fullres (2 cases); planned only 2d, 2d_small, 3d_lowres; the dataset has 3 cases")
-    assert finding.mend == "nnUNetv2_preprocess -d 27 -plans_name nnUNetPlans -c 3d_fullres"
+    assert finding.fix == "nnUNetv2_preprocess -d 27 -plans_name nnUNetPlans -c 3d_fullres"
 
 
 def test_a_dataset_that_is_not_planned(preprocessed):
@@ -160,7 +160,7 @@ def test_unlabeled_cases_are_counted_and_what_is_not_used_is_named(preprocessed,
     for name in ("u_0000.nii.gz", "v_0000.nii.gz", ".DS_Store"):
         (images / name).touch()
     found = next(dataset.check_dataset("27"))
-    assert (found.status, found.mend) == ("warn", "nnunet_collab preprocess_unlabeled -d 27 -c CONFIGURATION")
+    assert (found.status, found.fix) == ("warn", "nnunet_collab preprocess_unlabeled -d 27 -c CONFIGURATION")
     assert found.text == "Dataset027_ACDC: imagesUn holds 2 cases; preprocessed for no configuration"
     preprocess(preprocessed, "nnUNetPlans_3d_fullres_imagesUn", 2)
     found = next(dataset.check_dataset("27"))
