@@ -31,7 +31,7 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
             `student/term` -> values. `agreement`, of the students: values in [0, 1], or None. `pseudo_labels`:
             `student/quantity` -> values in [0, 1], or none of them. `variables` that a method learns beside the
             networks: `name` or `group/name` -> values, or none of them. Every list is as long as `epochs`; NaN leaves a
-            gap. Losses are on a log scale if none is negative and they span more than a factor of 50.
+            gap. `start`: the epoch from which more than the labels counts, marked in every panel, or None. Losses are on a log scale if none is negative and they span more than a factor of 50.
         out: The file, .png (at least 1200 pixels wide), .pdf or .svg; its folder is made, an old file is replaced.
 
     Raises:
@@ -72,6 +72,12 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
             _draw_pseudo_labels(panels[count - len(groups) - 1], epochs, pseudo_labels, colors)
         for axes, (group, variables) in zip(panels[count - len(groups) :], groups.items(), strict=True):
             _draw_variables(axes, epochs, group, variables)
+        if (start := curves.get("start")) is not None and 0 < start <= max(epochs):
+            for axes in panels:
+                axes.axvline(start, color=_GREY, linewidth=1.0, linestyle=(0, (1, 2)), gid="start")
+            panels[0].annotate(
+                "start", (start, 0.02), xytext=(3, 0), textcoords="offset points", fontsize=8, color=_GREY
+            )
         for axes in panels:
             axes.set(xlabel="epoch", xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
