@@ -64,7 +64,7 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
             _draw_pseudo_labels(panels[count - len(groups) - 1], epochs, pseudo_labels, colors)
         for axes, (group, variables) in zip(panels[count - len(groups) :], groups.items(), strict=True):
             _draw_variables(axes, epochs, group, variables)
-        _mark_start(panels, curves.get("start"), max(epochs))
+        _mark_start(list(panels), curves.get("start"), max(epochs))
         for axes in panels:
             axes.set(xlabel="epoch", xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
