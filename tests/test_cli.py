@@ -167,7 +167,9 @@ def test_a_folder_is_recognized_in_every_spelling_and_the_first_one_stays(tmp_pa
 
 def test_a_folder_that_no_list_of_paths_can_hold_is_refused(tmp_path):
     folder = tmp_path / f"a{os.pathsep}b"
-    with pytest.raises(CollabError, match=r"nnUNet_extTrainer: separates its folders by .*Move the project"):
+    with pytest.raises(
+        CollabError, match=r"nnUNet_extTrainer: .* separates its folders, so no path .*Move the project"
+    ):
         extended("", folder)
 
 
@@ -175,7 +177,7 @@ def test_scripts_lie_inside_an_installed_package_and_beside_a_checkout(tmp_path,
     package = tmp_path / "site" / "nnunet_collab"
     monkeypatch.setattr(shipped, "PACKAGE", package)
     with pytest.raises(
-        CollabError, match=r"trainers: must be the folder .*; there is none\. Install the package again\."
+        CollabError, match=r"trainers: the folder must be .*; neither exists\. Install the package again\."
     ):
         shipped.shipped_folder("trainers")
     (tmp_path / "site" / "trainers").mkdir(parents=True)

@@ -141,5 +141,5 @@ def _read(path: Path, key: str) -> npt.NDArray[Any]:
             return np.asarray(file[key][()])
     except (OSError, KeyError, RuntimeError) as error:
         raise CollabError(
-            f"{path}: cannot be read whole ({key}: {error}). Copy or download this file again."
+            f"{path}: cannot be read completely ({key}: {error}). Copy or download the file again."
         ) from error

@@ -144,7 +144,7 @@ def _labels_to_round(cases: Mapping[str, TrainingCase], labeled: Iterable[str]) 
     """Labeled cases whose label holds 3.0000002 for 3: nnU-Net would cut 2.9999998 off to 2.
 
     Raises:
-        CollabError: With every label that cannot be read whole, or holds what is no whole number.
+        CollabError: With every label that cannot be read completely, or holds what is no whole number.
     """
     to_round, problems = [], []
     for case in sorted(labeled):

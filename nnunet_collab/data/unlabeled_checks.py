@@ -123,7 +123,7 @@ def _read(reader: Any, path: Path) -> tuple[npt.NDArray[Any], _Grid]:
         Its voxels and its grid, axes in the order of the array.
 
     Raises:
-        CollabError: If it cannot be read whole, or its voxels are colors or vectors where nnU-Net wants one value.
+        CollabError: If it cannot be read completely, or its voxels are colors or vectors where nnU-Net wants one value.
     """
     import SimpleITK as sitk
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO

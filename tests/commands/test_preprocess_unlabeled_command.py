@@ -150,7 +150,7 @@ def test_variables(dataset, tmp_path, capsys, monkeypatch, unset):
     for variable in unset:
         monkeypatch.delenv(variable)
     message = refusal(capsys, tmp_path)
-    assert f"{' and '.join(unset)}: nnU-Net's folders must be set; not so here." in message
+    assert f"{' and '.join(unset)}: nnU-Net's variables must be set; they are not." in message
     assert all(f"export {variable}=/path/to/{variable}" in message for variable in unset)
 
 
@@ -164,13 +164,13 @@ def test_dataset(dataset, tmp_path, capsys):
     assert command("-d", NAME) == 0
     shutil.rmtree(raw.parent)
     shutil.rmtree(tmp_path / "nnUNet_preprocessed")
-    assert "7 is none; there is no dataset at all" in refusal(capsys, tmp_path)
+    assert "7 matches none; the datasets there are none" in refusal(capsys, tmp_path)
 
 
 def test_not_planned(dataset, tmp_path, capsys):
     raw, preprocessed = dataset
     message = refusal(capsys, tmp_path, "-p", "other")
-    assert f"{preprocessed / 'other.json'}: it must be there; it is not. Plan the dataset: " in message
+    assert f"{preprocessed / 'other.json'}: the file must exist; it does not. Plan the dataset: " in message
     assert "nnUNetv2_plan_and_preprocess -d 7 --verify_dataset_integrity" in message
     (preprocessed / "nnUNetPlans.json").write_text("{")
     assert "nnUNetPlans.json: it must be JSON; it is not (it ends too early, at line 1, column 2). Plan" in refusal(
@@ -241,8 +241,8 @@ def test_names_and_channels_all_in_one_message(dataset, tmp_path, capsys):
         "case e: its name must be in imagesUn alone; it is in imagesTr, too. Rename or remove it.",
         "case f: its name must be in imagesUn alone; it is in imagesTs, too.",
         "case g: its name must be in imagesUn alone; it is in labelsTr, too.",
-        f"case h: {images / 'h_0000.nii.gz'}: cannot be read whole (",
-        f"case i: {images / 'i_0000.nii.gz'}: cannot be read whole (",
+        f"case h: {images / 'h_0000.nii.gz'}: cannot be read completely (",
+        f"case i: {images / 'i_0000.nii.gz'}: cannot be read completely (",
         "case j: its channels must lie on one grid; j_0000.nii.gz has shape (4, 12, 10) and spacing (1.0, 1.0, 1.0), "
         "j_0001.nii.gz has (5, 12, 10) and (1.0, 1.0, 1.0). Resample one to the other.",
         "case k: its channels must lie on one grid; k_0000",
@@ -266,7 +266,7 @@ def test_images_that_nnunet_s_other_readers_read(dataset, tmp_path, capsys):
     (raw / "imagesUn" / "b_0001.nii.gz").write_text("no image")
     message = refusal(capsys, tmp_path)
     assert "one fault" in message
-    assert f"case b: {raw / 'imagesUn' / 'b_0001.nii.gz'}: cannot be read whole (" in message
+    assert f"case b: {raw / 'imagesUn' / 'b_0001.nii.gz'}: cannot be read completely (" in message
     make_case(raw / "imagesUn", "b", 1)
     assert command() == 0
 

@@ -140,8 +140,8 @@ def test_colors_are_refused_where_nnunet_reads_gray_images(dataset, tmp_path, ca
         pytest.param({}, "it must be a JSON object with entries; it is {}", id="plans-empty-object"),
         pytest.param([], "it must be a JSON object with entries; it is []", id="plans-empty-list"),
         pytest.param(None, "it is null", id="plans-null"),
-        pytest.param({"configurations": {}}, "its `configurations` must be an object", id="plans-nothing-planned"),
-        pytest.param({"configurations": []}, "its `configurations` must be an object", id="plans-list-planned"),
+        pytest.param({"configurations": {}}, "`configurations` must be an object", id="plans-nothing-planned"),
+        pytest.param({"configurations": []}, "`configurations` must be an object", id="plans-list-planned"),
         pytest.param({"plans_name": "nnUNetPlans"}, "it is null", id="plans-without-configurations"),
         pytest.param({"configurations": {"2d": {}}}, "its configuration 2d must be as nnU-Net", id="plans-incomplete"),
         pytest.param(
@@ -168,7 +168,7 @@ def test_a_dataset_json_of_version_1_without_its_list(dataset, tmp_path, capsys)
 
 @pytest.mark.parametrize("name", ["../x", "/x", "..", "a/b", ""])
 def test_the_name_of_the_plans_cannot_be_a_path(dataset, tmp_path, capsys, name):
-    assert "-p: a name that becomes a path must be plain" in refusal(capsys, tmp_path, "-p", name)
+    assert "-p: the name must be a valid file name" in refusal(capsys, tmp_path, "-p", name)
 
 
 # ---------------------------------------------------------------- preprocessed files

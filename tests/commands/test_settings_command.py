@@ -110,7 +110,7 @@ def test_the_variable_counts_as_it_does_in_a_training(capsys, monkeypatch):
         (["nnUNetTrainer"], "settings: nnUNetTrainer is nnU-Net's own and has no settings"),
         (
             ["CTRCLTrainer", "--preset", "crossmatch_acdc"],
-            "'crossmatch_acdc' is for CrossMatchTrainer, and the trainer is",
+            "'crossmatch_acdc' is for CrossMatchTrainer, but the trainer is",
         ),
         (["CTRCLTrainer", "--preset", "nope"], "'nope' is none of them"),
         (["CTRCLTrainer", "--preset", '{"beta": -1}'], "setting 'beta' must be a finite number >= 0; got -1"),

@@ -212,7 +212,7 @@ def test_patients_with_further_images_in_imagesun_are_named(raw, capsys):
         (("--labeled", "6"), "fold 0 has 4 training patients; got 6. Ask for at most 4"),
         (("--labeled", "p7"), "there is no p7"),
         (("--labeled", "p1_a"), "p1 also has p1_b"),
-        (("--labeled", "1", "--patient-pattern", "(p"), "which is no regular expression"),
+        (("--labeled", "1", "--patient-pattern", "(p"), "which is not a regular expression"),
         (("--labeled", "1", "--patient-pattern", "p.*"), "which has no group"),
         (("--labeled", "1", "--patient-pattern", "(p[01])_."), "which finds no patient in p2_a"),
         (("--labeled", "1", "--folds", "4"), "the split that is there has 3 folds; got 4. Leave --folds away"),
@@ -228,7 +228,7 @@ def test_arguments_that_are_refused(raw, capsys, words, message):
     ("split", "message"),
     [
         ("no json", "it must be JSON; it is not ("),
-        ("{}", "it must be a list of one fold or more"),
+        ("{}", "it must be a list of at least one fold"),
         ([{"train": ["zz"], "val": ["p0_a"]}], "it must name cases of the dataset; there is no zz"),
         ([{"train": CASES, "val": []}], "fold 0: val must name at least one case to validate on; it is empty"),
         ([{"train": [], "val": CASES}], "fold 0: train must name at least one case to train with; it is empty"),
@@ -267,9 +267,9 @@ def test_datasets_that_are_refused(raw, capsys, monkeypatch):
         capsys, raw, "--audit"
     )
     (raw / "dataset.json").unlink()
-    assert f"{raw / 'dataset.json'}: it must be there; it is not. Correct -d" in refusal(capsys, raw, "--audit")
+    assert f"{raw / 'dataset.json'}: the file must exist; it does not. Correct -d" in refusal(capsys, raw, "--audit")
     monkeypatch.delenv("nnUNet_raw")
-    assert "nnUNet_raw: nnU-Net's folders must be set" in refusal(capsys, raw, "--audit")
+    assert "nnUNet_raw: nnU-Net's variables must be set" in refusal(capsys, raw, "--audit")
 
 
 # ---------------------------------------------------------------- --to

@@ -176,7 +176,7 @@ def test_all_problems_are_told_at_once(folders):
         f"{predictions / 'd.nii.gz'}: the spacing must be that of its label {labels / 'd.nii.gz'}, (0.5, 2, 5); it is "
         "(0.5, 2, 5.01) (x, y, z). Predict the very image that this label was drawn on.",
         f"{labels / 'e.nii.gz'} must hold only the values [0, 1, 2] of {predictions / 'dataset.json'}; got 3, 6.",
-        f"{labels / 'f.nii.gz'}: cannot be read whole (",
+        f"{labels / 'f.nii.gz'}: cannot be read completely (",
     ):
         assert part in message
     assert "found 4 problem(s)" in complaint(folders, allow_missing=True)
