@@ -1,9 +1,11 @@
 # make demo, make test, make check: each works from a fresh clone with Python and make alone.
 # The packages go to .venv: several GB, because nnU-Net brings torch with CUDA. Another Python: make test PYTHON=python3.12
 # Arguments for the command behind a target: make demo ARGS="--help", make test ARGS="-k doctor"
+# Tests run in two processes, each on one core. More cores, more processes (1 GB of memory each): make test WORKERS=8
 
 PYTHON ?= $(shell for python in python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
+WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -21,10 +23,10 @@ demo: $(STAMP)
 	$(BIN)/nnunet_collab demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,10 +1,11 @@
-"""Time and memory of `nnunet_collab evaluate` on abdominal volumes: Dice, Jaccard, HD, HD95, ASD in mm and in voxels.
+"""Time and memory of `nnunet_collab evaluate` on an abdominal volume: Dice, Jaccard, HD, HD95, ASD in mm and in voxels.
 
-Each volume holds eight lumpy organs; the prediction is the truth with a rough border and, in each organ, a stray voxel
+The volume holds eight lumpy organs; the prediction is the truth with a rough border and, in each organ, a stray voxel
 far away, which a distance transform of the organs' boxes would pay for. Reading, checking and measuring are all timed.
+What they are divided by is the plain way (plain_evaluation.py) on the same files, in the same process, in turn with it.
+An extra class is a ball of 9 mm; its price is the time with eight of them more, less that without, divided by eight.
 
     python benchmarks/metrics_time.py                      # one volume of 512 x 512 x 150 in one process
-    python benchmarks/metrics_time.py --cases 2 -np 2      # one per core
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ import json
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from plain_evaluation import plain_evaluation
 from scipy.ndimage import gaussian_filter
 
-from nnunet_collab.evaluation.folders import evaluate_folders
+from nnunet_collab.evaluation.one_case import evaluate_case
+from nnunet_collab.evaluation.pairing import plan_evaluation
 
 ORGANS = ("spleen", "right kidney", "left kidney", "gallbladder", "liver", "stomach", "aorta", "pancreas")
 RADII_MM = (45, 40, 40, 25, 85, 60, 18, 30)
@@ -53,32 +59,75 @@ def write(folder: Path, case: str, shape: tuple[int, int, int], seed: int, rough
     sitk.WriteImage(image, str(folder / f"{case}.nii.gz"), True)
 
 
+def add_small_classes(folder: Path, case: str) -> None:
+    """As many balls of 9 mm as there are organs, side by side near a corner, slightly moved from file to file."""
+    path = folder / f"{case}.nii.gz"
+    image = sitk.ReadImage(str(path))
+    labels = sitk.GetArrayFromImage(image)
+    grid = np.ogrid[tuple(slice(n) for n in labels.shape)]
+    shift = 2.0 if folder.name == "predicted" else 0.0
+    for extra in range(len(ORGANS)):
+        center = [9.0 * 1.2, 9.0 * 1.2 + shift, 9.0 * (1.2 + 2 * extra)]
+        r = sum((g * s - c) ** 2 for g, s, c in zip(grid, SPACING_MM, center, strict=True)) ** 0.5
+        labels[r < 9.0] = len(ORGANS) + 1 + extra
+    small = sitk.GetImageFromArray(labels)
+    small.CopyInformation(image)
+    sitk.WriteImage(small, str(path.with_name(f"{case}_more.nii.gz")), True)
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """CPU seconds of this process: another process's load does not count."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
 def main() -> None:
-    """Make the volumes, evaluate them, print."""
+    """Make the volume, evaluate it in both ways, print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=3, default=(150, 512, 512), help="z, y, x")
-    parser.add_argument("--cases", type=int, default=1)
-    parser.add_argument("-np", type=int, default=1, help="worker processes")
+    parser.add_argument("--rounds", type=int, default=3, help="of which the fastest counts")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         truth, predicted = Path(name, "truth"), Path(name, "predicted")
         # In a process of its own, so that its memory is not counted.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as maker:
-            for case in range(args.cases):
-                maker.submit(write, truth, f"case{case}", args.shape, 0, 4.0).result()
-                maker.submit(write, predicted, f"case{case}", args.shape, 1 + case, 5.0).result()
-        facts = {"labels": {"background": 0, **{n: i for i, n in enumerate(ORGANS, start=1)}}, "file_ending": ".nii.gz"}
-        (truth / "dataset.json").write_text(json.dumps(facts))
+            maker.submit(write, truth, "case", args.shape, 0, 4.0).result()
+            maker.submit(write, predicted, "case", args.shape, 1, 5.0).result()
+            for folder in (truth, predicted):
+                maker.submit(add_small_classes, folder, "case").result()
+        names = [*ORGANS, *(f"ball {n}" for n in range(1, 1 + len(ORGANS)))]
+        ways: dict[str, Callable[[], Any]] = {}
+        for case, count in (("case", len(ORGANS)), ("case_more", len(names))):
+            facts = {"background": 0, **{n: i for i, n in enumerate(names[:count], start=1)}}
+            (truth / "dataset.json").write_text(json.dumps({"labels": facts, "file_ending": ".nii.gz"}))
+            plan = plan_evaluation(predicted, truth)
+            files = (predicted / f"{case}.nii.gz", truth / f"{case}.nii.gz")
+            ways[f"package, {count} classes"] = partial(evaluate_case, plan, case)
+            ways[f"plain, {count} classes"] = partial(plain_evaluation, *files, plan.reader, plan.classes)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        began, cpu = time.perf_counter(), time.process_time()
-        frame = evaluate_folders(predicted, truth, processes=args.np)
-        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(frame.drop(columns=["missed", "false_positive", "both_empty"]).round(3).to_string(index=False))
-    print(f"\n{args.cases} volume(s) of {args.shape}, {len(ORGANS)} organs, {args.np} process(es): {seconds:.1f} s")
-    if args.np == 1:
-        print(f"CPU time of the process: {cpu_seconds:.1f} s")
-        print(f"peak memory: {after / 1e6:.2f} GB, of which {before / 1e6:.2f} GB after the imports")
+        result = evaluate_case(plan, "case")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds = {way: min(times) for way, times in _in_turn(ways, args.rounds).items()}
+    assert result.problems == []
+    for way, value in seconds.items():
+        print(f"{way}: {value:.2f} s of CPU")
+    few, many = len(ORGANS), len(names)
+    extra = {w: (seconds[f"{w}, {many} classes"] - seconds[f"{w}, {few} classes"]) / few for w in ("package", "plain")}
+    print(f"an extra small class: {extra['package']:.3f} s, plain {extra['plain']:.3f} s")
+    print(f"peak memory: {peak / 1e6:.2f} GB, of which {before / 1e6:.2f} GB after the imports")
+    ratio = seconds[f"package, {few} classes"] / seconds[f"plain, {few} classes"]
+    print(f"evaluate of {few} organs / plain way = {ratio:.3f}")
+    print(f"an extra small class / plain way = {extra['package'] / extra['plain']:.3f}")
+
+
+def _in_turn(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round of each way; the ways take turns."""
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, work in ways.items():
+            times[way].append(timed(work))
+    return times
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 from loss_memory import peak_of_step
 
 import nnunet_collab.training.trainer as trainer_module
-from nnunet_collab.data.two_streams import CENTERD
+from nnunet_collab.data.two_streams import CENTERED
 from nnunet_collab.methods.crln.trainer import CRLNTrainer
 from nnunet_collab.methods.ldc.signed_distance import KEY
 from nnunet_collab.methods.ldc.trainer import LDCTrainer
@@ -99,7 +99,7 @@ def make_batch(args: argparse.Namespace, trainer: Any) -> dict[str, Any]:
     if isinstance(trainer, LDCTrainer):
         maps = trainer.with_signed_distances(None).complete({"target": batch["target"].cpu()})
         batch[KEY] = maps[KEY]
-        batch[CENTERD] = torch.zeros(len(batch["target"]), dtype=torch.bool)
+        batch[CENTERED] = torch.zeros(len(batch["target"]), dtype=torch.bool)
     return batch
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from nnunet_collab.conversion.raw_dataset import DatasetInfo, RawDataset, write_raw_dataset
 from nnunet_collab.conversion.raw_target import Target
 from nnunet_collab.conversion.scripts import run_alone
-from nnunet_collab.conversion.source_check import GridTolerance, SourceRules
+from nnunet_collab.conversion.source_check import SourceRules
 from nnunet_collab.conversion.source_files import by_name, paired, refuse_nothing_found
+from nnunet_collab.core.grid import GridTolerance
 from nnunet_collab.splits.patient_folds import held_out
 
 DATASET_NAME = "LiTS"

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import nnunet_collab
-from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.exit_status import refuse, status_of
 
 
 class Command(NamedTuple):
@@ -45,8 +44,15 @@ COMMANDS = {
         "nnunet_collab.commands.split", "let few patients keep their labels; find the same image in two roles"
     ),
     "doctor": Command("nnunet_collab.commands.doctor", "check installation, paths, trainers and hardware"),
+    "settings": Command(
+        "nnunet_collab.commands.settings", "print every setting of a trainer: default, meaning, bounds, source"
+    ),
+    "presets": Command("nnunet_collab.commands.presets", "list the presets, which are published recipes as settings"),
     "publish": Command("nnunet_collab.commands.publish", "publish the students of a finished training"),
     "evaluate": Command("nnunet_collab.commands.evaluate", "compare predictions with labels: Dice, HD95, ASD and more"),
+    "study": Command(
+        "nnunet_collab.commands.study", "train, predict, evaluate and report methods alike, as a study file says"
+    ),
     "report": Command(
         "nnunet_collab.commands.report", "compare methods on one page: scores, tests, curves, costs, pictures"
     ),
@@ -60,30 +66,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None means those of the process.
 
     Returns:
-        The exit status: the subcommand's own, or 2 if the arguments, or what they name, are at fault.
+        The exit status: the subcommand's own; 2 if the arguments, or what they name, are at fault; 1 if the system
+        refuses something (no permission, a full disk), 130 after Ctrl-C.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser(next((word for word in argv if not word.startswith("-")), ""))
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = parser.parse_args(argv)
-        if args.command is None:
-            parser.print_help(sys.stderr)
-            return 2
-        status: int = args.run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Who reads our output has seen enough, as `head` does; nothing more is to be flushed at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13  # as if by the signal that ends other commands then
-    except CollabError as error:
-        return _refuse(str(error))
+        return status_of(lambda: _run(words))
     except ImportError as error:
-        # A missing module of ours is our fault, and its traceback is needed; any other is the user's to mend.
+        # A missing module of ours is our fault, and its traceback is needed; any other is the user's to fix.
         if (error.name or "").split(".")[0] == nnunet_collab.__name__:
             raise
-        return _refuse(
-            f"a package that is needed cannot be imported ({error}). `nnunet_collab doctor` says how to mend it."
+        return refuse(
+            f"a package that is needed cannot be imported ({error}). `nnunet_collab doctor` says how to fix it."
         )
+
+
+def _run(words: Sequence[str]) -> int:
+    parser = build_parser(next((word for word in words if not word.startswith("-")), ""))
+    args = parser.parse_args(words)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    status: int = args.run(args)
     return status
 
 
@@ -111,8 +115,3 @@ def build_parser(chosen: str) -> argparse.ArgumentParser:
             if command.names:
                 subparser.epilog = f"NAME is one of: {', '.join(getattr(module, command.names)())}."
     return parser
-
-
-def _refuse(message: str) -> int:
-    print(f"nnunet_collab: {message}", file=sys.stderr)
-    return 2

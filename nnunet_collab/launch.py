@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.process import end_with_supervisor
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
         check_arguments(args)
+        if os.environ.get("TORCHELASTIC_RUN_ID"):  # torchrun is the parent: without it nobody would end the others
+            end_with_supervisor()
         launch(args, read_rank_info(os.environ, argv))
     except CollabError as error:
         print(f"nnunet_collab.launch, process {os.environ.get('RANK', 0)}: {error}", file=sys.stderr)

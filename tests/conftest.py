@@ -1,7 +1,8 @@
-"""What every test starts from: no settings of the user's, the modules of this folder importable. Ranks as threads."""
+"""What every test starts from: one thread, no settings of the user's. Files dealt to processes. Ranks as threads."""
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,31 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnunet_collab.core import distributed
+# Before torch is imported. Tiny networks are slower on several threads, and every core has a process that tests.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+TOGETHER = {"test_e2e_semi_supervised.py": "semi-supervised"}  # end-to-end tests share workspaces: one process for each
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Of pytest-xdist: a file's tests run in one process, which makes what they share once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByWorkspace(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return TOGETHER.get(Path(file).name, "e2e") if "e2e" in Path(file).parts else file
+
+    config.option.loadscopereorder = False  # by number of tests, which says nothing of how long they take
+    return ByWorkspace(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +54,8 @@ def raw(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def on_every_rank(monkeypatch):
     """Runs a function of the rank on two ranks at a time and returns both results; else there is one process."""
+    from nnunet_collab.core import distributed  # here, because the process that deals out the tests needs no torch
+
     ranks = 2
     barrier, here, slots = threading.Barrier(ranks, timeout=60), threading.local(), [None] * ranks
 

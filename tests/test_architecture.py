@@ -32,9 +32,10 @@ MAY_IMPORT = {
     "methods": {"core", "data", "networks", "losses", "training"},
     "report": {"core", "evaluation", "figures"},
     "demo": {"core", "evaluation", "figures"},
+    "study": {"core"},  # it runs commands, and is told what a trainer would do
     "commands": {
         "core", "data", "networks", "splits", "inference", "evaluation", "doctor", "conversion", "training", "methods",
-        "report", "demo",
+        "report", "demo", "study",
     },
     "cli": {"core", "commands"},
     "__main__": {"cli"},

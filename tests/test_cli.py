@@ -26,6 +26,7 @@ def python(*arguments, **variables):
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [["--help"], ["--version"], ["env"], [], *([name, "--help"] for name in COMMANDS)], ids=" ".join
 )
@@ -76,6 +77,7 @@ def test_an_unknown_command_is_refused_with_the_list_of_commands(capsys):
     assert "evaluate" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_user_s_mistake_is_one_message_without_a_traceback():
     done = python("-m", "nnunet_collab", "convert", "no_such_dataset", ".", "-d", "1")
     assert done.returncode == 2
@@ -84,6 +86,7 @@ def test_a_user_s_mistake_is_one_message_without_a_traceback():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_output_that_nobody_reads_on_ends_quietly():
     command = f"{shlex.quote(sys.executable)} -m nnunet_collab doctor | true"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
@@ -98,7 +101,7 @@ def test_a_missing_package_leads_to_the_doctor(monkeypatch, capsys):
     assert main(["env"]) == 2
     assert capsys.readouterr().err == (
         "nnunet_collab: a package that is needed cannot be imported (No module named 'torch'). "
-        "`nnunet_collab doctor` says how to mend it.\n"
+        "`nnunet_collab doctor` says how to fix it.\n"
     )
 
 
@@ -114,6 +117,7 @@ def test_a_missing_module_of_ours_keeps_its_traceback(monkeypatch):
 # ---------------------------------------------------------------- env
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
 @pytest.mark.parametrize("before", ["", "/a b/it's $HOME:/c"])
 def test_the_shell_that_evaluates_env_has_the_doorways_after_what_was_there(before):

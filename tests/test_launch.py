@@ -101,6 +101,7 @@ def test_names_the_variable_that_torchrun_did_not_set(missing):
         launch.read_rank_info(environment, [])
 
 
+@pytest.mark.slow
 def test_without_torchrun_says_which_command_to_write():
     arguments = ["27", "2d", "0", "-tr", "CTRCLTrainer", "-p", "my plans"]
     environment = {"PYTHONPATH": str(ROOT)}

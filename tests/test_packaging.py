@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_collab.core.settings import preset_names
+from nnunet_collab.core.presets import preset_names
 
 ROOT = Path(__file__).parents[1]
 TRAINERS = sorted(path.stem for path in (ROOT / "trainers").glob("*.py"))
@@ -22,7 +22,7 @@ CONVERTERS = sorted(path.stem for path in (ROOT / "dataset_conversion").glob("*.
 LOOK = """
 import json
 import nnunet_collab
-from nnunet_collab.core.settings import preset_names
+from nnunet_collab.core.presets import preset_names
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 found = [recursive_find_trainer_class_by_name(name) for name in {names}]
 found = [f"{{c.__module__}}.{{c.__qualname__}}" for c in found]

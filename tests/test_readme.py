@@ -15,7 +15,7 @@ import SimpleITK as sitk
 import torch
 
 import nnunet_collab
-from nnunet_collab.core.settings import preset_names, settings_from_environment
+from nnunet_collab.core.presets import preset_names, settings_from_environment
 from nnunet_collab.demo.phantom import make_case
 from nnunet_collab.methods.ctrcl import CTRCLSettings
 

@@ -57,6 +57,9 @@ def write_data(root, plans, dataset_json, *, configuration="2d", kind="plain", f
         save_case(beside, case, value, np.zeros((1, *SHAPE), np.int16))
     if extra:
         write_json(beside / RECORD, {"plans": preprocessing_fingerprint(plans, configuration, dataset_json)})
+    (base / "gt_segmentations").mkdir(exist_ok=True)
+    for case in fold["val"]:
+        (base / "gt_segmentations" / f"{case}.nii.gz").touch()
     write_json(base / "splits_final.json", [fold])
     return own
 

@@ -1,4 +1,4 @@
-"""`nnunet_collab doctor`: one line per check, and under each that fails, how to mend it.
+"""`nnunet_collab doctor`: one line per check, and under each that fails, how to fix it.
 
 Nothing is changed, and nothing heavy is imported here: it works without torch, and with a torch that crashes.
 """
@@ -64,6 +64,6 @@ def _slow_findings(value: str) -> Iterator[Finding]:
         yield hardware.check_compilation(torch.facts)
     if torch.error or timm.error or not installation.installed("nnunetv2"):
         text = "trainers: not looked up, because nnU-Net cannot be imported"
-        yield Finding("warn", text, "Mend the above, then run `nnunet_collab doctor` again.")
+        yield Finding("warn", text, "Fix the above, then run `nnunet_collab doctor` again.")
     else:
         yield from trainers.check_trainers(outcomes["trainers"], expected)

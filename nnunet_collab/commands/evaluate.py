@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_collab.core import csv_text
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nnunet_collab.evaluation.folders import Plan
+    from nnunet_collab.evaluation.pairing import Plan
 
 _WIDTH = 100
 _TITLES = {"dice": "Dice", "jaccard": "Jaccard", "hd": "HD", "hd95": "HD95", "asd": "ASD", "mae": "MAE"}
@@ -46,8 +45,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         CollabError: If the output cannot be a file, or for the reasons of `evaluate_folders`.
     """
-    from nnunet_collab.evaluation.folders import evaluate_folders, plan_evaluation
+    from nnunet_collab.evaluation.folders import evaluate_folders
     from nnunet_collab.evaluation.metrics import summarize
+    from nnunet_collab.evaluation.pairing import plan_evaluation
 
     output: Path | None = args.output
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
@@ -104,7 +104,7 @@ def cases_table(summary: pd.DataFrame, cases: int) -> str:
 
 def notes(plan: Plan, summary: pd.DataFrame, distance_unit: str) -> str:
     """What the numbers mean, which rules were applied, and what was left out; one bullet each."""
-    from nnunet_collab.evaluation.folders import listed
+    from nnunet_collab.evaluation.pairing import listed
 
     total = _classes(summary)[-1][3]
     voxels = "pixels" if plan.distance_unit == "pixel" else "voxels"
@@ -136,10 +136,10 @@ def write_csv(frame: pd.DataFrame, summary: pd.DataFrame, path: Path) -> None:
     import pandas as pd
 
     table = pd.concat([frame.assign(statistic="case"), summary], ignore_index=True)
-    first = ["case", "class", "statistic"]
+    first = ["case", *(["patient"] if "patient" in table else []), "class", "statistic"]
     table["distance_unit"] = frame["distance_unit"].iloc[0]
     columns = table[[*first, *table.columns.drop(first)]]
-    write_atomically(path, partial(columns.to_csv, index=False))
+    csv_text.write_csv(columns, path)
 
 
 def _classes(summary: pd.DataFrame) -> list[tuple[str, pd.Series, pd.Series, pd.Series]]:

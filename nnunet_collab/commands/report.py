@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 from pathlib import Path
 
 from nnunet_collab.core.errors import CollabError
-
-_OURS = {
-    "report.html", "report.md", "report.tex", "figures", "scores.csv", "tests.csv", "training.csv", "published.csv",
-    "cases.csv",
-}  # fmt: skip
+from nnunet_collab.report.output import refuse_output, remove_leftovers, write_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +39,10 @@ def run(args: argparse.Namespace) -> int:
         CollabError: If the output must not be replaced or a path does not exist, or for the reasons of `find_sources`
             and `collect`.
     """
-    output: Path = args.output
-    _refuse_output(output, args.overwrite)
+    output = Path(os.path.abspath(args.output))  # `-o .` has no name otherwise; links stay links
+    for leftover in remove_leftovers(output):
+        print(f"removes {leftover}, which a killed report left")
+    refuse_output(output, overwrite=args.overwrite)
     for path in (*args.results, args.labels, args.images):
         if path is not None and not path.exists():
             raise CollabError(f"report: what is named must exist; there is no {path}. Check the path.")
@@ -62,32 +59,10 @@ def run(args: argparse.Namespace) -> int:
     for line in left_out:
         print(f"- {line}")
     comparisons = collect(sources, baseline=args.baseline, processes=args.np)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir()
-        write_report(partial, [make_dataset_report(comparison) for comparison in comparisons], left_out)
-        if output.exists():
-            shutil.rmtree(output)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    def write(folder: Path) -> None:
+        write_report(folder, [make_dataset_report(comparison) for comparison in comparisons], left_out)
+
+    write_folder(output, write, overwrite=args.overwrite)
     print(f"wrote   {output / 'report.html'}")
     return 0
-
-
-def _refuse_output(output: Path, overwrite: bool) -> None:
-    """Before anything is measured: only an earlier report may be replaced."""
-    if not output.parent.is_dir() or output.is_file():
-        raise CollabError(
-            f"report: -o must be a folder in a folder that exists; got {output}. Create that, or name another."
-        )
-    if not output.exists():
-        return
-    strange = sorted({path.name for path in output.iterdir()} - _OURS)
-    if strange:
-        raise CollabError(
-            f"report: -o must be new or hold an earlier report alone; {output} also holds {', '.join(strange[:5])}. "
-            "Name another folder."
-        )
-    if not overwrite and any(output.iterdir()):
-        raise CollabError(f"report: {output} holds a report. Name another folder, or replace it with --overwrite.")

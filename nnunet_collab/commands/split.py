@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Collection
 from functools import partial
@@ -12,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_atomically, write_json
-from nnunet_collab.core.nnunet_folders import SPLIT_FILE, Split, find_dataset, holds_split, read_object
+from nnunet_collab.core.nnunet_folders import (
+    SPLIT_FILE,
+    Split,
+    find_dataset,
+    holds_split,
+    read_dataset_json,
+    read_split,
+)
 from nnunet_collab.core.patients import PatientOf, patient_lookup
 from nnunet_collab.splits.few_labels import (
     Labeled,
@@ -63,10 +69,7 @@ def run(args: argparse.Namespace) -> int:
     _refuse_arguments(args)
     labeled = parse_labeled(args.labeled) if args.labeled else None
     raw, preprocessed = find_dataset(args.dataset)
-    problems: list[str] = []
-    dataset_json = read_object(raw / "dataset.json", problems, "Correct -d or nnUNet_raw.")
-    if problems:
-        raise CollabError(problems[0])
+    dataset_json = read_dataset_json(raw / "dataset.json", fix="Correct -d or nnUNet_raw, or the file.")
 
     from nnunet_collab.conversion.labeled_subset import training_cases
     from nnunet_collab.splits.audit import duplicates, equal_images
@@ -88,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     if labeled is not None and args.to is not None:
         raw = _new_dataset(args, labeled, raw, dataset_json, patient_of)
         preprocessed = preprocessed.with_name(raw.name)
-        dataset_json = read_object(raw / "dataset.json", problems, "")
+        dataset_json = read_dataset_json(raw / "dataset.json")
         cases = list(training_cases(raw, dataset_json))
         copies = [[_in_new_dataset(entry, cases) for entry in group] for group in copies]
     elif labeled is not None:
@@ -130,8 +133,8 @@ def _split(
             folds = _existing_split(folders, cases, patient_of)
         except CollabError as error:
             if not args.overwrite:
-                mend = "Or deal new folds with --overwrite, which keeps the file beside."
-                raise CollabError(f"{error} {mend}") from error
+                fix = "Or deal new folds with --overwrite, which keeps the file beside."
+                raise CollabError(f"{error} {fix}") from error
             print(f"{error}\nIt is not used.")
             folds = None
         if folds is None:
@@ -158,11 +161,11 @@ def _existing_split(folders: tuple[Path, Path], cases: Collection[str], patient_
     if path is None:
         return None
     try:
-        split: Split = json.loads(path.read_text(encoding="utf-8"))
+        split = read_split(path)
         validate_split(split, cases, patient_of)
-    except ValueError as error:
-        raise CollabError(f"{path}: it must be JSON; it is not ({error}). Move the file away.") from error
     except CollabError as error:
+        if str(error).startswith(str(path)):
+            raise
         raise CollabError(f"{path.parent}: {error}") from error
     return split
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunet_collab.conversion.raw_target import Target, contents, raw_folder, split_path
+from nnunet_collab.conversion.voxel_values import label_values, not_whole, round_label, write_image
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_json
+from nnunet_collab.core.image_io import read_image
 from nnunet_collab.core.nnunet_folders import PREPROCESSED, SPLIT_FILE, UNLABELED, case_images
 from nnunet_collab.core.patients import PatientOf
 from nnunet_collab.splits.patient_folds import patient_folds
@@ -77,6 +79,7 @@ def write_labeled_subset(
     """
     cases = training_cases(raw, dataset_json)
     _refuse_faults(raw, cases, labeled, dataset_json["file_ending"])
+    rounded = _labels_to_round(cases, labeled)
     split = None
     if len({patient_of(case) for case in labeled}) > 1:
         split = patient_folds(labeled, patient_of, folds=folds)
@@ -84,7 +87,7 @@ def write_labeled_subset(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _link_cases(raw, partial, cases, set(labeled), dataset_json["file_ending"])
+        _link_cases(raw, partial, cases, set(labeled), dataset_json["file_ending"], rounded)
         kept = {key: value for key, value in dataset_json.items() if key != "dataset"}
         changes = {"name": target.name, "numTraining": len(labeled), "labeled_subset_of": raw.name}
         write_json(partial / "dataset.json", {**kept, **changes})
@@ -99,7 +102,7 @@ def write_labeled_subset(
             write_json(split_file, split)
     except OSError as error:
         raise CollabError(
-            f"{folder}: the dataset could not be written ({error}). Free some disk space or mend the permissions, then "
+            f"{folder}: the dataset could not be written ({error}). Free some disk space or fix the permissions, then "
             "run the command again."
         ) from error
     finally:
@@ -137,6 +140,34 @@ def _refuse_faults(raw: Path, cases: Mapping[str, TrainingCase], labeled: Iterab
         )
 
 
+def _labels_to_round(cases: Mapping[str, TrainingCase], labeled: Iterable[str]) -> list[str]:
+    """Labeled cases whose label holds 3.0000002 for 3: nnU-Net would cut 2.9999998 off to 2.
+
+    Raises:
+        CollabError: With every label that cannot be read whole, or holds what is no whole number.
+    """
+    to_round, problems = [], []
+    for case in sorted(labeled):
+        path = cases[case].label
+        try:
+            values = label_values(read_image(path))
+        except CollabError as error:
+            problems.append(f"case {case}: {error}")
+            continue
+        if wrong := not_whole(values):
+            problems.append(
+                f"case {case}: {path}: label values must be whole numbers; found {wrong}. Export the label again, or "
+                "remove the case from imagesTr."
+            )
+        elif any(value != round(value) for value in values):
+            to_round.append(case)
+    if problems:
+        raise CollabError(
+            "\n- ".join(["split --to: labels must be as nnU-Net needs them; so nothing was written:", *problems])
+        )
+    return to_round
+
+
 def _print_summary(folder: Path, new_id: int, total: int, labeled: Sequence[str], patients: Sequence[str]) -> None:
     print(
         f"wrote   {folder}: {len(labeled)} labeled cases of {len(patients)} patients ({listed(patients)}); the images"
@@ -148,7 +179,9 @@ def _print_summary(folder: Path, new_id: int, total: int, labeled: Sequence[str]
     print(f"then: nnunet_collab preprocess_unlabeled -d {new_id} -c CONFIGURATION")
 
 
-def _link_cases(raw: Path, folder: Path, cases: Mapping[str, TrainingCase], labeled: set[str], ending: str) -> None:
+def _link_cases(
+    raw: Path, folder: Path, cases: Mapping[str, TrainingCase], labeled: set[str], ending: str, rounded: Collection[str]
+) -> None:
     for case, files in cases.items():
         images = folder / ("imagesTr" if case in labeled else UNLABELED)
         for channel, path in enumerate(files.images):
@@ -156,7 +189,12 @@ def _link_cases(raw: Path, folder: Path, cases: Mapping[str, TrainingCase], labe
         # 3D TIFF keeps the spacing in a file beside the image
         _link(files.images[0].with_name(f"{case}.json"), images / f"{case}.json")
         if case in labeled:
-            _link(files.label, folder / "labelsTr" / f"{case}{ending}")
+            place = folder / "labelsTr" / f"{case}{ending}"
+            if case in rounded:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_image(round_label(read_image(files.label)), place)
+            else:
+                _link(files.label, place)
             _link(files.label.with_name(f"{case}.json"), folder / "labelsTr" / f"{case}.json")
     for part in (UNLABELED, "imagesTs", "labelsTs"):
         for path in sorted((raw / part).glob("*")):

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import SimpleITK as sitk
 from tqdm import tqdm
 
 from nnunet_collab.conversion.raw_target import MANIFEST
 from nnunet_collab.conversion.source_check import Case, SourceRules, same_grid, to_nnunet_label
+from nnunet_collab.conversion.voxel_values import write_image
 from nnunet_collab.core.files import write_atomically
 from nnunet_collab.core.image_io import read_image
 
@@ -121,13 +121,13 @@ def _write_case(case: Case, rules: SourceRules, ending: str, folder: Path, role:
             shutil.copyfile(path, place)
         else:  # another format, or a grid that differs by less than the tolerance: nnU-Net wants equal ones
             image.CopyInformation(grid)
-            sitk.WriteImage(image, str(place), useCompression=True)
+            write_image(image, place)
         written.append(place)
     if case.label is not None:
         labels.mkdir(parents=True, exist_ok=True)
         written.append(labels / f"{case.name}{ending}")
         label = to_nnunet_label(rules.read_label(case.label), grid, rules)
-        sitk.WriteImage(label, str(written[-1]), useCompression=True)
+        write_image(label, written[-1])
     return written
 
 

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.exit_status import status_of
 from nnunet_collab.core.shipped import shipped_folder
 
 
@@ -43,16 +44,13 @@ def run_alone(script: Path, argv: Sequence[str] | None = None) -> int:
         argv: Arguments; None means those of the process.
 
     Returns:
-        0, or 2 after printing what was refused.
+        0, or what `status_of` says after printing what was refused.
     """
     parser = argparse.ArgumentParser(description=f"Convert {script.stem} into an nnU-Net raw dataset.")
     add_target_arguments(parser)
     add_script_options(parser, script)
-    try:
-        return run_script(script, parser.parse_args(argv))
-    except CollabError as error:
-        print(error, file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    return status_of(lambda: run_script(script, args))
 
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> None:

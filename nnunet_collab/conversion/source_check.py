@@ -1,11 +1,10 @@
 """Read the images of a public dataset, and say everything that is wrong with them before anything is converted.
 
 A converter names its cases (`Case`) and what a file of the dataset must look like (`SourceRules`); `verify_pairs` reads
-every file once and returns one line per fault, each with the file and how to mend it. An empty list means: convert.
+every file once and returns one line per fault, each with the file and how to fix it. An empty list means: convert.
 
-Two faults need care, because SimpleITK does not report them: a NIfTI file that was cut off during the download is read
-without an error, its missing voxels as 0 or as whatever was in memory (seen with SimpleITK 2.5.7), so the length and
-the gzip checksum are checked here; and an image and a label of equal size can lie on different grids.
+Two faults need care, because SimpleITK does not report them: a file that was cut off during the download
+(`core/whole_files.py`), and an image and a label of equal size that lie on different grids.
 
 Sizes, spacings (mm) and origins (mm) are in SimpleITK's order x, y, z.
 """
@@ -13,17 +12,17 @@ Sizes, spacings (mm) and origins (mm) are in SimpleITK's order x, y, z.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
+from nnunet_collab.conversion.voxel_values import shown_values
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.image_io import read_image
-
-LABEL_TOLERANCE = 1e-3  # labels stored as floats with a scale factor are not quite whole numbers
+from nnunet_collab.core.grid import Grid, GridTolerance, grid_differences
+from nnunet_collab.core.image_io import LABEL_TOLERANCE, read_image
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,6 @@ class Case:
 
 
 @dataclass(frozen=True)
-class GridTolerance:
-    """By how much the grid of a file may differ from that of the case's first image, whose grid is then used.
-
-    Attributes:
-        spacing: Relative.
-        origin: In voxels of the finest axis.
-        direction: Per direction cosine.
-    """
-
-    spacing: float = 1e-3
-    origin: float = 1e-2
-    direction: float = 1e-3
-
-
-@dataclass(frozen=True)
 class SourceRules:
     """What each file of a source must look like, and how it is read.
 
@@ -72,7 +56,7 @@ class SourceRules:
         axes: Spatial axes, 2 or 3.
         components: Values per pixel of an image file: 1, or 3 for color pictures. Labels always have 1.
         read_image: Path -> image. Replace it for sources that `read_image` cannot read (a DICOM series).
-        read_label: Path -> label. Replace it for labels that need mending first (a JPEG mask, flipped slices).
+        read_label: Path -> label. Replace it for labels that must be corrected first (a JPEG mask, flipped slices).
         label_grid: How well the label's grid must fit the image's. Wider where a source is known to be inexact.
     """
 
@@ -81,7 +65,7 @@ class SourceRules:
     components: int = 1
     read_image: Callable[[Path], sitk.Image] = read_image
     read_label: Callable[[Path], sitk.Image] = read_image
-    label_grid: GridTolerance = GridTolerance()
+    label_grid: GridTolerance = field(default_factory=GridTolerance)
 
 
 def verify_pairs(cases: Sequence[Case], rules: SourceRules) -> list[str]:
@@ -92,7 +76,7 @@ def verify_pairs(cases: Sequence[Case], rules: SourceRules) -> list[str]:
         rules: What the files must look like.
 
     Returns:
-        One line per fault, in the order of the cases: case, file, what was found, how to mend it.
+        One line per fault, in the order of the cases: case, file, what was found, how to fix it.
     """
     bar = tqdm(cases, desc="Checking the source", unit="case", disable=None)
     return [f"case {case.name}: {fault}" for case in bar for fault in _faults(case, rules)]
@@ -174,26 +158,16 @@ def _label_faults(path: Path, label: sitk.Image, rules: SourceRules) -> Iterator
     # "not <=" instead of ">": NaN must count as unknown.
     unknown = values[~(np.abs(values[:, None] - known).min(axis=1) <= LABEL_TOLERANCE)]
     if unknown.size:
-        shown = ", ".join(f"{value:g}" for value in unknown[:5]) + (", ..." if unknown.size > 5 else "")
         allowed = ", ".join(f"{value:g}" for value in known)
-        yield (f"{path}: label values must be {allowed}; found {shown}. Copy the label again, or leave this case out.")
+        yield (
+            f"{path}: label values must be {allowed}; found {shown_values(unknown)}. Copy the label again, or leave "
+            "this case out."
+        )
 
 
 def _grid_faults(first: Path, a: sitk.Image, second: Path, b: sitk.Image, most: GridTolerance) -> Iterator[str]:
-    mend = "Export it again on the image's grid, or leave this case out."
-    if a.GetSize() != b.GetSize():
-        yield f"{second}: the size must be that of {first.name}, {a.GetSize()}; it is {b.GetSize()}. {mend}"
-        return
-    tolerances = {
-        "spacing": [most.spacing * value for value in a.GetSpacing()],
-        "origin": [most.origin * min(a.GetSpacing())] * a.GetDimension(),
-        "direction": [most.direction] * a.GetDimension() ** 2,
-    }
-    for what, tolerance in tolerances.items():
-        wanted, found = (getattr(image, f"Get{what.capitalize()}")() for image in (a, b))
-        if any(abs(x - y) > t for x, y, t in zip(wanted, found, tolerance, strict=True)):
-            yield f"{second}: the {what} must be that of {first.name}, {_short(wanted)}; it is {_short(found)}. {mend}"
-
-
-def _short(values: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{value:.5g}" for value in values) + ")"
+    for what, wanted, found in grid_differences(Grid.of_image(a), Grid.of_image(b), most):
+        yield (
+            f"{second}: the {what} must be that of {first.name}, {wanted}; it is {found}. Export it again on the "
+            "image's grid, or leave this case out."
+        )

@@ -3,23 +3,61 @@
 A checkpoint has nnU-Net's keys, so that nnU-Net's predictor reads it, and under `nnunet_collab` what resuming exactly
 needs: the iteration, the settings and the states of all random generators. It holds tensors and plain Python values
 only, so that `torch.load(..., weights_only=True)` reads it.
+
+No file is ever loaded so that it could run code of its own: a checkpoint is a pickle, and pickles of strangers can do
+anything. `read` is the one place that loads.
 """
 
 from __future__ import annotations
 
+import codecs
 import random
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_atomically
 from nnunet_collab.core.settings import VARIABLE, differences
 
 KEY = "nnunet_collab"
+# What a training's checkpoint consists of: nnU-Net's parts, and ours under KEY.
+_NONE = type(None)
+_PARTS: dict[str, tuple[type, ...]] = {
+    "network_weights": (Mapping,),
+    "optimizer_state": (Mapping,),
+    "grad_scaler_state": (Mapping, _NONE),
+    "logging": (Mapping,),
+    "_best_ema": (float, _NONE),
+    "current_epoch": (int,),
+    "init_args": (Mapping,),
+    "trainer_name": (str,),
+    "inference_allowed_mirroring_axes": (list, tuple, _NONE),
+}
+_OUR_PARTS: dict[str, tuple[type, ...]] = {
+    "settings": (Mapping,),
+    "iteration": (int,),
+    "random_states": (list,),
+    "weights_from": (Mapping,),
+    "trained_weights": (Mapping, _NONE),
+    "method": (Mapping,),
+    "cases": (Mapping,),
+}
+# nnU-Net's own checkpoints hold numpy's numbers and the device; these classes and functions only hold or make values.
+# numpy 1 calls the module of the function otherwise.
+_SCALAR = np.float64(0).__reduce__()[0]
+_SAFE: list[Any] = [
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},
+    codecs.encode,
+    torch.device,
+]
 
 
 def save(path: Path, checkpoint: Mapping[str, Any]) -> None:
@@ -31,29 +69,135 @@ def save(path: Path, checkpoint: Mapping[str, Any]) -> None:
     write_atomically(path, lambda temporary: torch.save(plain(checkpoint), temporary))
 
 
+def read(path: Path, what: str = "checkpoint") -> dict[str, Any]:
+    """Read a file of tensors and plain values onto the CPU: our checkpoints, nnU-Net's own, published weights.
+
+    Args:
+        path: Written by `torch.save`.
+        what: The file's role, for the message.
+
+    Raises:
+        CollabError: If it is missing or broken, holds anything that would run code, or is no dictionary.
+    """
+    if not path.is_file():
+        raise CollabError(f"{what} {path}: there is no such file. Train first, or check the path.")
+    try:
+        _require_intact(path)
+        with torch.serialization.safe_globals(_SAFE):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # there is no telling in which way a damaged file fails
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        if foreign := _foreign_objects(path):
+            raise CollabError(
+                f"{what} {path}: must hold tensors and plain values; it also holds {listed(foreign)}, and loading "
+                f"these would run code of the file. If you know where it comes from, rewrite it without them as "
+                f"docs/troubleshooting.md says under 'A checkpoint that would run code', and name the new file."
+            ) from error
+        raise CollabError(
+            f"{what} {path}: must be a complete file of this package; reading it failed "
+            f"({reason}). It is truncated or was written by something else: "
+            f"move it away and continue from another checkpoint of the folder, or train anew."
+        ) from error
+    if not isinstance(content, dict):
+        raise CollabError(f"{what} {path}: must hold a dictionary; it holds a {type(content).__name__}. Name another.")
+    return content
+
+
+def _require_intact(path: Path) -> None:
+    """Raise ValueError if a byte of an archive is not what was written: torch does not compare the checksums."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of {damaged} is wrong: the file was damaged after it was written")
+
+
+def _foreign_objects(path: Path) -> list[str]:
+    """Names of what a complete file holds beside what `read` takes; none of a damaged file."""
+    try:
+        with torch.serialization.safe_globals(_SAFE):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # damaged, or in torch's format of before 1.6
+        return []
+
+
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint of this package onto the CPU.
 
     Raises:
         CollabError: If it is missing, broken, or not one of this package's.
     """
-    if not path.is_file():
-        raise CollabError(f"checkpoint {path}: there is no such file. Train first, or check the path.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # there is no telling in which way a damaged file fails
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise CollabError(
-            f"checkpoint {path}: must be a complete file of this package; reading it failed "
-            f"({reason}). It is truncated or was written by something else: "
-            f"move it away and continue from another checkpoint of the folder, or train anew."
-        ) from error
-    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
+    checkpoint = read(path)
+    if KEY not in checkpoint:
         raise CollabError(
             f"checkpoint {path}: must have been written by a trainer of nnunet_collab; it has no {KEY!r} entry. "
             f"It is another trainer's: give this training a results folder of its own."
         )
     return checkpoint
+
+
+def load_training(path: Path) -> dict[str, Any]:
+    """Read a checkpoint with all parts that a training writes.
+
+    Raises:
+        CollabError: As `load`, or if it lacks a part.
+    """
+    checkpoint = load(path)
+    ours = checkpoint[KEY]
+    wrong = _wrong_parts(checkpoint, _PARTS)
+    wrong += _wrong_parts(ours, _OUR_PARTS, f"{KEY}/") if isinstance(ours, Mapping) else [f"{KEY} (must be Mapping)"]
+    if wrong:
+        raise CollabError(
+            f"checkpoint {path}: must have every part that a training writes; these are missing or of another type: "
+            f"{listed(wrong)}. The file was changed: continue from another checkpoint of the folder, or train anew."
+        )
+    return checkpoint
+
+
+def require_finite_weights(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Raise if a training cannot be continued or published from what `load_training` read.
+
+    Raises:
+        CollabError: If a weight, or what an optimizer or a method keeps beside the weights, is not finite.
+    """
+    parts = {name: checkpoint[name] for name in ("network_weights", "optimizer_state")}
+    ours = {name: checkpoint[KEY][name] for name in ("trained_weights", "method")}
+    require_finite(f"checkpoint {path}", {**parts, **ours})
+
+
+def _wrong_parts(content: Mapping[str, Any], parts: Mapping[str, tuple[type, ...]], prefix: str = "") -> list[str]:
+    return [
+        f"{prefix}{name} (must be {' or '.join(t.__name__ for t in types)})"
+        for name, types in parts.items()
+        if name not in content or not isinstance(content[name], types)
+    ]
+
+
+def require_finite(where: str, content: Any) -> None:
+    """Raise if a tensor holds NaN or infinity.
+
+    Args:
+        where: For the message.
+        content: Nested dictionaries and lists; what is no tensor of floating-point numbers is left out.
+
+    Raises:
+        CollabError: Naming the tensors.
+    """
+    wrong = [name for name, tensor in _tensors(content) if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if wrong:
+        raise CollabError(
+            f"{where}: weights must be finite numbers; {len(wrong)} tensors hold NaN or infinity: {listed(wrong)}. "
+            f"Continue from a checkpoint of before, or train anew with a lower learning rate."
+        )
+
+
+def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of a nested value with the path that leads there."""
+    if isinstance(content, torch.Tensor):
+        yield name, content
+    elif isinstance(content, (Mapping, list, tuple)):
+        items = content.items() if isinstance(content, Mapping) else enumerate(content)
+        for key, value in items:
+            yield from _tensors(value, f"{name}/{key}" if name else str(key))
 
 
 def check_fits(path: Path, checkpoint: Mapping[str, Any], trainer_name: str, settings: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The one exception meant for users: its message says where, the rule, what was found, and how to mend it."""
+"""The one exception meant for users: its message says where, the rule, what was found, and how to fix it."""
 
 from __future__ import annotations
 

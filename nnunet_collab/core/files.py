@@ -1,15 +1,31 @@
-"""Writing files so that a crash at any moment leaves the old one or the new one, never a broken one."""
+"""Writing files so that a crash at any moment leaves the old one or the new one, never a broken one.
+
+A file is written aside, under a name that says who writes it, then renamed. What a killed process leaves behind is
+found by that name and removed by whoever next writes there.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Callable
+import re
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.process import ProcessId, this_process
+
+ENDING = ".partial"
+ABANDONED_S = 3600  # a file of a machine that we cannot see, untouched for so long, has no writer any more
+_ASIDE = re.compile(rf"\..+\.([0-9a-f]+-\d+-\d+){re.escape(ENDING)}")
+
+
+def aside(path: Path) -> Path:
+    """Where this process writes a file or a folder before it is renamed to `path`."""
+    return path.with_name(f".{path.name}.{this_process()}{ENDING}")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -18,7 +34,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         CollabError: If writing fails, e.g. on a full disk; `path` is as it was, and the temporary file is gone.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = aside(path)
     try:
         write(temporary)
         with open(temporary, "rb+") as file:  # Windows flushes only what is open for writing
@@ -29,12 +45,36 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             "The file that was there before is untouched." if os.path.exists(path) else "There was no such file before."
         )
         raise CollabError(
-            f"{path}: could not be written ({error}). {old} Free some disk space or mend the permissions, "
+            f"{path}: could not be written ({error}). {old} Free some disk space or fix the permissions, "
             f"then run the command again (training: with --c)."
         ) from error
     finally:
         with contextlib.suppress(OSError):  # where it could not be written, it need not be removable
             temporary.unlink()
+
+
+def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
+    """Remove the half-written files of processes that are gone.
+
+    Args:
+        folders: Where to look, not below; those that do not exist are left out.
+
+    Returns:
+        The files removed. A file of another machine counts as left when nothing was written to it for an hour.
+    """
+    removed = []
+    for path in (file for folder in folders if folder.is_dir() for file in folder.glob(f".*{ENDING}")):
+        match = _ASIDE.fullmatch(path.name)
+        writer = ProcessId.parse(match[1]) if match else None
+        with contextlib.suppress(OSError):  # renamed or removed by another process meanwhile
+            if writer is not None and path.is_file() and (writer.is_gone or _is_abandoned(path, writer)):
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def _is_abandoned(path: Path, writer: ProcessId) -> bool:
+    return not writer.is_here and time.time() - path.stat().st_mtime > ABANDONED_S
 
 
 def write_json(path: Path, content: Any) -> None:

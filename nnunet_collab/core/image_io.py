@@ -1,16 +1,61 @@
-"""Reading an image or label file whole, or not at all."""
+"""Reading an image or label file whole, or not at all. Every reader of the package goes through `read_whole`."""
 
 from __future__ import annotations
 
-import gzip
-import math
-import struct
-import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import SimpleITK as sitk
+import numpy as np
+from numpy.typing import NDArray
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.grid import Grid
+from nnunet_collab.core.whole_files import check_whole
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # imported where it is used: `nnunet_collab --help` does not wait for it
+
+T = TypeVar("T")
+
+LABEL_TOLERANCE = 1e-3  # labels stored with a scale factor are not quite whole numbers
+
+
+class Volume(NamedTuple):
+    """An image or label as a reader of nnU-Net returns it.
+
+    Attributes:
+        voxels: `(C, Z, Y, X)` float32; Z = 1 in 2D.
+        spacing: `(3,)` float64, in mm, in the order of the axes Z, Y, X.
+        grid: Where it lies.
+    """
+
+    voxels: NDArray[np.float32]
+    spacing: NDArray[np.float64]
+    grid: Grid
+
+
+def read_whole(path: Path, read: Callable[[str], T]) -> T:
+    """Let `read` read one file, after checking that it is whole.
+
+    Args:
+        path: The file.
+        read: Takes the path as text.
+
+    Raises:
+        CollabError: If the file is no image, is cut off, or fails its checksum.
+    """
+    try:
+        check_whole(path)
+        return read(str(path))
+    except (MemoryError, ImportError):  # no fault of the file
+        raise
+    except Exception as error:  # whatever a reader raises on a damaged file
+        # SimpleITK's messages open with lines about its own source code; the last line is the reason.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise CollabError(
+            f"{path}: cannot be read whole ({reason}). Copy or download this file again, or save it in another format."
+        ) from error
 
 
 def read_image(path: Path) -> sitk.Image:
@@ -19,36 +64,45 @@ def read_image(path: Path) -> sitk.Image:
     Raises:
         CollabError: If the file is no image, is cut off, or fails its checksum.
     """
-    try:
-        if path.name.endswith((".nii", ".nii.gz")):
-            _check_nifti_is_whole(path)
-        return sitk.ReadImage(str(path))
-    except (RuntimeError, OSError, EOFError, zlib.error) as error:
-        # SimpleITK's messages open with lines about its own source code; the last line is the reason.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise CollabError(
-            f"{path}: cannot be read whole ({reason}). Copy or download this file again, or save it in another format."
-        ) from error
+    import SimpleITK as sitk
+
+    return read_whole(path, sitk.ReadImage)
 
 
-def _check_nifti_is_whole(path: Path) -> None:
-    """Read the file to its end, so that gzip checks its sum, and count the bytes against what the header announces."""
-    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-        header = file.read(348)
-        held = len(header)
-        while chunk := file.read(1 << 20):
-            held += len(chunk)
-    needed = _nifti_bytes(header)
-    if held < needed:
-        raise OSError(f"it holds {held} bytes and needs {needed}")
+def read_volume(path: Path, reader: type[Any], *, label: bool) -> Volume:
+    """Read one file as nnU-Net does.
+
+    Args:
+        path: The file.
+        reader: nnU-Net's reader class for it.
+        label: Whether it is a segmentation; for some formats nnU-Net looks for its spacing elsewhere then.
+
+    Raises:
+        CollabError: If the file is no image, is cut off, or fails its checksum.
+    """
+
+    def read(name: str) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        found: tuple[NDArray[np.float32], dict[str, Any]] = (
+            reader().read_seg(name) if label else reader().read_images([name])
+        )
+        return found
+
+    voxels, properties = read_whole(path, read)
+    grid = Grid.of_properties(properties, voxels.shape)
+    return Volume(voxels, np.asarray(properties["spacing"], dtype=np.float64), grid)
 
 
-def _nifti_bytes(header: bytes) -> int:
-    """Length in bytes that a NIfTI-1 header announces; 0 if it is none, which SimpleITK then reports."""
-    for order in "<>":
-        if len(header) == 348 and struct.unpack_from(f"{order}i", header)[0] == 348:
-            axes, *size = struct.unpack_from(f"{order}8h", header, 40)
-            (bits,) = struct.unpack_from(f"{order}h", header, 72)
-            (offset,) = struct.unpack_from(f"{order}f", header, 108)
-            return int(offset) + math.prod(max(int(count), 1) for count in size[: max(axes, 0)]) * int(bits) // 8
-    return 0
+def whole_numbers(voxels: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """Round labels that a scale factor in the header made uneven: 3.0000002 is 3.
+
+    Args:
+        voxels: `(*S)` of any number type.
+
+    Returns:
+        The labels, rounded, `(*S)` float; and the values that are further than `LABEL_TOLERANCE` from a whole number
+        (NaN and infinite ones are), each once, in order.
+    """
+    rounded = np.rint(voxels)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        uneven = ~(np.abs(voxels - rounded) <= LABEL_TOLERANCE)
+    return rounded, np.unique(voxels[uneven])

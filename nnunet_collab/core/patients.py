@@ -24,13 +24,13 @@ def patient_lookup(pattern: str | None, cases: Iterable[str] = ()) -> PatientOf:
     if pattern is None:
         return str
     rule = f"patient_pattern must match whole case names, and its first group is the patient; got {pattern!r}"
-    mend = r"Correct it in dataset.json or on the command line, e.g. '(patient\d+)_.*'."
+    fix = r"Correct it in dataset.json or on the command line, e.g. '(patient\d+)_.*'."
     try:
         regex = re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise CollabError(f"{rule}, which is no regular expression ({error}). {mend}") from error
+    except (re.error, TypeError, OverflowError, RecursionError) as error:
+        raise CollabError(f"{rule}, which is no regular expression ({error}). {fix}") from error
     if regex.groups < 1:
-        raise CollabError(f"{rule}, which has no group. {mend}")
+        raise CollabError(f"{rule}, which has no group. {fix}")
 
     def patient(case: str) -> str | None:
         match = regex.fullmatch(case)
@@ -39,9 +39,9 @@ def patient_lookup(pattern: str | None, cases: Iterable[str] = ()) -> PatientOf:
     def patient_of(case: str) -> str:
         name = patient(case)
         if not name:
-            raise CollabError(f"{rule}, which finds no patient in {case}. {mend}")
+            raise CollabError(f"{rule}, which finds no patient in {case}. {fix}")
         return name
 
     if unmatched := [case for case in cases if not patient(case)]:
-        raise CollabError(f"{rule}, which finds no patient in {listed(unmatched)}. {mend}")
+        raise CollabError(f"{rule}, which finds no patient in {listed(unmatched)}. {fix}")
     return patient_of

@@ -1,42 +1,184 @@
-"""Settings are frozen dataclasses; this file reads them from JSON and checks every key and type.
+"""Settings: frozen pydantic dataclasses whose fields carry their meaning, unit, bounds and source.
 
-A user changes the settings of a trainer with the environment variable `nnUNet_collab_settings`, which holds
+A method declares its settings in a subclass, without a decorator (Python refuses `@dataclass` on it):
 
-- inline JSON, e.g. `{"beta": 2.0, "students": {"CNN": {"lr": 0.005}}}`,
-- the path of a JSON file, or
-- the name of a preset that ships with the package (`presets/*.json`).
+    class MySettings(SemiSupervisedSettings):
+        tau: float = setting(0.95, "Confidence from which on a pseudo label is used.", gt=0, lt=1, source="section 3")
+        ramp_up: float = 0.5  # another default; meaning and bounds stay
 
-JSON may name a preset to start from: `{"preset": "ctrcl_resnet50_mitb2", "seed": 1}`. Keys of the JSON win.
+Types are strict: an integer is taken for a float, but no text for a number and no `True` for 1. Numbers are finite.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import os
-import sys
-import types
 import typing
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Literal, TypeGuard, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from typing_extensions import dataclass_transform
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.setting_words import Schema, explain, shown
 
 VARIABLE = "nnUNet_collab_settings"
-PRESETS = Path(__file__).parents[1] / "presets"
-COMMENTS = ("description", "preset")  # keys of a settings file that are not settings
+
+# Bounds of what is counted; the upper one is what a 32-bit integer holds.
+COUNT: Mapping[str, Any] = {"ge": 1, "lt": 2**31}
+
+_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 T = TypeVar("T")
 
 
-def require(condition: bool, setting: str, rule: str, found: object) -> None:
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What `setting` was given. What was left out, a parent's setting of that name fills; see `over`."""
+
+    default: Any = ...  # as in pydantic: none
+    factory: Callable[[], Any] | None = None
+    description: str | None = None
+    unit: str | None = None
+    source: str | None = None
+    rule: str | None = None
+    bounds: Mapping[str, Any] | None = None
+    hint: Any = None
+
+    def over(self, parent: Spec) -> Spec:
+        """This setting, with what it leaves out taken from the parent's; the source of another default is not."""
+        if self.default is not ... or self.factory is not None:
+            parent = dataclasses.replace(parent, default=..., factory=None, source=None)
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        empty = {field.name: field.default for field in dataclasses.fields(self)}
+        return dataclasses.replace(parent, **{name: v for name, v in given.items() if v is not empty[name]})
+
+    def field(self) -> Any:
+        """As pydantic takes it."""
+        told = {"unit": self.unit, "source": self.source, "rule": self.rule}
+        return Field(
+            **({"default_factory": self.factory} if self.factory else {"default": self.default}),
+            description=self.description,
+            json_schema_extra={key: value for key, value in told.items() if value},
+            **(self.bounds or {}),
+        )
+
+
+def setting(
+    default: Any = ...,
+    description: str | None = None,
+    *,
+    unit: str | None = None,
+    source: str | None = None,
+    rule: str | None = None,
+    factory: Callable[[], Any] | None = None,
+    **bounds: Any,
+) -> Any:
+    """A field of a settings class.
+
+    Args:
+        default: Its default; without one, and without a factory, the field must be given.
+        description: What it means, in one or a few sentences.
+        unit: Such as "epochs" or "share of the run".
+        source: Where the default is from, such as "section IV.B" or "ours".
+        rule: What a value must be, in words, where type and bounds do not say it well.
+        factory: Makes the default, where that may be changed in place.
+        bounds: pydantic's: `gt`, `ge`, `lt`, `le`, `pattern`, `min_length`, `max_length`.
+    """
+    return Spec(default, factory, description, unit, source, rule, bounds or None)
+
+
+@dataclass_transform(frozen_default=True)
+class Settings:
+    """Base of all settings; every subclass becomes a frozen dataclass that checks its values."""
+
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    specs: ClassVar[Mapping[str, Spec]] = {}  # of all fields
+    own_specs: ClassVar[Mapping[str, Spec]] = {}  # of those that the class itself declares
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Make a dataclass of the class.
+
+        Raises:
+            CollabError: If the type of a setting is not known.
+        """
+        super().__init_subclass__(**keywords)
+        inherited: dict[str, Spec] = {}
+        for base in reversed(cls.__mro__[1:]):
+            inherited |= vars(base).get("own_specs", {})
+        annotations = cls.__annotations__ = dict(vars(cls).get("__annotations__", {}))
+        own = [*annotations, *(name for name in inherited if name in vars(cls) and name not in annotations)]
+        # Dataclasses give a class with two parents the fields of the first, even those that only the second changed.
+        again = inherited if sum(issubclass(base, Settings) for base in cls.__bases__) > 1 else own
+        for name in (*own, *again):
+            if name in inherited:
+                annotations.setdefault(name, inherited[name].hint)
+        # Resolved now: nnU-Net forgets the modules of a user's folder once it has found a trainer in them.
+        annotations.update({name: hint for name, hint in _hints(cls).items() if name in annotations})
+        specs = {}
+        for name, hint in annotations.items():
+            if ClassVar not in (hint, typing.get_origin(hint)):
+                value = vars(cls).get(name, ...)
+                given = value if isinstance(value, Spec) else Spec(value)
+                specs[name] = dataclasses.replace(given.over(inherited.get(name, Spec())), hint=hint)
+                setattr(cls, name, specs[name].field())
+        cls.own_specs = {name: specs[name] for name in own if name in specs}
+        cls.specs = {**inherited, **specs}
+        pydantic_dataclass(frozen=True, config=_CONFIG)(cls)
+        _explain_errors(cls)
+
+    def __post_init__(self) -> None:
+        """Rules that hold between settings; subclasses add theirs after `super().__post_init__()`."""
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls, include_extras=True)
+    except NameError as error:
+        raise CollabError(
+            f"{cls.__name__}: the type of every setting must be known when the class is made; {error}. "
+            f"Import it at the top of the file, outside of `if TYPE_CHECKING`."
+        ) from error
+
+
+def _explain_errors(cls: type[Settings]) -> None:
+    """Let the constructor, and so `dataclasses.replace`, raise our error instead of pydantic's; and take lists."""
+    checked = cls.__init__
+
+    @functools.wraps(checked)
+    def init(self: Settings, *args: Any, **values: Any) -> None:
+        for name, value in values.items():
+            if isinstance(value, list) and name in cls.specs and _is_tuple(cls.specs[name].hint):
+                values[name] = tuple(value)
+        try:
+            checked(self, *args, **values)
+        except ValidationError as error:
+            raise CollabError(explain(error, schema_of(cls), cls.__name__)) from None
+
+    cls.__init__ = init  # type: ignore[method-assign, assignment]
+
+
+def _is_tuple(hint: Any) -> bool:
+    return any(typing.get_origin(part) is tuple for part in (hint, *typing.get_args(hint)))
+
+
+def schema_of(kind: type) -> Schema:
+    """The JSON schema of a settings class, as pydantic makes it."""
+    return TypeAdapter(kind).json_schema()
+
+
+def require(condition: bool, name: str, rule: str, found: object) -> None:
     """Raise a `CollabError` that names the setting, the rule and what was found, unless `condition` holds."""
     if not condition:
-        raise CollabError(f"setting {setting!r}: {rule}; got {found!r}. Change it in {VARIABLE} or in your subclass.")
+        raise CollabError(f"setting {name!r}: {rule}; got {shown(found)}. Change it in {VARIABLE} or in your subclass.")
 
 
-def refuse_unused(settings: Any, names: Iterable[str], circumstance: str) -> None:
+def refuse_unused(settings: Settings, names: Iterable[str], circumstance: str) -> None:
     """Raise a `CollabError` if a setting that has no effect was changed: whoever changed it believes that it has.
 
     Args:
@@ -45,73 +187,75 @@ def refuse_unused(settings: Any, names: Iterable[str], circumstance: str) -> Non
         circumstance: Under which they have none, such as "in the formulation 'official'".
     """
     for name in names:
-        default, value = getattr(type(settings), name), getattr(settings, name)
+        default, value = settings.specs[name].default, getattr(settings, name)
         require(value == default, name, f"has no effect {circumstance}, so it must stay {default!r}", value)
 
 
-def preset_names() -> list[str]:
-    """Names of the presets that ship with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.json"))
+def change(default: T, changes: Mapping[str, Any], where: str, prefix: str = "") -> T:
+    """A copy of the settings `default` with the given fields changed, nested ones too.
 
-
-def settings_from_environment(default: T) -> T:
-    """The trainer's default settings, changed as `nnUNet_collab_settings` says.
-
-    Raises:
-        CollabError: If the variable is neither JSON, nor a readable file, nor a preset; or its content is not valid.
-    """
-    value = os.environ.get(VARIABLE, "").strip()
-    return change(default, read(value), VARIABLE) if value else default
-
-
-def read(value: str, *, built_on_by: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What inline JSON, a JSON file or a preset's name says, with the preset it builds on already merged in.
-
-    Raises:
-        CollabError: If it cannot be read, presets build on each other in a circle, or a student is not the preset's.
-    """
-    if value in built_on_by:
-        chain = " -> ".join([*built_on_by, value])
-        raise CollabError(
-            f"{VARIABLE}: presets must not build on each other in a circle; got {chain}. Remove a 'preset'."
-        )
-    changes = _parse(value)
-    base = changes.pop("preset", None)
-    if base is not None:
-        _expect(isinstance(base, str), f"{VARIABLE}: 'preset'", "the name of a preset or a file", base)
-        changes = _merge(read(base, built_on_by=(*built_on_by, value)), changes)
-    return {key: item for key, item in changes.items() if key not in COMMENTS}
-
-
-def change(default: T, changes: Mapping[str, Any], where: str) -> T:
-    """A copy of the settings dataclass `default` with the given fields changed, nested ones too.
-
-    A tuple of named dataclasses (the students) may be given whole, as a list, or changed by name, as an object
+    A tuple of named settings (the students) may be given whole, as a list, or changed by name, as an object
     `{"CNN": {"lr": 0.005}}`.
 
+    Args:
+        default: Settings of any class.
+        changes: JSON values by name of the field.
+        where: Where they are from, for messages.
+        prefix: Of the fields' names in messages.
+
     Raises:
-        CollabError: If a key is unknown or a value has the wrong type; the message lists what is valid.
+        CollabError: If a key is unknown or a value is not valid; the message says what is.
     """
-    hints = typing.get_type_hints(type(default))
-    fields = [field.name for field in dataclasses.fields(default)]  # type: ignore[arg-type]
-    unknown = [key for key in changes if key not in fields]
+    changed: dict[str, Any] = {}
+    for key, value in changes.items():
+        current = getattr(default, key, None)
+        if isinstance(value, Mapping) and isinstance(current, Settings):
+            changed[key] = change(current, value, where, f"{prefix}{key}.")
+        elif isinstance(value, Mapping) and current and isinstance(current, tuple) and isinstance(current[0], Settings):
+            check_members(value, [member.name for member in current], where, prefix + key)
+            changed[key] = tuple(
+                change(member, value.get(member.name, {}), where, f"{prefix}{key}.{member.name}.") for member in current
+            )
+    plain = {**to_json(default), **changes, **{key: _plain(value) for key, value in changed.items()}}
+    valid = _validated(type(default), plain, where, prefix)
+    # What was not changed stays as it is, not as JSON would give it back.
+    return dataclasses.replace(default, **{key: changed.get(key, getattr(valid, key)) for key in changes})  # type: ignore[type-var]
+
+
+def check_members(changes: Mapping[str, Any], names: list[str], where: str, name: str) -> None:
+    """Raise a `CollabError` unless `changes` maps some of `names` to the changes of each."""
+    unknown = [member for member in changes if member not in names]
     if unknown:
-        raise CollabError(f"{where}: unknown setting {', '.join(map(repr, unknown))}. Valid are: {', '.join(fields)}.")
-    new = {
-        key: _convert(value, hints[key], getattr(default, key), f"{where}: setting {key!r}")
-        for key, value in changes.items()
-    }
-    return dataclasses.replace(default, **new)  # type: ignore[type-var]
+        raise CollabError(
+            f"{where}: setting {name!r}: no member is called {', '.join(unknown)}. There are: {', '.join(names)}."
+        )
+    for member, change_of_one in changes.items():
+        if not isinstance(change_of_one, Mapping):
+            raise CollabError(
+                f"{where}: setting '{name}.{member}' must be a JSON object; "
+                f"got {shown(change_of_one)} ({type(change_of_one).__name__})."
+            )
+
+
+def _validated(kind: type[T], plain: Mapping[str, Any], where: str, prefix: str = "") -> T:
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(plain))
+    except ValidationError as error:
+        raise CollabError(explain(error, schema_of(kind), where, prefix)) from None
+
+
+def _plain(value: Any) -> Any:
+    return [to_json(member) for member in value] if isinstance(value, tuple) else to_json(value)
 
 
 def to_json(settings: Any) -> dict[str, Any]:
     """The settings as plain JSON values; `from_json` reads them back."""
-    return typing.cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(settings))))
+    return cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(settings))))
 
 
 def from_json(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Settings of the dataclass `kind`, as `to_json` wrote them."""
-    return typing.cast("T", _convert(dict(values), kind, None, kind.__name__))
+    """Settings of the class `kind`, as `to_json` wrote them."""
+    return _validated(kind, values, kind.__name__)
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -131,112 +275,3 @@ def _by_name(value: Any) -> Any:
     if isinstance(value, list) and value and all(isinstance(item, Mapping) and "name" in item for item in value):
         return {str(item["name"]): item for item in value}
     return value
-
-
-def _parse(value: str) -> dict[str, Any]:
-    if value.startswith("{"):
-        return _load(value, VARIABLE)
-    for path in (PRESETS / f"{value}.json", Path(value)):
-        if os.path.isfile(path):  # False also for what can be no path at all
-            return _load(_text(path), str(path))
-    raise CollabError(
-        f"{VARIABLE}: must be inline JSON, a JSON file or a preset; {value!r} is none of them. "
-        f"Presets: {', '.join(preset_names())}."
-    )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CollabError(f"{VARIABLE}: {path} must be a readable text file; {error}. Correct the path.") from error
-
-
-def _load(text: str, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CollabError(f"{where}: not valid JSON ({error}). Mend the text, e.g. quote every key.") from error
-    if not isinstance(content, dict):
-        raise CollabError(f'{where}: must be a JSON object such as {{"beta": 2.0}}; got {type(content).__name__}.')
-    return content
-
-
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        below = merged.get(key)
-        if isinstance(value, Mapping) and _are_named(below):
-            _check_members(value, [member["name"] for member in below], f"{VARIABLE}: setting {key!r}")
-            merged[key] = [_merge(member, value.get(member["name"], {})) for member in below]
-        elif isinstance(value, Mapping) and isinstance(below, Mapping):
-            merged[key] = _merge(below, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _are_named(value: Any) -> TypeGuard[list[dict[str, Any]]]:
-    return isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value)
-
-
-def _check_members(changes: Mapping[str, Any], names: list[str], where: str) -> None:
-    """Raise unless `changes` maps names of members to the changes of each."""
-    unknown = [name for name in changes if name not in names]
-    if unknown:
-        raise CollabError(f"{where}: no member is called {', '.join(unknown)}. There are: {', '.join(names)}.")
-    for name, change_of_one in changes.items():
-        _expect(isinstance(change_of_one, dict), f"{where}, {name}", "a JSON object", change_of_one)
-
-
-def _convert(value: Any, hint: Any, current: Any, where: str) -> Any:
-    """`value` as the type `hint` says, or a CollabError."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        words = [word for arg in args if typing.get_origin(arg) is Literal for word in typing.get_args(arg)]
-        if (value is None and type(None) in args) or (isinstance(value, str) and value in words):
-            return value
-        (hint,) = (arg for arg in args if arg is not type(None) and typing.get_origin(arg) is not Literal)
-        unless = f", unless {' or '.join(map(repr, words))}," if words else ""
-        return _convert(value, hint, current, f"{where}{unless}")
-    if origin is Literal:
-        _expect(value in args, where, f"one of {', '.join(map(repr, args))}", value)
-        return value
-    if origin is tuple:
-        return _convert_tuple(value, args[0], current, where)
-    if origin is dict:
-        _expect(isinstance(value, dict), where, "a JSON object", value)
-        return value
-    if dataclasses.is_dataclass(hint):
-        _expect(isinstance(value, dict), where, "a JSON object", value)
-        return change(current if current is not None else _bare(hint, value, where), value, where)
-    if hint is float:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        _expect(is_number and abs(value) <= sys.float_info.max, where, "a finite number", value)
-        return float(value)
-    _expect(type(value) is hint, where, {int: "an integer", bool: "true or false", str: "a text"}[hint], value)
-    return value
-
-
-def _convert_tuple(value: Any, item: Any, current: Any, where: str) -> tuple[Any, ...]:
-    if isinstance(value, dict) and dataclasses.is_dataclass(item):
-        members = current or ()
-        _check_members(value, [member.name for member in members], where)
-        return tuple(change(member, value.get(member.name, {}), f"{where}, {member.name}") for member in members)
-    _expect(isinstance(value, (list, tuple)), where, "a list", value)
-    return tuple(_convert(member, item, None, f"{where}[{i}]") for i, member in enumerate(value))
-
-
-def _bare(kind: Any, value: Mapping[str, Any], where: str) -> Any:
-    """An instance of the dataclass `kind` with its defaults, and its required fields from `value`."""
-    required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
-    missing = [name for name in required if name not in value]
-    if missing:
-        raise CollabError(f"{where}: {', '.join(map(repr, missing))} is required; got {sorted(value)}.")
-    hints = typing.get_type_hints(kind)
-    return kind(**{name: _convert(value[name], hints[name], None, f"{where}: setting {name!r}") for name in required})
-
-
-def _expect(condition: bool, where: str, kind: str, value: Any) -> None:
-    if not condition:
-        raise CollabError(f"{where} must be {kind}; got {value!r} ({type(value).__name__}).")

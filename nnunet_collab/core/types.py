@@ -20,6 +20,8 @@ class StudentOutput(NamedTuple):
         decoder: `(B, D_D, *s)` last feature map before the classifier (F_D), or None if not tapped.
         auxiliary: Deep-supervision logits of falling resolution, full resolution excluded; empty without them.
         maps: Further feature maps that a method taps, `(B, D_i, *s_i)` each, in the order it names them.
+        teaching: `(B_t, C, *S)` logits, without gradient, of samples that only teach; `logits`, `decoder`, `auxiliary`
+            are without these. None if there are none.
     """
 
     logits: Tensor
@@ -27,6 +29,7 @@ class StudentOutput(NamedTuple):
     decoder: Tensor | None
     auxiliary: tuple[Tensor, ...] = ()
     maps: tuple[Tensor, ...] = ()
+    teaching: Tensor | None = None
 
 
 class Truth(NamedTuple):

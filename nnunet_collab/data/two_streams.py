@@ -10,7 +10,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from nnunet_collab.data.loaders import BatchSource
 
-CENTERD = "centered"
+CENTERED = "centered"
 
 
 class TwoStreams:
@@ -20,7 +20,7 @@ class TwoStreams:
         labeled: Loader of labeled cases.
         unlabeled: Loader of an `UnlabeledDataset` through `WeakAndStrongViews`.
 
-    A batch has the entries of the labeled part, and `views` `(B_u, V * C, *S)`, `where` `(B_u, 1, *S)`,
+    A batch has the entries of the labeled part, and `views` `(B_u, V * C, *S)`, `learn_mask` `(B_u, 1, *S)`,
     `keys_unlabeled`.
     """
 
@@ -42,28 +42,11 @@ class TwoStreams:
 class LabeledCrops(nnUNetDataLoader):  # type: ignore[misc]
     """nnU-Net's loader, which tells of each sample whether it was centered on foreground: entry `centered` `(B,)` bool.
 
-    nnU-Net centers the last third of a batch on foreground. Rounded, that is none of a single sample; then chance
-    decides, with the same share.
+    It draws the very batches that nnU-Net's loader draws.
     """
 
-    def __init__(
-        self,
-        data: Any,
-        batch_size: int,
-        *args: Any,
-        oversample_foreground_percent: float,
-        probabilistic_oversampling: bool,
-        **kwargs: Any,
-    ) -> None:
-        none = round(batch_size * (1 - oversample_foreground_percent)) == batch_size
-        super().__init__(
-            data,
-            batch_size,
-            *args,
-            oversample_foreground_percent=oversample_foreground_percent,
-            probabilistic_oversampling=probabilistic_oversampling or none,
-            **kwargs,
-        )
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.decide: Callable[[int], bool] = self.get_do_oversample  # type: ignore[has-type]
         self.get_do_oversample = self._decide_and_note
         self.decisions: list[bool] = []
@@ -76,13 +59,22 @@ class LabeledCrops(nnUNetDataLoader):  # type: ignore[misc]
         """Draw one batch from the global generators."""
         self.decisions = []
         batch: dict[str, Any] = super().generate_train_batch()
-        return {**batch, CENTERD: torch.tensor(self.decisions)}
+        return {**batch, CENTERED: torch.tensor(self.decisions)}
 
 
 class RandomCrops(nnUNetDataLoader):  # type: ignore[misc]
-    """nnU-Net's loader without any choice of crops by label: no oversampling, no search for annotated voxels."""
+    """nnU-Net's loader without any choice of crops by label: no search for annotated voxels.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, oversample_foreground_percent=0.0, **kwargs)
+    Args:
+        args: As nnU-Net's loader takes them.
+        centered_share: Of the crops that are centered on predicted foreground, where a case has been located; chance
+            decides, so that the share holds for a batch of any size.
+        kwargs: As nnU-Net's loader takes them.
+    """
+
+    def __init__(self, *args: Any, centered_share: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(
+            *args, oversample_foreground_percent=centered_share, probabilistic_oversampling=centered_share > 0, **kwargs
+        )
         # With an ignore label nnU-Net centers even random crops on annotated voxels, whose places are unknown here.
         self.has_ignore = False

@@ -7,16 +7,17 @@ files, which hold `class_locations`, are read.
 
 from __future__ import annotations
 
-import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
 import numpy.typing as npt
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.data.locations import load_locations
+from nnunet_collab.data.preprocessed_files import image_file, is_whole, open_array
 
 # Not -1: what is outside of the image is blanked in images normalized with a mask, and annotated voxels must not be.
 ANNOTATED = -2
@@ -30,22 +31,29 @@ class UnlabeledDataset:
         partially_labeled: nnU-Net's dataset of labeled cases whose voxels of the ignore label are unlabeled data,
             too; only the place of that label is used.
         ignore_label: That label; needed with `partially_labeled`.
+        located: Case name -> the folder with the places of its predicted foreground; see `data.locations`.
     """
 
     def __init__(
-        self, folders: Mapping[str, Path], *, partially_labeled: Any = None, ignore_label: int | None = None
+        self,
+        folders: Mapping[str, Path],
+        *,
+        partially_labeled: Any = None,
+        ignore_label: int | None = None,
+        located: Mapping[str, Path] | None = None,
     ) -> None:
         self.folders = dict(folders)
         self.partially_labeled = partially_labeled
         self.ignore_label = ignore_label
+        self.located = dict(located or {})
         known = [] if partially_labeled is None else list(partially_labeled.identifiers)
         self.identifiers = sorted({*self.folders, *known})
 
     def load_case(self, identifier: str) -> tuple[Any, Any, None, dict[str, Any]]:
-        """Image `(C, *S)`, where to learn `(1, *S)`, nothing, and properties without any location of a class.
+        """Image `(C, *S)`, where to learn `(1, *S)`, nothing, and properties with places of predicted classes alone.
 
         Raises:
-            CollabError: If the image is not there.
+            CollabError: If the image is not there, or cut off.
         """
         if identifier in self.folders:
             image = open_image(self.folders[identifier], identifier)
@@ -53,24 +61,25 @@ class UnlabeledDataset:
         else:
             image, labels, _, _ = self.partially_labeled.load_case(identifier)
             where = _Unannotated(labels, self.ignore_label)
-        return image, where, None, {"class_locations": {}}
+        found = load_locations(self.located[identifier], identifier) if identifier in self.located else {}
+        return image, where, None, {"class_locations": found}
 
 
 def open_image(folder: Path, identifier: str) -> Any:
     """A preprocessed image `(C, *S)` in one of nnU-Net's formats, without its label.
 
     Raises:
-        CollabError: If there is none.
+        CollabError: If there is none, or it is cut off.
     """
-    compressed, plain, archive = (folder / f"{identifier}{ending}" for ending in (".b2nd", ".npy", ".npz"))
-    if compressed.is_file():
-        # Threads of blosc2 would not survive the fork of a loader's worker; its memory maps do not work on Windows.
-        mapped = {} if os.name == "nt" else {"mmap_mode": "r"}
-        return blosc2.open(urlpath=str(compressed), mode="r", dparams={"nthreads": 1}, **mapped)
-    if plain.is_file():
-        return np.load(plain, mmap_mode="r")
-    if archive.is_file():
-        return np.load(archive)["data"]  # an archive is read entry by entry
+    if (path := image_file(folder, identifier)) is not None:
+        try:
+            return open_array(path)
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise CollabError(
+                f"{path}: the preprocessed image of the unlabeled case {identifier!r} must be whole; it is not "
+                f"({error}). Delete the file, then run nnunet_collab preprocess_unlabeled for images in imagesUn, "
+                f"nnUNetv2_preprocess for cases of imagesTr."
+            ) from error
     raise CollabError(
         f"{folder}: holds no preprocessed image of the unlabeled case {identifier!r}. Run nnunet_collab "
         f"preprocess_unlabeled for images in imagesUn, nnUNetv2_preprocess for cases of imagesTr."
@@ -78,8 +87,9 @@ def open_image(folder: Path, identifier: str) -> Any:
 
 
 def has_image(folder: Path, identifier: str) -> bool:
-    """Whether `open_image` finds one."""
-    return any((folder / f"{identifier}{ending}").is_file() for ending in (".b2nd", ".npy", ".npz"))
+    """Whether `open_image` finds one that is whole."""
+    path = image_file(folder, identifier)
+    return path is not None and is_whole(path)
 
 
 class _Where:

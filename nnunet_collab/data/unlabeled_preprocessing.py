@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -24,7 +25,9 @@ from typing import Any
 
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_json
+from nnunet_collab.core.names import require_plain_name
 from nnunet_collab.core.nnunet_folders import UNLABELED, case_images, channel_names
+from nnunet_collab.data.preprocessed_files import is_whole
 
 RECORD = "unlabeled.json"
 _ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")  # in the order in which they are renamed
@@ -63,7 +66,8 @@ def preprocessing_fingerprint(plans: dict[str, Any], configuration: str, dataset
 
 def unlabeled_folder(preprocessed_dataset: Path, data_identifier: str) -> Path:
     """Where preprocessed unlabeled cases are: beside the labeled ones, `<preprocessed_dataset>/<data_identifier>`."""
-    return preprocessed_dataset / f"{data_identifier}_{UNLABELED}"
+    name = require_plain_name(f"{preprocessed_dataset}, data_identifier of the plans", data_identifier, "Plan it anew.")
+    return preprocessed_dataset / f"{name}_{UNLABELED}"
 
 
 def unlabeled_cases(
@@ -132,10 +136,22 @@ def refuse_other_plans(folder: Path, fingerprint: str, command: str) -> None:
 
 
 def complete_cases(folder: Path) -> list[str]:
-    """Names of the cases in a folder that are whole, sorted; none if there is no folder."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    cases = sorted(name[: -len(".pkl")] for name in names if name.endswith(".pkl"))
-    return [case for case in cases if all(f"{case}{ending}" in names for ending in _ENDINGS)]
+    """Names of the cases in a folder all of whose files are there and whole, sorted; none if there is no folder."""
+    return [case for case in _recorded(folder) if _is_whole_case(folder, case)]
+
+
+def broken_cases(folder: Path) -> list[str]:
+    """Names of the cases that were whole once, of which a file is missing, empty or cut off now; sorted."""
+    return [case for case in _recorded(folder) if not _is_whole_case(folder, case)]
+
+
+def _recorded(folder: Path) -> list[str]:
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(name[: -len(".pkl")] for name in names if name.endswith(".pkl"))
+
+
+def _is_whole_case(folder: Path, case: str) -> bool:
+    return all(is_whole(folder / f"{case}{ending}") for ending in _ENDINGS)
 
 
 def preprocess_cases(
@@ -214,7 +230,9 @@ def _results(work: partial[None], cases: Mapping[str, Sequence[Path]], processes
             yield
         return
     context = multiprocessing.get_context("spawn")  # forking after torch has started its threads may hang
-    with ProcessPoolExecutor(min(processes, len(cases)), mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        min(processes, len(cases)), mp_context=context, initializer=_leave_ctrl_c_to_parent
+    ) as pool:
         futures = {pool.submit(work, case, images): case for case, images in cases.items()}
         try:
             for future in as_completed(futures):
@@ -225,6 +243,11 @@ def _results(work: partial[None], cases: Mapping[str, Sequence[Path]], processes
             pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C, do not begin the remaining cases
 
 
+def _leave_ctrl_c_to_parent() -> None:
+    """A worker finishes its case after Ctrl-C, instead of printing a traceback of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @contextmanager
 def _named(case: str) -> Iterator[None]:
     try:
@@ -232,6 +255,6 @@ def _named(case: str) -> Iterator[None]:
     except Exception as error:  # whatever nnU-Net raises
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CollabError(
-            f"case {case}: it could not be preprocessed ({reason}). Cases that are done are kept: mend the cause and "
+            f"case {case}: it could not be preprocessed ({reason}). Cases that are done are kept: fix the cause and "
             "run the same command again, without --overwrite. If a process was killed, memory ran out: lower -np."
         ) from error

@@ -81,7 +81,9 @@ METHODS: dict[str, Method] = {
     "fixmatch": _with_few_labels("FixMatchTrainer", _ONE, tau=0.8, **_SHORT_RAMP),
     "unimatch": _with_few_labels("UniMatchTrainer", _ONE, tau=0.8, **_SHORT_RAMP),
     "crossmatch": _with_few_labels("CrossMatchTrainer", _ONE, tau=0.8, **_SHORT_RAMP),
-    "crln": _with_few_labels("CRLNTrainer", _ONE, tau=0.8, start=100, contrast_weight=0.1, **_SHORT_RAMP),
+    "crln": _with_few_labels(
+        "CRLNTrainer", _ONE, tau=0.8, rectify_from_iteration=100, contrast_weight=0.1, **_SHORT_RAMP
+    ),
     "ldc": _with_few_labels("LDCTrainer", _ONE, **_SHORT_TEACHER),
     "cmaformer": Method(
         _training("CMAformerTrainer", {"CMAformer": {"arch": {"features": [8, 16, 32, 64, 64, 64]}, **_OPTIMIZER}})

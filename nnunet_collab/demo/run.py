@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnunet_collab.core.files import write_json
+from nnunet_collab.core.image_io import read_image
 from nnunet_collab.demo.methods import METHODS, Method, Training
 from nnunet_collab.demo.phantom import write_dataset
 from nnunet_collab.demo.workspace import Commands, chosen_device, environment, make_room
@@ -147,7 +148,7 @@ def _draw_overlays(
 def _row(case: str, raw: Path, predictions: Mapping[str, Path], frames: Mapping[str, pd.DataFrame]) -> OverlayRow:
     import SimpleITK as sitk
 
-    image = sitk.ReadImage(str(raw / "imagesTs" / f"{case}_0000.nii.gz"))
+    image = read_image(raw / "imagesTs" / f"{case}_0000.nii.gz")
     read = {name: _array(path / f"{case}.nii.gz") for name, path in predictions.items()}
     truth = _array(raw / "labelsTs" / f"{case}.nii.gz")
     z = largest_slice(truth)
@@ -165,7 +166,7 @@ def _row(case: str, raw: Path, predictions: Mapping[str, Path], frames: Mapping[
 def _array(path: Path) -> Any:
     import SimpleITK as sitk
 
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    return sitk.GetArrayFromImage(read_image(path))
 
 
 def _print_table(frames: Mapping[str, pd.DataFrame], cases: int) -> None:

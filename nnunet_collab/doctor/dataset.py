@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nnunet_collab.core.errors import CollabError, listed
+from nnunet_collab.core.json_files import read_json
+from nnunet_collab.core.nnunet_folders import (
+    SPLIT_FILE,
+    UNLABELED,
+    case_images,
+    other_entries,
+    read_dataset_json,
+    read_plans,
+    read_split,
+)
 from nnunet_collab.doctor.finding import Finding
 from nnunet_collab.doctor.folders import PREPROCESSED, RAW, RESULTS
 
@@ -26,17 +35,56 @@ def check_dataset(dataset: str) -> Iterator[Finding]:
         return
     (name,) = names
     folder = Path(os.environ.get(PREPROCESSED, ""), name)
-    files = _json_files(folder)
-    plans = {stem: content for stem, content in files.items() if "configurations" in content}
+    yield from _files(name)
+    plans, faults = _plans(folder)
+    yield from faults
+    yield from _unlabeled(name, folder, plans)
     if not plans:
         command = f"nnUNetv2_plan_and_preprocess -d {int(name[7:10])} -c 2d --verify_dataset_integrity"
         yield Finding("FAIL", f"{name} is not planned: there are no plans in {folder}", command)
         return
     counts = {identifier: preprocessed_cases(folder, content) for identifier, content in plans.items()}
     any_preprocessed = any(any(of_plans.values()) for of_plans in counts.values())
-    total = files.get("dataset", {}).get("numTraining")
+    total = _number_of_cases(folder / "dataset.json")
     for identifier, of_plans in counts.items():
         yield _preprocessed(name, identifier, of_plans, total, any_preprocessed)
+
+
+def _files(name: str) -> Iterator[Finding]:
+    """What dataset.json and the split say, where they can be used at all."""
+    for variable in (RAW, PREPROCESSED):
+        folder = Path(os.environ.get(variable) or os.devnull, name)
+        for path, read in ((folder / "dataset.json", read_dataset_json), (folder / SPLIT_FILE, read_split)):
+            if path.is_file() or (variable == RAW and read is read_dataset_json and folder.is_dir()):
+                try:
+                    read(path)
+                except CollabError as error:
+                    yield Finding("FAIL", str(error), f"Correct {path}; trainings and all commands read it.")
+
+
+def _unlabeled(name: str, folder: Path, plans: dict[str, dict[str, Any]]) -> Iterator[Finding]:
+    """How many unlabeled cases there are, for which configurations they are preprocessed, and what is not used."""
+    place = Path(os.environ.get(RAW) or os.devnull, name, UNLABELED)
+    if not place.is_dir():
+        return
+    try:
+        ending = read_dataset_json(place.parent / "dataset.json")["file_ending"]
+    except CollabError:  # said above
+        return
+    images = case_images(place, ending)
+    done = []
+    for identifier, content in plans.items():
+        counts = preprocessed_cases(folder, content, suffix=f"_{UNLABELED}")
+        done += [f"{configuration} of {identifier} ({count})" for configuration, count in counts.items() if count]
+    text = f"{name}: {UNLABELED} holds {len(images)} cases; preprocessed for {', '.join(done) or 'no configuration'}"
+    if others := other_entries(place, images):
+        text += f"; {len(others)} other entries are not used: {listed(others)}"
+        yield Finding("warn", text, f"Convert images to {ending} and name them CASE_0000{ending}; move the rest away.")
+    elif images and not done:
+        command = f"nnunet_collab preprocess_unlabeled -d {int(name[7:10])} -c CONFIGURATION"
+        yield Finding("warn", text, command)
+    else:
+        yield Finding("ok", text)
 
 
 def dataset_names(dataset: str) -> list[str]:
@@ -47,19 +95,20 @@ def dataset_names(dataset: str) -> list[str]:
     return [name for name in names if name == dataset or (dataset.isdecimal() and int(name[7:10]) == int(dataset))]
 
 
-def preprocessed_cases(folder: Path, plans: dict[str, Any]) -> dict[str, int]:
+def preprocessed_cases(folder: Path, plans: dict[str, Any], suffix: str = "") -> dict[str, int]:
     """Number of preprocessed cases per configuration, cascades left out: they need another model's segmentation.
 
     Args:
         folder: `$nnUNet_preprocessed/<dataset>`.
         plans: Content of a plans file.
+        suffix: Of the names of the configurations' folders.
     """
     configurations = plans["configurations"]
     counts = {}
     for name in configurations:
         resolved = _inherit(configurations, name)
         if "data_identifier" in resolved and not resolved.get("previous_stage"):
-            counts[name] = len(list((folder / resolved["data_identifier"]).glob("*.pkl")))
+            counts[name] = len(list((folder / f"{resolved['data_identifier']}{suffix}").glob("*.pkl")))
     return counts
 
 
@@ -96,12 +145,24 @@ def _ambiguous(dataset: str, names: list[str]) -> Finding:
     )
 
 
-def _json_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name without ending -> content of every JSON object in the folder; what cannot be read is no plans file."""
-    found = {}
+def _plans(folder: Path) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
+    """Name without ending -> content of every plans file, and what is wrong with any other file of JSON."""
+    plans, faults = {}, []
     for path in sorted(folder.glob("*.json")):
-        with contextlib.suppress(OSError, ValueError):
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(content, dict):
-                found[path.stem] = content
-    return found
+        if path.name in ("dataset.json", SPLIT_FILE):
+            continue
+        try:
+            content = read_json(path, "Plan the dataset again, or move the file away.")
+            if isinstance(content, dict) and ("configurations" in content or path.stem.endswith("Plans")):
+                plans[path.stem] = read_plans(path, "Plan the dataset again.")
+        except CollabError as error:
+            faults.append(Finding("FAIL", str(error), f"Correct {path}, or move it away."))
+    return plans, faults
+
+
+def _number_of_cases(path: Path) -> int | None:
+    try:
+        total = read_dataset_json(path, needs=()).get("numTraining")
+    except CollabError:  # said above, or not there
+        return None
+    return total if isinstance(total, int) else None

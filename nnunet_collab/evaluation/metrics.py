@@ -50,7 +50,12 @@ def in_voxels(column: str) -> str:
 
 
 def case_metrics(
-    prediction: Mask, truth: Mask, spacing_mm: Sequence[float] | None, *, keep: Mask | None = None
+    prediction: Mask,
+    truth: Mask,
+    spacing_mm: Sequence[float] | None,
+    *,
+    keep: Mask | None = None,
+    image_size: int | None = None,
 ) -> dict[str, float]:
     """Every metric of one class in one case; the module says what happens with empty masks.
 
@@ -59,6 +64,9 @@ def case_metrics(
         truth: `(*S)` bool.
         spacing_mm: Distance of neighboring voxel centers along each axis, in mm, > 0; None if it is not known.
         keep: `(*S)` bool, False where the voxel is to be ignored; None keeps all.
+        image_size: Number of voxels of the image that are not ignored, for MAE, where the masks are a box cut from it,
+            outside of which both are empty. The box must be thicker than one voxel along each axis along which the
+            image is. None: the masks are the image.
 
     Returns:
         `dice`, `jaccard` and `mae` in `[0, 1]`; `hd_mm`, `hd95_mm`, `asd_mm` if the spacing is known; `hd_voxel`,
@@ -74,6 +82,7 @@ def case_metrics(
     else:
         check_masks("case_metrics", prediction=prediction, truth=truth, keep=keep)
         prediction, truth, size = prediction & keep, truth & keep, int(np.count_nonzero(keep))
+    size = size if image_size is None else image_size
 
     predicted, true = int(np.count_nonzero(prediction)), int(np.count_nonzero(truth))
     both = int(np.count_nonzero(prediction & truth))

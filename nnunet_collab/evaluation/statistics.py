@@ -131,6 +131,11 @@ def paired_test(differences: NDArray[Any], units: Sequence[str]) -> PairedTest:
     return PairedTest(float(stats.wilcoxon(per_unit.round(12)).pvalue), len(names))
 
 
+def smallest_p(units: int) -> float:
+    """The smallest p that `paired_test` can give over so many units: all differences of one sign, 0.0625 for five."""
+    return min(1.0, 2.0 / 2.0**units)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values corrected for their number by Holm's method; NaN stays NaN and is not counted."""
     p = np.asarray(p_values, dtype=np.float64)

@@ -82,13 +82,22 @@ def surface_distances_at(
     if not thick:
         return tuple(SurfaceDistances(0.0, 0.0, 0.0) for _ in checked)  # an image of one voxel, which both masks hold
     prediction, truth = _crop_to_union(prediction.squeeze(), truth.squeeze())
-    ours, theirs = np.argwhere(_surface(prediction)), np.argwhere(_surface(truth))
-    return tuple(_between(ours * spacing[thick], theirs * spacing[thick]) for spacing in checked)
+    ours, theirs = _surface(prediction), _surface(truth)
+    both = ours & theirs
+    points = _Points(_where(ours), both[ours]), _Points(_where(theirs), both[theirs])
+    return tuple(_between(*points, spacing[thick]) for spacing in checked)
 
 
-def _between(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> SurfaceDistances:
-    """The distances between two sets of points, `(N, axes)` and `(M, axes)`, neither empty."""
-    there, back = _nearest(ours, theirs), _nearest(theirs, ours)
+class _Points(NamedTuple):
+    """Surface voxels of a mask: `(N, axes)` indices, and `(N,)` whether they are on the other mask's surface, too."""
+
+    indices: NDArray[np.int64]
+    shared: NDArray[np.bool_]
+
+
+def _between(ours: _Points, theirs: _Points, spacing: NDArray[np.float64]) -> SurfaceDistances:
+    """The distances between two surfaces, neither empty."""
+    there, back = _nearest(ours, theirs, spacing), _nearest(theirs, ours, spacing)
     return SurfaceDistances(
         hd_mm=float(max(there.max(), back.max())),
         hd95_mm=float(max(np.percentile(there, 95), np.percentile(back, 95))),
@@ -136,16 +145,27 @@ def _crop_to_union(first: Mask, second: Mask) -> tuple[Mask, Mask]:
 
 
 def _surface(mask: Mask) -> Mask:
-    """The voxels with a face neighbor outside; the result has one more voxel on every side than `mask`."""
-    padded = np.pad(mask, 1)  # so that what rolls round is False
-    interior = padded.copy()
+    """The voxels with a face neighbor outside."""
+    interior = mask.copy()
     for axis in range(mask.ndim):
-        interior &= np.roll(padded, 1, axis)
-        interior &= np.roll(padded, -1, axis)
-    return padded & ~interior
+        inside, neighbors = np.moveaxis(interior, axis, 0), np.moveaxis(mask, axis, 0)
+        inside[1:] &= neighbors[:-1]
+        inside[:-1] &= neighbors[1:]
+        inside[[0, -1]] = False  # beyond the image is outside
+    return mask & ~interior
 
 
-def _nearest(points: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance of each of the `(N, axes)` points to the nearest of the `(M, axes)` others, `(N,)`."""
-    distances: NDArray[np.float64] = KDTree(others, leafsize=32).query(points)[0]
+def _where(mask: Mask) -> NDArray[np.int64]:
+    """`np.argwhere(mask) + 1`, faster for few voxels in a large box.
+
+    Counted from 1, as in the first tables: the last bit of a distance depends on where the box begins.
+    """
+    return np.stack(np.unravel_index(np.flatnonzero(mask), mask.shape), axis=1) + 1
+
+
+def _nearest(points: _Points, others: _Points, spacing: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distance of each of the points to the nearest of the others, `(N,)`."""
+    distances = np.zeros(len(points.indices))  # of points on both surfaces
+    tree = KDTree(others.indices * spacing, leafsize=32, balanced_tree=False)
+    distances[~points.shared] = tree.query(points.indices[~points.shared] * spacing)[0]
     return distances

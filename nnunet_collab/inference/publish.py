@@ -16,9 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from nnunet_collab.core import checkpoint as checkpoints
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.files import write_atomically, write_json
+from nnunet_collab.core.names import require_plain_name
+from nnunet_collab.inference.complete_weights import require_complete
 
 KEY = checkpoints.KEY
 # What a model tells of its training. The rest is for continuing it: a teacher, multipliers, the names of the cases.
@@ -35,6 +39,7 @@ def student_folder(run: Path, student: str) -> Path:
         student: Its name.
     """
     trainer, plans, configuration = run.name.split("__")
+    require_plain_name(f"{run}, name of a student in its plans.json", student, "Publish a run of your own.")
     return run.with_name(f"{trainer}_{student}__{plans}__{configuration}")
 
 
@@ -74,9 +79,12 @@ def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
     student_plans = {name: _student_plans(plans, configuration, name) for name in names}
     for name in names:
         _refuse_other_network(targets[name], student_plans[name], configuration, fold.name)
-    loaded = {file: checkpoints.load(file) for file in (fold / name for name in CHECKPOINTS) if file.is_file()}
+    loaded = {file: checkpoints.load_training(file) for file in (fold / name for name in CHECKPOINTS) if file.is_file()}
     for file, checkpoint in loaded.items():
         _refuse_other_plans(file, checkpoint, record)
+        checkpoints.require_finite_weights(file, checkpoint)
+        for name in names:
+            require_complete(file, name, _weights(checkpoint, name), student_plans[name], configuration, dataset)
     for name in names:
         _write_folder(targets[name], fold, student_plans[name], dataset)
     for file, checkpoint in loaded.items():
@@ -137,10 +145,8 @@ def _refuse_other_plans(file: Path, checkpoint: dict[str, Any], record: dict[str
 
 def _publish_checkpoint(checkpoint: dict[str, Any], targets: dict[str, Path], plans: dict[str, dict[str, Any]]) -> None:
     for name, target in targets.items():
-        prefix = f"students.{name}.network."
-        weights = {k.removeprefix(prefix): v for k, v in checkpoint["network_weights"].items() if k.startswith(prefix)}
         published = {
-            "network_weights": weights,
+            "network_weights": _weights(checkpoint, name),
             "optimizer_state": {},
             "grad_scaler_state": None,
             "logging": checkpoint["logging"],
@@ -156,6 +162,11 @@ def _publish_checkpoint(checkpoint: dict[str, Any], targets: dict[str, Path], pl
             },
         }
         checkpoints.save(target, published)
+
+
+def _weights(checkpoint: dict[str, Any], student: str) -> dict[str, Tensor]:
+    prefix = f"students.{student}.network."
+    return {k.removeprefix(prefix): v for k, v in checkpoint["network_weights"].items() if k.startswith(prefix)}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -234,8 +233,11 @@ def _anywhere(present: Tensor) -> Tensor:
 
 def _membership(labels: Tensor, keep: Tensor, num_classes: int, like: Tensor) -> Tensor:
     """`(B, K, N)` in the arithmetic dtype: 1 where a kept cell has the class."""
-    one_hot = F.one_hot(labels.flatten(1), num_classes).transpose(1, 2)
-    return (one_hot * keep.flatten(1).unsqueeze(1)).to(torch.promote_types(like.dtype, torch.float32))
+    # Not one_hot, which on the CPU reads the smallest and the largest label first.
+    classes = torch.arange(num_classes, device=labels.device).view(1, -1, 1)
+    return ((labels.flatten(1).unsqueeze(1) == classes) & keep.flatten(1).unsqueeze(1)).to(
+        torch.promote_types(like.dtype, torch.float32)
+    )
 
 
 def sample_centers(voxels: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -15,8 +15,6 @@ with zero gradient. Unit of entropies: nats.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -62,24 +60,41 @@ def squared_difference(
         return global_mean(difference.sum(), mask.expand_as(difference).sum())
 
 
-@torch.no_grad()
-def predictive_entropy(passes: Sequence[Tensor], *, regions: bool) -> Tensor:
-    """Entropy of the mean probability over several passes, in nats (UA-MT, equation 2).
+class MeanProbability:
+    """Mean probability over several passes, one after the other; none of them is kept.
 
     Args:
-        passes: Logits `(B, C, *S)` of each pass, at least one.
         regions: True if the channels are overlapping regions (sigmoid), False for exclusive classes (softmax).
-
-    Returns:
-        `(B, P, *S)`, `P` 1 or the number of regions; in `[0, log K]`, two classes per region.
     """
-    mean = _probabilities(passes[0], regions)
-    for logits in passes[1:]:
-        mean = mean + _probabilities(logits, regions)
-    mean = mean / len(passes)
-    if regions:
-        return -(torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean))
-    return -torch.xlogy(mean, mean).sum(dim=1, keepdim=True)
+
+    def __init__(self, *, regions: bool) -> None:
+        self.regions = regions
+        self.passes = 0
+        self.total: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, logits: Tensor) -> None:
+        """Take in one pass, `(B, C, *S)` logits."""
+        probabilities = _probabilities(logits, self.regions)
+        self.total = probabilities if self.total is None else self.total.add_(probabilities)
+        self.passes += 1
+
+    @torch.no_grad()
+    def entropy(self) -> Tensor:
+        """Entropy of the mean, in nats (UA-MT, equation 2).
+
+        Returns:
+            `(B, P, *S)`, `P` 1 or the number of regions; in `[0, log K]`, two classes per region.
+
+        Raises:
+            ValueError: If there was no pass.
+        """
+        if self.total is None:
+            raise ValueError("MeanProbability.entropy: needs one pass or more; there was none.")
+        mean = self.total / self.passes
+        if self.regions:
+            return -(torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean))
+        return -torch.xlogy(mean, mean).sum(dim=1, keepdim=True)
 
 
 def _probabilities(logits: Tensor, regions: bool) -> Tensor:

@@ -171,20 +171,20 @@ def class_fractions(probabilities: Tensor) -> Tensor:
     return sums / all_reduce_sum(count).clamp_min(1)
 
 
-def size_band(fractions: Tensor, sizes: Tensor, tolerance: float) -> Tensor:
+def size_band(fractions: Tensor, sizes: Tensor, half_width: Tensor) -> Tensor:
     """Residuals `(2 K,)` of the upper, then of the lower bounds of the sizes; at most 0 where they hold.
 
     Args:
         fractions: `(K,)`; receives the gradient.
         sizes: `(K,)` detached here; a class of size 0 has not been seen yet, and its residuals are 0.
-        tolerance: t.
+        half_width: `(K,)` of the bands, detached here.
 
     Raises:
         ValueError: If shapes disagree.
     """
-    check_same_shape("size_band", fractions=fractions, sizes=sizes)
-    sizes = sizes.detach()
-    upper, lower = fractions - (1 + tolerance) * sizes, (1 - tolerance) * sizes - fractions
+    check_same_shape("size_band", fractions=fractions, sizes=sizes, half_width=half_width)
+    sizes, half_width = sizes.detach(), half_width.detach()
+    upper, lower = fractions - (sizes + half_width), (sizes - half_width) - fractions
     return torch.where((sizes > 0).repeat(2), torch.cat([upper, lower]), torch.zeros_like(torch.cat([upper, lower])))
 
 

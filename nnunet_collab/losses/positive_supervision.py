@@ -22,6 +22,7 @@ the gradient of the anchors is computed beside the loss, so that nothing of them
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -80,7 +81,7 @@ def positive_supervision(
     known: Supervision,
     *,
     tau: float,
-    xi: float,
+    xi: float | Tensor,
     temperature: float,
     positives: Positives,
     anchors: int = ANCHORS,
@@ -94,7 +95,7 @@ def positive_supervision(
         prototypes: `(C, R, F)`; detached here. None will do for the mean feature.
         known: Labels, their reliability, and the student's confidence.
         tau: An anchor is a voxel of class c for which the student's confidence in c is below.
-        xi: Weight of the learned prototypes in the positive.
+        xi: Weight of the learned prototypes in the positive, a number or a scalar.
         temperature: t.
         positives: Mean feature, learned prototypes, or both (table 5: MR, LP, CPS).
         anchors: Drawn per class.
@@ -105,47 +106,91 @@ def positive_supervision(
     """
     classes = known.confidence.shape[1]
     members = torch.stack([(known.labels == c) & known.reliable for c in range(classes)], dim=1)
-    uncertain = members & (known.confidence < tau)
-    weights = _class_weights(members, uncertain, known.reliable)
-    chosen, losses, gradients = [], [], []
+    drawn = _draw(known, tau, anchors, negatives)
+    counts = torch.zeros(classes, device=features.device).index_add_(
+        0, drawn.of_class, torch.ones_like(drawn.of_class, dtype=torch.float32)
+    )
+    weights = (_class_weights(members, known, tau) / counts.clamp_min(1))[drawn.of_class]
     with torch.autocast(features.device.type, enabled=False):
         fixed = projection.fixed(features.detach())
-        positive = F.normalize(_positives(fixed, prototypes, members, xi, positives), dim=1)
-        for c, weight in weights.items():
-            chosen.append(_draw(uncertain[:, c].nonzero(), anchors))
-            voxels = _draw((known.reliable & ~members[:, c]).nonzero(), anchors * negatives)
-            anchor = _unit(projection, features.detach(), chosen[-1])
-            loss, gradient = _info_nce(anchor.detach(), positive[c], fixed, voxels, temperature)
-            losses.append(weight * loss)
-            gradients.append(weight * gradient)
-        if not chosen:
-            return 0 * sum(p.float().sum() for p in projection.parameters()) + 0 * features[:0].float().sum()
-        anchor = _unit(projection, features, torch.cat(chosen))  # once, so that the map has one gradient
-        value: Tensor = _Known.apply(anchor, torch.stack(losses).mean(), torch.cat(gradients) / len(losses))
+        positive = F.normalize(_positives(fixed, prototypes, members, xi, positives), dim=1)[drawn.of_class]
+        anchor = F.normalize(projection.at(features, drawn.anchors), dim=1)
+        loss, gradient = _info_nce(anchor.detach(), positive, fixed, drawn.negatives, temperature)
+        # A class without any voxel has no positive: what was drawn for it is nothing, and counts nothing.
+        counts_here = weights > 0
+        loss = torch.where(counts_here, weights * loss, 0).sum()
+        gradient = torch.where(counts_here.unsqueeze(1), weights.unsqueeze(1) * gradient, 0)
+        value: Tensor = _Known.apply(anchor, loss, gradient)
         return value
 
 
-def _class_weights(members: Tensor, uncertain: Tensor, reliable: Tensor) -> dict[int, float]:
-    """Classes of which this rank has anchors, and what each weighs in the mean over these classes; 1 in one process.
+class Drawn(NamedTuple):
+    """Voxels (sample, then position).
+
+    Attributes:
+        of_class: `(n,)` int64, the class of each anchor.
+        anchors: `(n, 1 + dims)`.
+        negatives: `(n * m, 1 + dims)`, those of an anchor together.
+    """
+
+    of_class: Tensor
+    anchors: Tensor
+    negatives: Tensor
+
+
+def _draw(known: Supervision, tau: float, anchors: int, negatives: int) -> Drawn:
+    """`anchors` of the uncertain voxels of every class, and `negatives` of other classes' voxels for each of them.
+
+    With replacement. All classes at once and without a list of any class's voxels, whose length the host would have to
+    wait for: sorted by class, the uncertain ones of each class first, the voxels of a class are a range, and those of
+    all others the two ranges beside it. Of a class that has none, any voxel is drawn.
+    """
+    classes, labels = known.confidence.shape[1], known.labels.flatten()
+    certain = ~_uncertain(known, tau).flatten()
+    key = torch.where(known.reliable.flatten(), 2 * labels + certain, 2 * classes)
+    order = key.argsort(stable=True)
+    counts = torch.zeros(2 * classes + 1, dtype=torch.int64, device=key.device)
+    counts.index_add_(0, key, torch.ones_like(key))
+    uncertain, members = counts[:-1:2], counts[:-1].view(classes, 2).sum(dim=1)
+    first = members.cumsum(0) - members
+    own = first.unsqueeze(1) + _ranks(uncertain, anchors)
+    other = _ranks(members.sum() - members, anchors * negatives)
+    other = torch.where(other < first.unsqueeze(1), other, other + members.unsqueeze(1))
+    of_class = torch.arange(classes, device=key.device).repeat_interleave(anchors)
+    places = (order[ranks.flatten().clamp_max(len(order) - 1)] for ranks in (own, other))
+    return Drawn(of_class, *(torch.stack(torch.unravel_index(p, known.labels.shape), dim=1) for p in places))
+
+
+def _ranks(sizes: Tensor, count: int) -> Tensor:
+    """`(C, count)` int64, uniform in [0, size) of each of the `(C,)` sizes, by the device's generator."""
+    uniform = torch.rand(len(sizes), count, dtype=torch.float64, device=sizes.device)
+    return (uniform * sizes.unsqueeze(1)).long()
+
+
+def _uncertain(known: Supervision, tau: float) -> Tensor:
+    """`(B, *S)` bool: reliable voxels for which the student's confidence in their class is below tau."""
+    confidence = known.confidence.gather(1, known.labels.unsqueeze(1)).squeeze(1)
+    return known.reliable & (confidence < tau)
+
+
+def _class_weights(members: Tensor, known: Supervision, tau: float) -> Tensor:
+    """What each class weighs in the mean over all that have anchors, `(C,)`; 0 if this rank has none of it.
 
     The average over the ranks of these weighed means is the mean over the classes with anchors on any rank, of the mean
     over the uncertain voxels of all ranks.
     """
-    counts = uncertain.sum(dim=[0, *range(2, uncertain.ndim)])
+    axes = [0, *range(2, members.ndim)]
+    counts = (members & _uncertain(known, tau).unsqueeze(1)).sum(dim=axes)
     # Only a rank with voxels of another class, too, has negatives.
-    counts *= members.sum(dim=[0, *range(2, members.ndim)]) < reliable.sum()
-    own, everyone = counts.tolist(), all_reduce_sum(counts).tolist()
-    here = [c for c, count in enumerate(own) if count]
-    share = len(here) / max(1, sum(count > 0 for count in everyone))
-    return {c: world_size() * share * own[c] / everyone[c] for c in here}
-
-
-def _unit(projection: Projection, features: Tensor, voxels: Tensor) -> Tensor:
-    return F.normalize(projection.at(features, voxels), dim=1)
+    counts = (counts * (members.sum(dim=axes) < known.reliable.sum())).float()
+    everyone = all_reduce_sum(counts)
+    return world_size() * counts / everyone.clamp_min(1) / (everyone > 0).sum().clamp_min(1)
 
 
 @torch.no_grad()
-def _positives(fixed: Constants, prototypes: Tensor | None, members: Tensor, xi: float, kind: Positives) -> Tensor:
+def _positives(
+    fixed: Constants, prototypes: Tensor | None, members: Tensor, xi: float | Tensor, kind: Positives
+) -> Tensor:
     if kind == "mean":
         return fixed.mean_of(members)
     assert prototypes is not None
@@ -156,17 +201,18 @@ def _positives(fixed: Constants, prototypes: Tensor | None, members: Tensor, xi:
 def _info_nce(
     anchor: Tensor, positive: Tensor, fixed: Constants, voxels: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean over the anchors `(n, F)` and its gradient `(n, F)`.
+    """Of each anchor `(n, F)` the loss `(n,)` and its gradient `(n, F)`.
 
-    The negatives are the voxels `(n * m, 1 + dims)`, those of an anchor together. Anchors and the positive `(F,)` have
-    length 1.
+    The negatives are the voxels `(n * m, 1 + dims)`, those of an anchor together. Anchors and their positives `(n, F)`
+    have length 1.
     """
     count = len(voxels) // len(anchor)
     at_a_time = max(1, AT_A_TIME // count)
-    parts = zip(torch.split(anchor, at_a_time), torch.split(voxels, at_a_time * count), strict=True)
-    found = [_loss_and_gradient(a, positive, fixed.at(v), temperature) for a, v in parts]
+    of_anchors, of_voxels = (partial(torch.split, split_size_or_sections=n) for n in (at_a_time, at_a_time * count))
+    parts = zip(of_anchors(anchor), of_anchors(positive), of_voxels(voxels), strict=True)
+    found = [_loss_and_gradient(a, p, fixed.at(v), temperature) for a, p, v in parts]
     loss, gradient = (torch.cat(values) for values in zip(*found, strict=True))
-    return loss.mean(), gradient / len(anchor)
+    return loss, gradient
 
 
 @torch.no_grad()
@@ -174,7 +220,7 @@ def _loss_and_gradient(anchor: Tensor, positive: Tensor, negative: Tensor, tempe
     """Per anchor `(n,)`, and what each anchor adds to its own `(n, F)`; `negative` `(n * m, F)` of any length."""
     inverse = negative.norm(dim=1).clamp_min(1e-12).reciprocal().view(len(anchor), -1)
     negative = negative.view(*inverse.shape, -1)
-    own = (anchor @ positive).unsqueeze(1)
+    own = (anchor * positive).sum(dim=1, keepdim=True)
     other = torch.bmm(negative, anchor.unsqueeze(2)).squeeze(2) * inverse
     logits = torch.cat([own, other], dim=1) / temperature
     weights = logits.softmax(dim=1)
@@ -195,8 +241,3 @@ class _Known(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return factor * gradient, None, None
-
-
-def _draw(voxels: Tensor, count: int) -> Tensor:
-    """`count` of the voxels, with replacement, by torch's CPU generator, which checkpoints hold."""
-    return voxels[torch.randint(len(voxels), (count,)).to(voxels.device)]

@@ -10,7 +10,8 @@ For the kept voxels :math:`\Omega` and the detached logits of a teacher,
   :math:`1 - \frac{1}{K} \sum_k \frac{2 \sum_U p_k m_k + s}{\sum_U p_k^2 + \sum_U m_k + s}` (`dice`: all classes as in
   the code of Cross Teaching and of CrossMatch for ACDC; `dice_foreground`: without class 0, as for LA; `dice_nnunet`:
   without class 0 and with :math:`p_k` instead of its square, nnU-Net's soft Dice). Dice is not additive: the mean of
-  the Dice of four predictions is not the Dice of their concatenation.
+  the Dice of four predictions is not the Dice of their concatenation. It pushes with full strength however few voxels
+  are used; `by_share` multiplies it by :math:`|U| / |\Omega|`, the factor that cross-entropy has by its mean.
 - Kullback-Leibler divergence of softmax(z / T) of teacher and student, teacher first: a soft label (CrossMatch,
   equation 2). Mean over all kept voxels, those below the threshold counting 0.
 
@@ -73,9 +74,10 @@ def pseudo_label_loss(
     *,
     regions: bool,
     criterion: Criterion,
-    threshold: float = 0.0,
+    threshold: float | Tensor = 0.0,
     temperature: float = 1.0,
     smooth: float = SMOOTH,
+    by_share: bool = False,
 ) -> Tensor:
     """Distance of a student's prediction from the labels that a teacher's prediction gives.
 
@@ -85,9 +87,10 @@ def pseudo_label_loss(
         keep: `(B, *S)` bool, False where nothing is to be learned (padding, annotated voxels).
         regions: True if the channels are overlapping regions (sigmoid), False for exclusive classes (softmax).
         criterion: See the module's docstring; `dice_ce` is the mean of `dice` and `ce`.
-        threshold: Voxels with a lower confidence are not used; 0 uses all.
+        threshold: Voxels with a lower confidence are not used; 0 uses all. A number or a scalar.
         temperature: Of `kl`, for both distributions.
         smooth: Of the Dice criteria.
+        by_share: Multiply Dice by the share of the kept voxels that are used.
 
     Returns:
         Scalar; exactly 0 with zero gradient if no voxel is used.
@@ -105,23 +108,24 @@ def pseudo_label_loss(
         # Blank what is not used before the softmax, not after the loss: an inf or NaN there would survive in the
         # gradient, which is a product with 0.
         student, teacher = student.masked_fill(~used, 0), teacher.masked_fill(~used, 0)
-        if criterion == "dice_ce":
-            both = [
-                _hard_loss(student, labels, used, keep, regions=regions, criterion=c, smooth=smooth)
-                for c in ("dice", "ce")
-            ]
-            return (both[0] + both[1]) / 2
         if criterion == "kl":
             return _soft_loss(student, teacher, used, keep, regions=regions, temperature=temperature)
-        return _hard_loss(student, labels, used, keep, regions=regions, criterion=criterion, smooth=smooth)
+        if criterion == "ce":
+            return _mean_over_kept(_cross_entropy(student, labels, regions=regions), used, keep)
+        kind = "dice" if criterion == "dice_ce" else criterion
+        dice = _dice_loss(student, labels, used, regions=regions, criterion=kind, smooth=smooth)
+        if by_share:
+            dice = dice * _share(used, keep)
+        if criterion == "dice_ce":
+            return (dice + _mean_over_kept(_cross_entropy(student, labels, regions=regions), used, keep)) / 2
+        return dice
 
 
-def _hard_loss(
-    student: Tensor, labels: Tensor, used: Tensor, keep: Tensor, *, regions: bool, criterion: str, smooth: float
-) -> Tensor:
-    if criterion == "ce":
-        return _mean_over_kept(_cross_entropy(student, labels, regions=regions), used, keep)
-    return _dice_loss(student, labels, used, regions=regions, criterion=criterion, smooth=smooth)
+def _share(used: Tensor, keep: Tensor) -> Tensor:
+    """Share of the kept voxels of all ranks that are used."""
+    counts = torch.stack([used.sum(), keep.sum() * used.shape[1]]).float()
+    number, of = all_reduce_sum(counts).unbind()
+    return number / of.clamp(min=1)
 
 
 def _cross_entropy(student: Tensor, labels: Tensor, *, regions: bool) -> Tensor:

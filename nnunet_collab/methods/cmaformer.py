@@ -7,7 +7,7 @@ Neither was chosen for nnU-Net's schedule, so we train it as nnU-Net trains its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from nnunet_collab.training.settings import TRANSFORMER, StudentSettings, TrainingSettings
@@ -16,7 +16,6 @@ from nnunet_collab.training.trainer import CollabTrainer
 CMAFORMER = replace(TRANSFORMER, name="CMAformer", network="cmaformer")
 
 
-@dataclass(frozen=True)
 class CMAformerSettings(TrainingSettings):
     """nnU-Net's training of one CMAformer; its switches (table III) are keywords in the student's `arch`."""
 

@@ -5,49 +5,52 @@ Sources: Luo et al., "Semi-Supervised Medical Image Segmentation via Cross Teach
 Supervision" (CVPR 2021), with the settings of the same code base. With h_i = argmax p_i on unlabeled images, as
 constants, and w rising over the whole run, each student i with its peer j minimizes
 
-    (CE + Dice) / 2 on labeled images  +  w(t) D(p_i, h_j) on unlabeled ones.
+    CE + Dice on labeled images  +  w(t) D(p_i, h_j) on unlabeled ones.
 
 Both see the same weak view in the same forward as the labeled images. The paper deploys the CNN; both are published.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import setting
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
-from nnunet_collab.training.semi_supervised import (
-    SemiSupervisedBatch,
-    SemiSupervisedSettings,
-    SemiSupervisedTrainer,
-)
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, SemiSupervisedTrainer
+from nnunet_collab.training.semi_supervised_settings import SemiSupervisedSettings
 from nnunet_collab.training.settings import CNN, StudentSettings
 
 
-@dataclass(frozen=True)
 class CrossTeachingSettings(SemiSupervisedSettings):
     """The switches of both methods; the defaults are Cross Teaching's."""
 
-    pseudo_loss: Criterion = "dice"  # Dice of all classes alone; CPS: "ce"
-    pseudo_weight: float = 0.1  # w at the end of its ramp
-    ramp_up: float = 1.0  # share of the run over which w rises; 0: no ramp
-    threshold: float = 0.0  # confidence below which a pseudo label is not used; 0: all are, as published
-
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
-
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        require(self.pseudo_weight >= 0, "pseudo_weight", "must be >= 0", self.pseudo_weight)
-        require(0 <= self.ramp_up <= 1, "ramp_up", "must be a share of the run, in [0, 1]", self.ramp_up)
-        require(0 <= self.threshold < 1, "threshold", "must be in [0, 1)", self.threshold)
+    pseudo_loss: Criterion = setting(
+        "dice", "Distance from the peer's pseudo label: Dice of all classes alone; CPS has ce.", source="published code"
+    )
+    pseudo_weight: float = setting(
+        0.2,
+        "w, weight of the unlabeled images at the end of its ramp. Published: 0.1 beside (CE + Dice) / 2, which is 0.2 "
+        "beside nnU-Net's CE + Dice.",
+        ge=0,
+        source="published code",
+    )
+    ramp_up: float = setting(
+        1.0,
+        "Time after start over which w rises. 0: no ramp.",
+        unit="share of the run",
+        ge=0,
+        le=1,
+        source="published code",
+    )
+    threshold: float = setting(
+        0.0, "Confidence below which a pseudo label is not used. 0: all are.", ge=0, lt=1, source="published code"
+    )
 
 
 class CrossTeachingTrainer(SemiSupervisedTrainer):
@@ -73,27 +76,25 @@ class CrossTeachingTrainer(SemiSupervisedTrainer):
         pairs = ((first, second), (second, first))
         return {student.name: outputs[peer.name] for student, peer in pairs if not student.frozen}
 
-    def unsupervised_terms(self, logits: dict[str, Tensor], batch: SemiSupervisedBatch) -> list[Term]:
+    def term_weights(self) -> dict[str, float]:
+        """w(t), which the published code lets rise in 200 steps over its 30 000 iterations."""
+        return {"pseudo": self.settings.pseudo_weight * self.ramp_over(self.settings.ramp_up, steps=200)}
+
+    def unsupervised_terms(self, outputs: dict[str, StudentOutput], batch: SemiSupervisedBatch) -> list[Term]:
         """Each student's distance from its peer's pseudo labels."""
         s = self.settings
-        # The published code lets w rise in 200 steps over its 30 000 iterations.
-        weight = s.pseudo_weight * self.ramp_over(s.ramp_up, steps=200)
-        regions = self.label_manager.has_regions
+        weight = self.weights()["pseudo"]
+        loss = partial(
+            pseudo_label_loss, regions=self.label_manager.has_regions, criterion=s.pseudo_loss, threshold=s.threshold
+        )
         terms = []
         first, second = s.students
         for student, peer in ((first, second), (second, first)):
             if student.frozen:
                 continue
-            teacher = logits[peer.name].detach()
-            loss = pseudo_label_loss(
-                logits[student.name],
-                teacher,
-                batch.keep,
-                regions=regions,
-                criterion=s.pseudo_loss,
-                threshold=s.threshold,
-            )
-            terms.append(Term(student.name, "pseudo", weight, loss))
+            teacher = outputs[peer.name].logits.detach()
+            value = self.through_heads(loss, outputs[student.name], teacher, batch.keep)
+            terms.append(Term(student.name, "pseudo", weight, value))
             self.pseudo_label_curves.add(student.name, teacher, batch.keep, s.threshold)
         return terms
 

@@ -10,49 +10,70 @@ No code was published; where the paper is ambiguous, the comments beside the set
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.settings import refuse_unused, require
+from nnunet_collab.core.settings import refuse_unused, require, setting
 from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.losses.class_aware_pair import class_aware_pair
 from nnunet_collab.losses.collaborative_pair import EAGER, SlabFunctions, collaborative_pair, compiled
 from nnunet_collab.losses.rectified import ALL_FACTORS
-from nnunet_collab.training.settings import TrainingSettings
+from nnunet_collab.training.settings import CollaborativeSettings
 from nnunet_collab.training.trainer import CollabTrainer
 
 
-@dataclass(frozen=True)
-class CTRCLSettings(TrainingSettings):
+class CTRCLSettings(CollaborativeSettings):
     """Every switch of the paper's ablation tables."""
 
-    beta: float = 3.0  # weight of RLCL (section IV.B, table VII); 0 switches it off (table III)
-    gamma_encoder: float = 1.0  # gamma1, weight of CFCL on the encoder's output (tables VI, VII)
-    gamma_decoder: float = 2.0  # gamma2, on the decoder's output
-    logit_mode: Literal["rlcl", "mutual", "ensemble", "selective"] = "rlcl"  # table IV: RLCL, ML, EL, BSD
-    lambda_factors: tuple[str, ...] = ALL_FACTORS  # table V; none of them: lambda = 1, which is mutual learning
-    # Equation 12 leaves a peer that is right but less sure than the student as it is, which pulls the student back.
-    # "skip": such voxels do not teach that student. Not in the paper.
-    unsure_peer: Literal["as_published", "skip"] = "as_published"
-    # Equations 12 and 16 print KL(student || target); the methods they follow compute KL(target || student).
-    kl_order: Literal["target_first", "student_first"] = "target_first"
-    alpha: float = 20.0  # equation 15
-    cfcl_classes: Literal["sample", "batch"] = "sample"  # whose classes compete in the softmax of equation 15
-    detach_prototypes: bool = False  # True: no gradient through the prototypes of equation 14
+    beta: float = setting(3.0, "Weight of RLCL. 0 switches it off (table III).", ge=0, source="section IV.B, table VII")
+    gamma_encoder: float = setting(
+        1.0, "gamma1, weight of CFCL on the encoder's output. 0 switches it off.", ge=0, source="tables VI, VII"
+    )
+    gamma_decoder: float = setting(
+        2.0, "gamma2, weight of CFCL on the decoder's output. 0 switches it off.", ge=0, source="tables VI, VII"
+    )
+    logit_mode: Literal["rlcl", "mutual", "ensemble", "selective"] = setting(
+        "rlcl", "What the students learn from each other's logits: RLCL, ML, EL or BSD.", source="table IV"
+    )
+    lambda_factors: tuple[str, ...] = setting(
+        ALL_FACTORS,
+        "Factors of lambda: alignment, similarity, certainty. None of them: lambda = 1, which is mutual learning.",
+        source="table V",
+    )
+    unsure_peer: Literal["as_published", "skip"] = setting(
+        "as_published",
+        "Equation 12 leaves a peer that is right but less sure than the student as it is, which pulls the student "
+        "back. skip: such voxels do not teach that student; not in the paper.",
+        source="equation 12",
+    )
+    kl_order: Literal["target_first", "student_first"] = setting(
+        "target_first",
+        "Equations 12 and 16 print KL(student || target). The methods they follow compute KL(target || student).",
+        source="equations 12, 16",
+    )
+    alpha: float = setting(20.0, "Scale of the similarities to the prototypes.", gt=0, source="equation 15")
+    cfcl_classes: Literal["sample", "batch"] = setting(
+        "sample", "Whose classes compete in the softmax: the sample's, or the batch's.", source="equation 15"
+    )
+    detach_prototypes: bool = setting(False, "Whether the gradient stops at the prototypes.", source="equation 14")
+    ramp_up: float = setting(
+        0.0,
+        "Time after start over which beta and the gammas rise. 0: no ramp. The paper has none: its students start from "
+        "ImageNet weights.",
+        unit="share of the run",
+        ge=0,
+        le=1,
+    )
 
     def __post_init__(self) -> None:
-        """Check what a type cannot say.
+        """Check what settings say together.
 
         Raises:
             CollabError: Naming the setting, the rule and the value.
         """
         super().__post_init__()
-        for name in ("beta", "gamma_encoder", "gamma_decoder"):
-            require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
-        require(self.alpha > 0, "alpha", "must be > 0", self.alpha)
         known = set(self.lambda_factors) <= set(ALL_FACTORS)
         require(known, "lambda_factors", f"must be among {', '.join(ALL_FACTORS)}", self.lambda_factors)
         if self.logit_mode != "rlcl":
@@ -98,11 +119,12 @@ class CTRCLTrainer(CollabTrainer):
         """Equation 17 for every student that learns."""
         # Autograd goes backwards: made first, these terms get their gradients when what the supervised losses keep is
         # free again.
-        collaborative = self._collaborative_terms(outputs, truth) if len(outputs) == 2 else []
+        factor = self.settings.ramp(self.iteration, self.settings.ramp_up)
+        collaborative = self._collaborative_terms(outputs, truth, factor) if len(outputs) == 2 and factor > 0 else []
         return [*super().loss_terms(outputs, target, truth), *collaborative]
 
-    def _collaborative_terms(self, outputs: dict[str, StudentOutput], truth: Truth) -> list[Term]:
-        """Those of both students; a frozen one only teaches (offline distillation, figure 10)."""
+    def _collaborative_terms(self, outputs: dict[str, StudentOutput], truth: Truth, factor: float) -> list[Term]:
+        """Those of both students, beta and the gammas times `factor`; a frozen one only teaches (figure 10)."""
         s = self.settings
         first, second = (outputs[student.name] for student in s.students)
         losses: dict[str, tuple[float, tuple[Tensor, Tensor]]] = {}
@@ -115,7 +137,7 @@ class CTRCLTrainer(CollabTrainer):
             for level, values in zip(levels, self._feature_losses(maps[0], maps[1], truth), strict=True):
                 losses[f"cfcl_{level}"] = weights[level], values
         return [
-            Term(student.name, name, weight, values[i])
+            Term(student.name, name, factor * weight, values[i])
             for i, student in enumerate(s.students)
             if not student.frozen
             for name, (weight, values) in losses.items()

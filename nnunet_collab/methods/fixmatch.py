@@ -4,57 +4,60 @@ Sources: Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consi
 Yang et al., "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation" (UniMatch, CVPR 2023),
 with CutMix and the constants of its published code for medical images. With m = argmax p_w where max p_w >= tau,
 
-    FixMatch:  (L_sup + L(p_s, m)) / 2
-    UniMatch:  (L_sup + [L(p_s1, m) + L(p_s2, m)] / 4 + L(p_fp, m) / 2) / 2
+    FixMatch:  L_sup + L(p_s, m)
+    UniMatch:  L_sup + [L(p_s1, m) + L(p_s2, m)] / 4 + L(p_fp, m) / 2
 
 p_s: strong views, CutMix between samples of the batch; p_fp: weak view, half of the channels dropped between encoder
-and decoder. L is the Dice loss of all classes.
+and decoder. L is the Dice loss of all classes, and L_sup nnU-Net's whole loss (the published code halves both, and has
+(CE + Dice) / 2 as L_sup).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nnunet_collab.core.settings import refuse_unused, require
-from nnunet_collab.core.types import Term
+from nnunet_collab.core.settings import refuse_unused, setting
+from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
-from nnunet_collab.networks.perturbation import PerturbedPass
-from nnunet_collab.training.mixing import MixingSettings, MixingTrainer
-from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, slice_output
+from nnunet_collab.networks.perturbation import OnlyTeaching, PerturbedPass
+from nnunet_collab.training.self_taught import SelfTaughtSettings, SelfTaughtTrainer
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch
 from nnunet_collab.training.settings import CNN, StudentSettings
+from nnunet_collab.training.student_outputs import split_output
 
 
-@dataclass(frozen=True)
-class FixMatchSettings(MixingSettings):
+class FixMatchSettings(SelfTaughtSettings):
     """Settings of both methods; where UniMatch differs, its trainer says so."""
 
     students: tuple[StudentSettings, ...] = (CNN,)
-    tau: float = 0.95  # confidence from which on a pseudo label is used
-    criterion: Criterion = "dice"  # FixMatch classifies with "ce"; UniMatch's code for medical images has Dice for both
-    strong_weight: float = 1.0  # sum of the weights of all strong views
-    feature_weight: float = 0.0  # of the view with dropped features
-    feature_drop: float = 0.5  # share of the channels that are dropped
+    tau: float = setting(0.95, "Confidence from which on a pseudo label is used.", gt=0, lt=1, source="both papers")
+    criterion: Criterion = setting(
+        "dice",
+        "Distance from the pseudo label. FixMatch, which classifies, has ce; UniMatch's code for medical images Dice.",
+        source="UniMatch's code",
+    )
+    strong_weight: float = setting(1.0, "Sum of the weights of all strong views.", ge=0, source="UniMatch's code")
+    feature_weight: float = setting(0.0, "Weight of the view with dropped features. 0: there is none.", ge=0)
+    feature_drop: float = setting(
+        0.5, "Channels that are dropped between encoder and decoder.", unit="share", ge=0, lt=1, source="UniMatch"
+    )
 
     def __post_init__(self) -> None:
-        """Check what a type cannot say.
+        """Check what settings say together.
 
         Raises:
             CollabError: Naming the setting, the rule and the value.
         """
         super().__post_init__()
-        require(0 < self.tau < 1, "tau", "must be in (0, 1)", self.tau)
-        for name in ("strong_weight", "feature_weight"):
-            require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
-        require(0 <= self.feature_drop < 1, "feature_drop", "must be in [0, 1)", self.feature_drop)
         if not self.feature_weight:
             refuse_unused(self, ("feature_drop",), "with feature_weight 0")
 
 
-class FixMatchTrainer(MixingTrainer):
+class FixMatchTrainer(SelfTaughtTrainer):
     """One strong view, taught by the student's own prediction of the weak view."""
 
     settings: ClassVar[FixMatchSettings] = FixMatchSettings()
@@ -70,54 +73,60 @@ class FixMatchTrainer(MixingTrainer):
         """Constant."""
         return self.settings.tau
 
+    def term_weights(self) -> dict[str, float]:
+        """Of the strong views together, and of the view with dropped features."""
+        s, ramp = self.settings, self.ramp()
+        return {"strong": ramp * s.strong_weight, "feature": ramp * s.feature_weight}
+
     def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
         """All terms, from one forward; the weak images are part of it if features are dropped."""
-        s = self.settings
+        s, weights = self.settings, self.weights()
         own, second = self.divide(batch)
-        mixes = [self.draw_cutmix(own) for _ in own.strong]
+        mixes = [self.draw_cutmix(own) for _ in own.strong] if "strong" in weights else []
         strong = [
-            mix(view, second and second.strong[i]) for i, (mix, view) in enumerate(zip(mixes, own.strong, strict=True))
+            mix(view, second and second.strong[i]) for i, (mix, view) in enumerate(zip(mixes, own.strong, strict=False))
         ]
         sizes = [len(own.image), *[len(own.weak)] * len(strong)]
-        images, perturbed_passes = [own.image, *strong], []
-        if s.feature_weight:
+        images, perturbed_passes, only_teaching = [own.image, *strong], [], None
+        # The weak views are in the batch already if features are dropped; they teach by a pass of their own if the
+        # teacher is the average, or if the network drops something by itself.
+        alone = "feature" not in weights or self.has_dropout or self.has_teacher
+        if "feature" in weights:
             start = sum(sizes)
             images.append(own.weak)
             perturbed_passes.append(PerturbedPass(start, start + len(own.weak), s.feature_drop))
-            sizes += [len(own.weak)] * 2
-        outputs = self.network(torch.cat(images), perturbed_passes)
-        # The weak views are in the batch already if features are dropped, unless the network drops some by itself.
-        alone = not s.feature_weight or self.has_dropout
-        clean = self.predict_without_perturbation(own.weak) if alone else {}
-        filling = {} if second is None else self.predict_without_perturbation(second.weak)
-        terms = self.supervised_terms(
-            {name: slice_output(output, 0, sizes[0]) for name, output in outputs.items()}, own.target, share=0.5
-        )
+            only_teaching = OnlyTeaching(start, start + len(own.weak), decoded=not alone)
+            sizes.append(len(own.weak))
+        outputs = self.network(torch.cat(images), perturbed_passes, only_teaching)
+        clean = self.teaching_logits(own.weak) if alone else {}
+        filling = {} if second is None else self.teaching_logits(second.weak)
+        views = {name: split_output(output, sizes) for name, output in outputs.items()}
+        terms = self.supervised_terms({name: parts[0] for name, parts in views.items()}, own.target)
         for name in (student.name for student in s.students if not student.frozen):
-            _, *logits = torch.split(outputs[name].logits, sizes)
-            weak = clean[name] if alone else logits[-2].detach()
+            parts = views[name][1:]
+            weak = clean[name] if alone else outputs[name].teaching
             self.pseudo_label_curves.add(name, weak, own.keep, s.tau)
-            losses = [
-                self._distance(student, mix(weak, filling.get(name)), mix(own.keep, second and second.keep))
-                for student, mix in zip(logits, mixes, strict=False)
-            ]
-            terms.append(Term(name, "strong", 0.5 * s.strong_weight * self.ramp(), torch.stack(losses).mean()))
-            if s.feature_weight:
-                terms.append(
-                    Term(
-                        name,
-                        "feature",
-                        0.5 * s.feature_weight * self.ramp(),
-                        self._distance(logits[-1], weak, own.keep),
-                    )
-                )
+            if "strong" in weights:
+                losses = [
+                    self._distance(student, mix(weak, filling.get(name)), mix(own.keep, second and second.keep))
+                    for student, mix in zip(parts, mixes, strict=False)
+                ]
+                terms.append(Term(name, "strong", weights["strong"], torch.stack(losses).mean()))
+            if "feature" in weights:
+                loss = self._distance(parts[-1], weak, own.keep)
+                terms.append(Term(name, "feature", weights["feature"], loss))
         return terms
 
-    def _distance(self, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+    def _distance(self, student: StudentOutput, teacher: Tensor, keep: Tensor) -> Tensor:
         s = self.settings
-        return pseudo_label_loss(
-            student, teacher, keep, regions=self.label_manager.has_regions, criterion=s.criterion, threshold=s.tau
+        loss = partial(
+            pseudo_label_loss,
+            regions=self.label_manager.has_regions,
+            criterion=s.criterion,
+            threshold=s.tau,
+            by_share=s.weigh_dice_by_share,
         )
+        return self.through_heads(loss, student, teacher, keep)
 
 
 class UniMatchTrainer(FixMatchTrainer):
@@ -125,3 +134,4 @@ class UniMatchTrainer(FixMatchTrainer):
 
     settings: ClassVar[FixMatchSettings] = FixMatchSettings(strong_weight=0.5, feature_weight=0.5)
     strong_views: ClassVar[int] = 2
+    kept_passes: ClassVar[float] = 4.0  # two strong views, the weak one, and its decoder once more

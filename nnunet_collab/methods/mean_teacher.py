@@ -4,7 +4,7 @@ Sources: Tarvainen and Valpola, "Mean teachers are better role models" (NeurIPS 
 Self-ensembling Model for Semi-supervised 3D Left Atrium Segmentation" (MICCAI 2019); constants as in the code base of
 Cross Teaching, which both methods share there. On unlabeled images the student minimizes
 
-    (CE + Dice) / 2 on labeled images  +  w(t) mean (p_student - p_teacher)^2 on unlabeled ones,
+    CE + Dice on labeled images  +  w(t) mean (p_student - p_teacher)^2 on unlabeled ones,
 
 where the teacher sees the image with noise of its own. UA-MT counts only voxels where the entropy of the teacher's
 mean prediction over eight noisy passes is low.
@@ -13,64 +13,59 @@ mean prediction over eight noisy passes is low.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nnunet_collab.core.settings import require
-from nnunet_collab.core.types import Term
-from nnunet_collab.losses.consistency import predictive_entropy, squared_difference
+from nnunet_collab.core.settings import COUNT, setting
+from nnunet_collab.core.types import StudentOutput, Term
+from nnunet_collab.losses.consistency import MeanProbability, squared_difference
 from nnunet_collab.training.ema_trainer import TeacherSettings, TeacherTrainer
 from nnunet_collab.training.semi_supervised import SemiSupervisedBatch
 from nnunet_collab.training.settings import CNN, StudentSettings
 
 
-@dataclass(frozen=True)
 class MeanTeacherSettings(TeacherSettings):
     """Settings of Mean Teacher."""
 
     students: tuple[StudentSettings, ...] = (CNN,)
-    consistency_weight: float = 0.1  # w at the end of its ramp
-    ramp_up: float = 1.0  # share of the run over which w rises; 0: no ramp
-    # Standard deviation of the teacher's input noise, cut off at twice that; intensities have about 1.
-    noise: float = 0.1
+    consistency_weight: float = setting(
+        0.2,
+        "w, weight of the consistency at the end of its ramp. Published: 0.1 beside (CE + Dice) / 2, which is 0.2 "
+        "beside nnU-Net's CE + Dice.",
+        ge=0,
+        source="code of Cross Teaching",
+    )
+    ramp_up: float = setting(
+        1.0,
+        "Time after start over which w rises. 0: no ramp.",
+        unit="share of the run",
+        ge=0,
+        le=1,
+        source="code of Cross Teaching",
+    )
+    noise: float = setting(
+        0.1,
+        "Standard deviation of the teacher's input noise, cut off at twice that. Intensities have about 1.",
+        ge=0,
+        source="code of Cross Teaching",
+    )
 
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
 
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        require(self.consistency_weight >= 0, "consistency_weight", "must be >= 0", self.consistency_weight)
-        require(0 <= self.ramp_up <= 1, "ramp_up", "must be a share of the run, in [0, 1]", self.ramp_up)
-        require(self.noise >= 0, "noise", "must be >= 0", self.noise)
-
-
-@dataclass(frozen=True)
 class UAMTSettings(MeanTeacherSettings):
     """Settings of UA-MT."""
 
-    mc_passes: int = 8  # noisy passes of the teacher
-    # Threshold of the entropy at the start, as a share of the largest possible; it rises to 1 over the whole run.
-    entropy_threshold_start: float = 0.75
-
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
-
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        require(self.mc_passes >= 1, "mc_passes", "must be >= 1", self.mc_passes)
-        require(
-            0 < self.entropy_threshold_start <= 1,
-            "entropy_threshold_start",
-            "must be in (0, 1]",
-            self.entropy_threshold_start,
-        )
+    mc_passes: int = setting(8, "Noisy passes of the teacher.", unit="passes", source="UA-MT", **COUNT)
+    entropy_threshold_start: float = setting(
+        0.75,
+        "Threshold of the entropy at the start, which rises to 1 over the whole run.",
+        unit="share of the largest possible entropy",
+        gt=0,
+        le=1,
+        source="UA-MT",
+    )
 
 
 class MeanTeacherTrainer(TeacherTrainer):
@@ -78,17 +73,24 @@ class MeanTeacherTrainer(TeacherTrainer):
 
     settings: ClassVar[MeanTeacherSettings] = MeanTeacherSettings()
 
-    def unsupervised_terms(self, logits: dict[str, Tensor], batch: SemiSupervisedBatch) -> list[Term]:
+    def term_weights(self) -> dict[str, float]:
+        """w(t), which the published code lets rise in 200 steps."""
+        return {"consistency": self.settings.consistency_weight * self.ramp_over(self.settings.ramp_up, steps=200)}
+
+    def unsupervised_terms(self, outputs: dict[str, StudentOutput], batch: SemiSupervisedBatch) -> list[Term]:
         """Each student's consistency with its teacher."""
-        s = self.settings
-        ramp = self.ramp_over(s.ramp_up, steps=200)
+        weight = self.weights()["consistency"]
         regions = self.label_manager.has_regions
+
+        def loss(student: Tensor, teacher: Tensor, keep: Tensor, used: Tensor | None = None) -> Tensor:
+            return squared_difference(student, teacher, keep, regions=regions, used=used)
+
         teacher = {name: output.logits for name, output in self.teacher(self._with_noise(batch.weak)).items()}
         certain = self._certain_voxels(batch.weak)
         terms = []
-        for name in logits:
-            loss = squared_difference(logits[name], teacher[name], batch.keep, regions=regions, used=certain.get(name))
-            terms.append(Term(name, "consistency", s.consistency_weight * ramp, loss))
+        for name, output in outputs.items():
+            maps = [teacher[name], batch.keep, *([certain[name]] if name in certain else [])]
+            terms.append(Term(name, "consistency", weight, self.through_heads(loss, output, *maps)))
             self.pseudo_label_curves.add(name, teacher[name], batch.keep, 0.0)
         return terms
 
@@ -108,15 +110,18 @@ class UAMTTrainer(MeanTeacherTrainer):
 
     def _certain_voxels(self, image: Tensor) -> dict[str, Tensor]:
         s, regions = self.settings, self.label_manager.has_regions
-        # The logits alone: the maps that the taps hand over would all be kept until the last pass.
-        passes = [
-            {name: output.logits for name, output in self.teacher(self._with_noise(image)).items()}
-            for _ in range(s.mc_passes)
-        ]
+        means = {name: MeanProbability(regions=regions) for name in self.teacher.group.students}
+        for _ in range(s.mc_passes):
+            self._add_noisy_pass(image, means)
         classes = 2 if regions else self.label_manager.num_segmentation_heads
         # The paper's (3/4 + 1/4 ramp) log 2 is this share of the largest entropy of its two classes; its ramp lasts as
         # long as the run, however fast the weight rises.
         threshold = (s.entropy_threshold_start + (1 - s.entropy_threshold_start) * self.ramp_over(1.0)) * math.log(
             classes
         )
-        return {name: predictive_entropy([p[name] for p in passes], regions=regions) < threshold for name in passes[0]}
+        return {name: mean.entropy() < threshold for name, mean in means.items()}
+
+    def _add_noisy_pass(self, image: Tensor, means: Mapping[str, MeanProbability]) -> None:
+        """In a function of its own, so that nothing of a pass is left when the next one begins."""
+        for name, output in self.teacher(self._with_noise(image)).items():
+            means[name].add(output.logits)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from nnunet_collab.training.settings import CNN, StudentSettings, TrainingSettings
 from nnunet_collab.training.trainer import CollabTrainer
 
 
-@dataclass(frozen=True)
 class SupervisedSettings(TrainingSettings):
     """nnU-Net's own training, with this package's settings."""
 

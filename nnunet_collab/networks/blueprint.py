@@ -90,7 +90,9 @@ def build_network(blueprint: Blueprint, input_channels: int, num_outputs: int, *
             allow_init=True,
             deep_supervision=deep_supervision,
         )
-    except (TypeError, ValueError, AssertionError) as error:
+    except CollabError:
+        raise
+    except Exception as error:  # torch refuses a negative size by RuntimeError, and what a package raises nobody knows
         raise CollabError(
             f"network {blueprint['network_class_name']}: its constructor must take the keywords "
             f"{sorted(blueprint['arch_kwargs'])}; it says: {error}. Correct 'arch' in the student's settings."

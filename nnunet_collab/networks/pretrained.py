@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 import safetensors.torch
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from nnunet_collab.core import checkpoint as checkpoints
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.networks.segformer import SegFormer
 from nnunet_collab.networks.semantic_fpn import SemanticFPN, make_backbone
@@ -115,6 +116,8 @@ def _load_mit(network: SegFormer) -> str:
             f"pretrained weights: ImageNet weights are for 2D networks; found a SegFormer in {network.dims}D. "
             "Train it from random weights, or choose the 2d configuration."
         )
+    from timm.models import adapt_input_conv  # here, since most trainings need no timm
+
     repository = f"nvidia/mit-{network.variant}"
     try:
         loaded = from_huggingface(_read(repository))
@@ -138,7 +141,7 @@ def _read(repository: str) -> Mapping[str, Tensor]:
     path = next((p for p in cached if isinstance(p, str)), None) or _fetch(repository, names)
     if path.endswith(".safetensors"):
         return cast(Mapping[str, Tensor], safetensors.torch.load_file(path))
-    return cast(Mapping[str, Tensor], torch.load(path, map_location="cpu", weights_only=True))
+    return cast(Mapping[str, Tensor], checkpoints.read(Path(path), "weights"))
 
 
 def _fetch(repository: str, names: tuple[str, ...]) -> str:

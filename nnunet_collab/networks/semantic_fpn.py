@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import ClassVar, cast
 
-import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,6 +37,8 @@ def make_backbone(name: str, input_channels: int, *, pretrained: bool = False) -
     Raises:
         CollabError: If timm has no such network, or it has no maps at these strides.
     """
+    import timm  # here: an import of a second or two that other networks do not need
+
     if not timm.is_model(name):
         similar = ", ".join(get_close_matches(name, timm.list_models())) or "mobilenetv2_100, resnet50"
         raise CollabError(

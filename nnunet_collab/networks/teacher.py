@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from nnunet_collab.core.types import StudentOutput
 from nnunet_collab.networks.group import StudentGroup
+from nnunet_collab.networks.perturbation import PerturbedPass
 
 
 class EMATeacher:
@@ -47,9 +48,9 @@ class EMATeacher:
         self.average.update_parameters(group)
 
     @torch.no_grad()
-    def __call__(self, image: Tensor) -> dict[str, StudentOutput]:
-        """Every averaged student's output on `(B, C_in, *S)`, by name."""
-        outputs: dict[str, StudentOutput] = self.group(image)
+    def __call__(self, image: Tensor, perturbed_passes: Sequence[PerturbedPass] = ()) -> dict[str, StudentOutput]:
+        """Every averaged student's output on `(B, C_in, *S)`, by name; for `perturbed_passes` see `Student.forward`."""
+        outputs: dict[str, StudentOutput] = self.group(image, perturbed_passes)
         return outputs
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,9 +13,11 @@ from numpy.typing import NDArray
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.patients import patient_lookup
-from nnunet_collab.evaluation.folders import evaluate_folders, listed, plan_evaluation
+from nnunet_collab.evaluation.folders import evaluate_folders
+from nnunet_collab.evaluation.pairing import listed, plan_evaluation
+from nnunet_collab.report.evaluation_table import read_evaluation
 from nnunet_collab.report.grouping import Method, Result, choose_baseline, group_by_method
-from nnunet_collab.report.runs import read_folds
+from nnunet_collab.report.runs import Fold, read_folds
 from nnunet_collab.report.sources import Source
 
 if TYPE_CHECKING:
@@ -72,12 +75,15 @@ def collect(sources: Sequence[Source], *, baseline: str | None = None, processes
     """
     results: dict[str, list[Result]] = {}
     for source in sources:
-        frame = _read_table(source) if source.table else _measure(source, processes)
+        folds = read_folds(source)
+        _refuse_stale_validation(source, folds)
+        frame = _read_table(source.table, source) if source.table else _measure(source, processes)
         seed = source.record.get("settings", {}).get("seed")
-        results.setdefault(source.dataset, []).append(Result(source, seed, frame, read_folds(source)))
+        results.setdefault(source.dataset, []).append(Result(source, seed, frame, folds))
     if len(results) == 2 and "" in results:  # tables without a dataset.json: they are checked against the others
         unnamed = results.pop("")
         next(iter(results.values())).extend(unnamed)
+    results = _by_dataset(results)
     comparisons = [_comparison(dataset, members, baseline) for dataset, members in results.items()]
     if baseline is not None and all(comparison.baseline is None for comparison in comparisons):
         labels = [method.label for comparison in comparisons for method in comparison.methods]
@@ -88,25 +94,50 @@ def collect(sources: Sequence[Source], *, baseline: str | None = None, processes
     return comparisons
 
 
-def _read_table(source: Source) -> pd.DataFrame:
-    rule = f"report: {source.table} must be a table of `nnunet_collab evaluate`"
-    try:
-        table = pd.read_csv(source.table, dtype={"case": str, "class": str})
-        frame = table[table["statistic"] == "case"].drop(columns="statistic").reset_index(drop=True)
-        numbers = frame.columns.drop(["case", "class", "distance_unit"], errors="ignore")
-        frame[numbers] = frame[numbers].astype(float)
-    except (OSError, ValueError, KeyError) as error:
-        raise CollabError(f"{rule}; {type(error).__name__}: {error}. Write it again.") from error
-    if frame.empty or frame.duplicated(["case", "class"]).any():
-        raise CollabError(f"{rule}, with every case and class once; it is empty or has some twice. Write it again.")
+def _by_dataset(results: dict[str, list[Result]]) -> dict[str, list[Result]]:
+    """`Dataset027_ACDC`, as plans.json calls it, and `ACDC`, as dataset.json may, are one dataset."""
+    merged: dict[str, list[Result]] = {}
+    for name, members in results.items():
+        full = [other for other in results if re.fullmatch(r"Dataset\d{3}_" + re.escape(name), other)]
+        merged.setdefault(full[0] if len(full) == 1 else name, []).extend(members)
+    return merged
+
+
+def _patients(results: Sequence[Result], cases: list[str]) -> list[str]:
+    """The patient of each case, by the first dataset.json or table that says so; else the case itself."""
+    pattern = next((r.source.facts["patient_pattern"] for r in results if "patient_pattern" in r.source.facts), None)
+    for result in results if pattern is None else []:
+        if "patient" in result.frame:
+            patients = result.frame.drop_duplicates("case").set_index("case")["patient"]
+            return [str(patient) for patient in patients.loc[cases]]
+    return [*map(patient_lookup(pattern, cases), cases)]
+
+
+def _read_table(table: Path, source: Source) -> pd.DataFrame:
+    frame = read_evaluation(table)
     ending = str(source.facts.get("file_ending", ""))
     predicted = {path.name.removesuffix(ending) for f in source.predictions for path in f.glob(f"*{ending}") if ending}
     if predicted and predicted != set(frame["case"]):
         strange = predicted ^ set(frame["case"])
         raise CollabError(
-            f"{rule} of the predictions beside it; they differ in {listed(strange)}. Run nnunet_collab evaluate again."
+            f"report: {table} must be a table of the predictions beside it; they differ in {listed(strange)}. Run "
+            "nnunet_collab evaluate again."
         )
     return frame
+
+
+def _refuse_stale_validation(source: Source, folds: Sequence[Fold]) -> None:
+    """Predictions that an earlier training left in the same folder may be of cases that this one has trained on."""
+    ending = str(source.facts.get("file_ending", ""))
+    # zip: folds of a training are listed in the order of its folders of validation cases.
+    for folder, fold in zip(source.predictions, folds, strict=False) if source.folds else ():
+        predicted = len([*folder.glob(f"*{ending}")]) if ending else 0
+        if fold.validated is not None and predicted > fold.validated:
+            raise CollabError(
+                f"report: {folder} must hold the validation cases of its training alone; that had {fold.validated}, as "
+                f"its log says, and there are {predicted} predictions, so some are of an earlier training with another "
+                "split. Delete the folder, and predict again with nnUNetv2_train ... --val."
+            )
 
 
 def _measure(source: Source, processes: int) -> pd.DataFrame:
@@ -154,13 +185,12 @@ def _comparison(dataset: str, results: list[Result], baseline: str | None) -> Co
         _refuse_other_cases(dataset, first, other)
     methods = group_by_method(results)
     chosen, why_not = choose_baseline(methods, baseline)
-    pattern = next((r.source.facts["patient_pattern"] for r in results if "patient_pattern" in r.source.facts), None)
     units = {str(unit) for result in results for unit in result.frame.get("distance_unit", ["mm"])}
     return Comparison(
         dataset=dataset or "unnamed dataset",
         classes=classes,
         cases=cases,
-        units=[*map(patient_lookup(pattern, cases), cases)],
+        units=_patients(results, cases),
         methods=[*([chosen] if chosen else []), *(method for method in methods if method is not chosen)],
         baseline=chosen,
         no_baseline=why_not,

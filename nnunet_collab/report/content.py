@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from nnunet_collab.evaluation.statistics import smallest_p
 from nnunet_collab.report.costs import training_frame, training_table
 from nnunet_collab.report.figures import Picture, box_plots, learning_curves, pseudo_label_curves
 from nnunet_collab.report.overlays import overlays
@@ -17,7 +18,6 @@ from nnunet_collab.report.tables import (
     caveats,
     comparison_tables,
     empty_mask_table,
-    p_value,
     published_table,
     score_tables,
 )
@@ -115,7 +115,7 @@ def _tests_section(comparison: Comparison, tests: pd.DataFrame) -> Section:
     text = [
         f"Baseline: {comparison.baseline.label}. Differences are means over the cases that both have, in brackets with "
         f"95 % intervals. With {n} {'patients' if comparison.by_patient else 'cases'} no p can be below "
-        f"{p_value(min(1.0, 2 / 2**n))}, before correction."
+        f"{smallest_p(n):.4g}, before correction."
     ]
     return Section("Against the baseline", text, tables=comparison_tables(comparison, tests))
 

@@ -61,11 +61,14 @@ def _identity(source: Source) -> _Identity:
     settings = dict(record["settings"])
     seed, run_name = settings.pop("seed", None), settings.pop("run_name", "")
     stem = run_name.removesuffix(str(seed))
-    names = [record["trainer"].removesuffix("Trainer"), "" if stem in ("s", "seed") else stem]
+    method = record["trainer"].removesuffix("Trainer")
+    names = [method, "" if stem in ("s", "seed") or stem.casefold() == method.casefold() else stem]
     student = record.get("student") or ("mean of students" if len(settings["students"]) > 1 else "")
     label = " ".join(filter(None, names)) + (f" / {student}" if student else "")
+    label += ", postprocessed" if source.postprocessed else ""
     name = str(source.plans.get("dataset_name", source.dataset))
-    return _Identity(label, name, configuration, json.dumps([stem, settings], sort_keys=True))
+    same = json.dumps([stem, settings, source.postprocessed], sort_keys=True)
+    return _Identity(label, name, configuration, same)
 
 
 def group_by_method(results: Sequence[Result]) -> list[Method]:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from nnunet_collab.evaluation.folders import Plan, plan_evaluation, read_segmentation
+from nnunet_collab.core.image_io import read_volume, whole_numbers
+from nnunet_collab.evaluation.pairing import Plan, plan_evaluation
 from nnunet_collab.figures.overlays import OverlayRow, largest_slice, overlay_figure
 from nnunet_collab.report.collect import Comparison
 from nnunet_collab.report.figures import Picture
@@ -117,14 +118,15 @@ def _read(result: Result, case: str, which: str) -> tuple[NDArray[Any], NDArray[
     """`(Z, Y, X)` labels, the ignore label as background, and the spacing in mm."""
     plan = _plan(result, case)
     folder = plan.labels if which == "labels" else plan.predictions
-    labels, spacing = read_segmentation(plan, folder / f"{case}{plan.ending}")
-    return np.where(labels[0] == plan.ignore, 0, labels[0]).astype(np.int64), spacing
+    volume = read_volume(folder / f"{case}{plan.ending}", plan.reader, label=True)
+    labels = whole_numbers(volume.voxels[0])[0].astype(np.int64)
+    return np.where(labels == plan.ignore, 0, labels), volume.spacing
 
 
 def _read_image(result: Result, case: str) -> NDArray[Any]:
     """`(Z, Y, X)` gray values of the first channel; of a color image, the mean of the colors."""
-    image, _ = _plan(result, case).reader().read_images([str(_image_file(result, case))])
-    gray: NDArray[Any] = np.asarray(image, dtype=np.float32).mean(axis=0)
+    volume = read_volume(_image_file(result, case), _plan(result, case).reader, label=False)
+    gray: NDArray[Any] = volume.voxels.mean(axis=0)
     return gray
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from nnunet_collab import __version__
+from nnunet_collab.core.csv_text import write_csv
 from nnunet_collab.report.content import DatasetReport
 from nnunet_collab.report.figures import Picture, color_of, dash_of
 from nnunet_collab.report.sentences import READING
@@ -38,7 +39,7 @@ def write_report(folder: Path, reports: Sequence[DatasetReport], left_out: Seque
     for name in reports[0].frames:
         frame = pd.concat([report.frames[name] for report in reports], ignore_index=True)
         if len(frame):
-            frame.to_csv(folder / f"{name}.csv", index=False)
+            write_csv(frame, folder / f"{name}.csv")
     (folder / "report.html").write_text(html(reports, left_out), encoding="utf-8")
     (folder / "report.md").write_text(markdown(reports, left_out), encoding="utf-8")
     (folder / "report.tex").write_text(latex(reports), encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 from nnunet_collab.report.sources import Source
 
 _EPOCH = re.compile(r"epoch time: ([\d.]+) s", re.IGNORECASE)
-_SPLIT = re.compile(r"This split has (\d+) training and \d+ validation cases")
+_SPLIT = re.compile(r"This split has (\d+) training and (\d+) validation cases")
 _STREAMS = re.compile(r"labeled samples of (\d+) cases and \d+ unlabeled ones of (\d+)")
 
 
@@ -26,6 +26,7 @@ class Fold:
         seconds: Of each epoch, its validation steps included.
         labeled: Cases trained on with their labels.
         unlabeled: Cases trained on without; 0 if the log names labeled ones only.
+    validated: Cases validated on.
         device: `cpu`, or the name of the GPU.
         on_gpu: Whether it was one.
         processes: That trained together.
@@ -37,6 +38,7 @@ class Fold:
     seconds: tuple[float, ...] = ()
     labeled: int | None = None
     unlabeled: int | None = None
+    validated: int | None = None
     device: str = ""
     on_gpu: bool = False
     processes: int = 1
@@ -65,6 +67,7 @@ def _read_fold(folder: Path, all_cases: int | None) -> Fold:
         seconds=tuple(seconds),
         labeled=labeled,
         unlabeled=unlabeled,
+        validated=int(split[-1][1]) if split else None,
         device=str(debug.get("gpu_name") or device),
         on_gpu=device.startswith("cuda"),
         processes=int(curves.get("processes") or 1),
@@ -72,11 +75,11 @@ def _read_fold(folder: Path, all_cases: int | None) -> Fold:
     )
 
 
-def _counts(streams: list[Any], split: list[str], all_cases: int | None) -> tuple[int | None, int | None]:
+def _counts(streams: list[Any], split: list[Any], all_cases: int | None) -> tuple[int | None, int | None]:
     """Labeled and unlabeled cases, from the lines of the log that say so; fold all has no line of its split."""
     if streams:
         return int(streams[-1][0]), int(streams[-1][1])
-    labeled = int(split[-1]) if split else all_cases
+    labeled = int(split[-1][0]) if split else all_cases
     return labeled, None if labeled is None else 0
 
 

@@ -58,8 +58,8 @@ def warnings(comparison: Comparison) -> list[str]:
         found.append(f"{who} a single seed: how much another seed would change the scores was not measured.")
     if not comparison.by_patient:
         found.append(
-            "Every case counts as a patient of its own: dataset.json does not say which cases are of one patient "
-            "(patient_pattern)."
+            f"Every case counts as a patient of its own: {_why_no_patients(comparison)} If some are of one patient, "
+            "the intervals are too narrow and p is too small."
         )
     return found
 
@@ -89,6 +89,16 @@ def summary(comparison: Comparison, scores: pd.DataFrame, tests: pd.DataFrame) -
             sentence += f", p {p_value(test['p_holm'])}"
         sentences.append(sentence)
     return sentences
+
+
+def _why_no_patients(comparison: Comparison) -> str:
+    sources = [result.source for method in comparison.methods for result in method.results]
+    if any(source.facts for source in sources):
+        return "dataset.json does not say which cases are of one patient (patient_pattern)."
+    return (
+        "no dataset.json, whose patient_pattern says which cases are of one patient, was found beside the predictions "
+        "or their labels (name these with --labels)."
+    )
 
 
 def _count(n: int, noun: str) -> str:

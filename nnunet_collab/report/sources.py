@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 
 from nnunet_collab.core.checkpoint import KEY
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.nnunet_folders import POSTPROCESSED
+from nnunet_collab.evaluation.pairing import dataset_json_places
 
 _COLUMNS = {"case", "class", "statistic", "dice"}  # by which a CSV of `evaluate` is known
 
@@ -52,6 +55,11 @@ class Source:
         """What a trainer of this package wrote into the plans; empty for others."""
         record: Mapping[str, Any] = self.plans.get(KEY, {})
         return record
+
+    @property
+    def postprocessed(self) -> bool:
+        """Whether nnU-Net's postprocessing was applied to these predictions, as a study does."""
+        return any((folder / POSTPROCESSED).is_file() for folder in self.predictions)
 
     @property
     def dataset(self) -> str:
@@ -138,8 +146,7 @@ def _results(folder: Path, folds: tuple[Path, ...], given: Path | None) -> Sourc
     plans, facts = _read_json(folder / "plans.json"), _read_json(folder / "dataset.json")
     dataset = str(plans.get("dataset_name", ""))
     run = _run_of_student(folder)
-    cases = _read_json(folds[0] / "validation" / "summary.json").get("metric_per_case", [])
-    measured_against = [Path(case["reference_file"]).parent for case in cases[:1] if "reference_file" in case]
+    measured_against = _references(folds[0] / "validation" / "summary.json")
     places = [given, *measured_against, _below("nnUNet_preprocessed", dataset, "gt_segmentations")]
     return Source(
         name=folder.name,
@@ -151,6 +158,19 @@ def _results(folder: Path, folds: tuple[Path, ...], given: Path | None) -> Sourc
         labels=_first_folder([*places, _below("nnUNet_raw", dataset, "labelsTr")]),
         images=_below("nnUNet_raw", dataset, "imagesTr"),
     )
+
+
+def _references(summary: Path) -> list[Path]:
+    """The folder of the labels that nnU-Net compared with, if the summary of a validation names one."""
+    cases = _read_json(summary).get("metric_per_case", [])
+    if not isinstance(cases, list) or not all(
+        isinstance(case, dict) and isinstance(case.get("reference_file", ""), str) for case in cases
+    ):
+        raise CollabError(
+            f"report: metric_per_case of {summary} must be a list of cases, whose reference_file is a path; it is not. "
+            "Write it again with nnUNetv2_train ... --val."
+        )
+    return [Path(case["reference_file"]).parent for case in cases[:1] if "reference_file" in case]
 
 
 def _folders_of_predictions(path: Path) -> list[Path]:
@@ -168,14 +188,14 @@ def _predictions(path: Path, labels: Path | None, images: Path | None) -> Source
     if table is None and folder.is_dir():
         candidates = [folder.with_name(f"{folder.name}.csv"), *sorted(folder.glob("*.csv"))]
         table = next(filter(_is_evaluation, candidates), None)
-    plans, facts, call = (
-        _read_json(folder / name, optional=True)
-        for name in ("plans.json", "dataset.json", "predict_from_raw_data_args.json")
+    plans, call = (
+        _read_json(folder / name, optional=True) for name in ("plans.json", "predict_from_raw_data_args.json")
     )
     source = call.get("list_of_lists_or_source_folder")
     images = _first_folder([images, Path(source) if isinstance(source, str) else None])
-    beside = images.with_name(images.name.replace("images", "labels")) if images else None
-    labels = _first_folder([labels, beside])
+    labels = _first_folder([labels, _sibling(images, "images", "labels")])
+    images = _first_folder([images, _sibling(labels, "labels", "images")])
+    facts = _facts(folder, labels)
     if table is None and (is_table or not facts or labels is None):
         raise CollabError(
             f"report: RESULTS are results folders (<Trainer>__<plans>__<configuration>), folders of predictions with a "
@@ -192,6 +212,17 @@ def _predictions(path: Path, labels: Path | None, images: Path | None) -> Source
         labels=labels,
         images=images,
     )
+
+
+def _facts(folder: Path, labels: Path | None) -> dict[str, Any]:
+    """The dataset.json that `evaluate` finds for these predictions: in their folder or around it, or by the labels."""
+    path = next((path for path in dataset_json_places(folder, labels) if path.is_file()), None)
+    if path is None:
+        return {}
+    facts = _read_json(path)
+    if path.parent != folder and re.fullmatch(r"Dataset\d{3}_.+", path.resolve().parent.name):
+        facts["name"] = path.resolve().parent.name  # as the plans of other predictions call it
+    return facts
 
 
 def _find_run(plans: Mapping[str, Any]) -> Path | None:
@@ -217,6 +248,11 @@ def _below(variable: str, *reports: str) -> Path | None:
     """An existing folder below one of nnU-Net's three, or None."""
     root = os.environ.get(variable)
     return _first_folder([Path(root, *reports)]) if root and all(reports) else None
+
+
+def _sibling(folder: Path | None, one: str, other: str) -> Path | None:
+    """The folder beside it, such as labelsTs beside imagesTs."""
+    return folder.with_name(folder.name.replace(one, other)) if folder is not None and one in folder.name else None
 
 
 def _first_folder(places: Sequence[Path | None]) -> Path | None:

@@ -10,14 +10,12 @@ import random
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
 
 from nnunet_collab.core.errors import CollabError, listed
-from nnunet_collab.core.nnunet_folders import SPLIT_FILE, Split
+from nnunet_collab.core.nnunet_folders import ROLES, SPLIT_FILE, Split, check_split
 from nnunet_collab.core.patients import PatientOf, patient_lookup
 from nnunet_collab.splits.patient_folds import patient_folds, shuffled
 
-ROLES = ("train", "unlabeled", "val")
 Labeled = int | Fraction | tuple[str, ...]  # a number of patients, a share of them in (0, 1], or names
 
 
@@ -77,29 +75,23 @@ def validate_split(splits: list[dict[str, list[str]]], cases: Collection[str], p
     Raises:
         CollabError: On a malformed fold, unknown cases, a case in two roles of a fold, a patient in two roles of one.
     """
-    mend = f"Correct {SPLIT_FILE}, or move it away: then folds are dealt by patient."
-    if not isinstance(splits, list) or not splits:
-        raise CollabError(f"{SPLIT_FILE}: it must be a list of one fold or more; it is not. {mend}")
-    for number, fold in enumerate(splits):
+    fix = f"Correct {SPLIT_FILE}, or move it away: then folds are dealt by patient."
+    for number, fold in enumerate(check_split(splits, SPLIT_FILE, fix)):
         where = f"{SPLIT_FILE}, fold {number}"
-        if not _well_formed(fold):
-            raise CollabError(
-                f"{where}: train and val (and unlabeled) must be lists of case names; not so here. {mend}"
-            )
         roles = {role: fold.get(role, []) for role in ROLES}
         if unknown := sorted({case for names in roles.values() for case in names} - set(cases)):
-            raise CollabError(f"{where}: it must name cases of the dataset; there is no {listed(unknown)}. {mend}")
-        check_roles(where, roles, patient_of, mend)
+            raise CollabError(f"{where}: it must name cases of the dataset; there is no {listed(unknown)}. {fix}")
+        check_roles(where, roles, patient_of, fix)
 
 
-def check_roles(where: str, roles: Mapping[str, Sequence[str]], patient_of: PatientOf, mend: str) -> None:
+def check_roles(where: str, roles: Mapping[str, Sequence[str]], patient_of: PatientOf, fix: str) -> None:
     """Refuse a case or a patient with two roles.
 
     Args:
         where: Of the split, for the message.
         roles: Role -> cases.
         patient_of: Case -> patient.
-        mend: What to do about it.
+        fix: What to do about it.
 
     Raises:
         CollabError: Naming case or patient and both roles.
@@ -112,7 +104,7 @@ def check_roles(where: str, roles: Mapping[str, Sequence[str]], patient_of: Pati
                 if role_of.setdefault(name, role) != role:
                     raise CollabError(
                         f"{where}: a {what} must have one role; {what} {name} is in {role_of[name]} and in {role}. "
-                        f"{mend}"
+                        f"{fix}"
                     )
 
 
@@ -224,10 +216,3 @@ def _pool(fold: dict[str, list[str]]) -> list[str]:
 def _roles(pool: Iterable[str], val: Iterable[str], labeled: Collection[str]) -> dict[str, list[str]]:
     rest = sorted(set(pool) - set(labeled))
     return {"train": sorted(set(labeled)), "val": sorted(val), "unlabeled": rest}
-
-
-def _well_formed(fold: Any) -> bool:
-    return isinstance(fold, dict) and all(
-        isinstance(names, list) and all(isinstance(name, str) for name in names)
-        for names in (fold.get("train"), fold.get("val"), fold.get("unlabeled", []))
-    )

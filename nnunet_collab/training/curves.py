@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
@@ -23,10 +24,12 @@ class Curves:
 
     Args:
         logger: nnU-Net's `MetaLogger`; it also feeds W&B.
+        start: Epoch from which more than the labels counts, in fractions; None where nothing starts later.
     """
 
-    def __init__(self, logger: Any) -> None:
+    def __init__(self, logger: Any, start: float | None = None) -> None:
         self.logger = logger
+        self.start = start
 
     @property
     def values(self) -> dict[str, list[Any]]:
@@ -35,22 +38,27 @@ class Curves:
         return values
 
     def log(self, key: str, value: Any, epoch: int) -> None:
-        """Append the value of this epoch; once per key and epoch."""
-        self.values.setdefault(key, [])
+        """Append the value of this epoch, once per key and epoch; the epochs without one before it become NaN."""
+        values = self.values.setdefault(key, [])
+        values.extend([np.nan] * (epoch - len(values)))
         self.logger.log(key, value, epoch)
 
     def log_training(self, outputs: Sequence[Mapping[str, Any]], epoch: int) -> None:
         """Append the means of the total and of every weighted term; skipped iterations count for the weights alone.
 
         Args:
-            outputs: What `train_step` returned: `loss`, and `terms` and `weights` by name.
+            outputs: What `train_step` returned: `loss`, and `terms` and `weights` by name. A term need not be there
+                in every iteration; its mean is over those that have it.
             epoch: Number of the epoch.
         """
         used = [output for output in outputs if np.isfinite(output["loss"])]
         self.log("train_losses", np.mean([o["loss"] for o in used]) if used else np.nan, epoch)
-        for key in outputs[0]["terms"]:
-            self.log(f"loss/{key}", float(np.mean([o["terms"][key] for o in used])) if used else float("nan"), epoch)
-            self.log(f"weight/{key}", float(np.mean([o["weights"][key] for o in outputs])), epoch)
+        for key in dict.fromkeys(key for output in outputs for key in output["terms"]):
+            values = [o["terms"][key] for o in used if key in o["terms"]]
+            self.log(f"loss/{key}", float(np.mean(values)) if values else float("nan"), epoch)
+            self.log(
+                f"weight/{key}", float(np.mean([o["weights"][key] for o in outputs if key in o["weights"]])), epoch
+            )
 
     def log_validation(self, outputs: Sequence[Mapping[str, Any]], learners: Sequence[str], epoch: int) -> None:
         """Append pseudo Dice of every student, the mean of those who learn, and the agreement of the students.
@@ -80,23 +88,40 @@ class Curves:
         return {k.removeprefix(f"{prefix}/"): v for k, v in self.values.items() if k.startswith(f"{prefix}/")}
 
     def summary(self) -> list[str]:
-        """The last epoch in a few lines."""
-        last = {key: values[-1] for key, values in self.values.items() if values}
-        dice = {name: f"{values[-1]:.4f}" for name, values in self.family("pseudo_dice").items()}
-        terms = {name: f"{values[-1]:.4f}" for name, values in self.family("loss").items()}
+        """The last epoch in a few lines, without the curves that have no value of it."""
+        epochs = self.epochs
+        last = {key: values[-1] for key, values in self.values.items() if len(values) == epochs}
+
+        def listed(prefix: str) -> dict[str, str]:
+            return {
+                key.removeprefix(f"{prefix}/"): f"{value:.4f}"
+                for key, value in last.items()
+                if key.startswith(f"{prefix}/")
+            }
+
+        dice, terms = listed("pseudo_dice"), listed("loss")
         lines = [
             f"train loss {last['train_losses']:.4f}, validation loss {last['val_losses']:.4f}",
             f"weighted terms: {_listing(terms)}",
             f"pseudo Dice: {_listing(dice)}, per class {np.round(last['dice_per_class_or_region'], 4).tolist()}",
         ]
         for key, name in PSEUDO_LABELS.items():
-            of_students = {student: f"{values[-1]:.4f}" for student, values in self.family(key).items()}
-            if of_students:
+            if of_students := listed(key):
                 lines.append(f"pseudo labels, {name}: {_listing(of_students)}")
         if "agreement" in last:
             lines.append(f"agreement of the students: {last['agreement']:.4f}")
         seconds = last["epoch_end_timestamps"] - last["epoch_start_timestamps"]
         return [*lines, f"epoch time: {seconds:.2f} s"]
+
+    @property
+    def epochs(self) -> int:
+        """Number of the epochs that have ended."""
+        return len(self.values.get("epoch_end_timestamps", []))
+
+    def fill_gaps(self) -> None:
+        """NaN where a curve has no value of an epoch that has ended: nnU-Net draws as many as the shortest has."""
+        for values in self.values.values():
+            values.extend([np.nan] * (self.epochs - len(values)))
 
     def as_plain(self) -> dict[str, Any]:
         """The curves in the form that `figures.learning_curves_figure` draws, and what the epochs cost.
@@ -105,7 +130,7 @@ class Curves:
         None without a GPU.
         """
         losses = self.family("loss")
-        epochs = len(self.values.get("epoch_end_timestamps", []))
+        epochs = self.epochs
         agreement = self.values.get("agreement")
         times = zip(self.values.get("epoch_start_timestamps", []), self.values.get("epoch_end_timestamps", []))  # noqa: B905
         of_pseudo_labels = {
@@ -120,16 +145,37 @@ class Curves:
             "agreement": None if agreement is None else agreement[:epochs],
             "pseudo_labels": {name: values[:epochs] for name, values in of_pseudo_labels.items()},
             "variables": {name: values[:epochs] for name, values in self.family("variable").items()},
+            "start": self.start,
             "seconds_per_epoch": [round(end - start, 3) for start, end in times],
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
             "processes": world_size(),
         }
 
-    def write(self, folder: Path) -> None:
-        """Write the run so far as numbers, `curves.json`, and as a figure, `collab_progress.png`."""
+    def write(self, folder: Path, log: Callable[[str], None]) -> None:
+        """Write the run so far as numbers, `curves.json`, and as figures, nnU-Net's and `collab_progress.png`.
+
+        A figure that cannot be drawn is a line in the log: it does not end a training.
+
+        Args:
+            folder: The fold's.
+            log: Takes a line.
+
+        Raises:
+            CollabError: If the numbers cannot be written.
+        """
+        self.fill_gaps()
         plain = self.as_plain()
         write_json(folder / "curves.json", plain)
-        learning_curves_figure(plain, folder / "collab_progress.png")
+        figures: dict[str, Callable[[], None]] = {
+            "progress.png": lambda: self.logger.plot_progress_png(str(folder)),
+            "collab_progress.png": lambda: learning_curves_figure(plain, folder / "collab_progress.png"),
+        }
+        for name, draw in figures.items():
+            try:
+                draw()
+            except Exception as error:  # whatever it is: the training is worth more than its picture
+                log(f"WARNING: {folder / name} could not be drawn ({type(error).__name__}: {error}).")
+                plt.close("all")  # nnU-Net leaves its figure open, 65 MB an epoch
 
 
 def _listing(values: dict[str, str]) -> str:

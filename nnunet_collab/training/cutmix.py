@@ -17,24 +17,34 @@ TRIES = 100  # a long box may not fit; nearly every second one does
 
 
 def draw_boxes(count: int, size: Sequence[int], *, probability: float) -> Tensor:
-    """Random boxes, one per sample, as a mask `(count, *size)` bool on the CPU; no box in a share of the samples.
+    """Random boxes, one per sample: first voxel and the one behind the last along each axis, `(count, axes, 2)` int64.
 
-    Each axis is drawn for itself, so boxes lie inside the patch whatever its sides (the published code for volumes
-    swaps two axes). Uses torch's global CPU generator, which checkpoints hold.
+    A share of the samples has no box: both are 0. Each axis is drawn for itself, so boxes lie inside the patch whatever
+    its sides (the published code for volumes swaps two axes). On the CPU, by torch's global generator, which
+    checkpoints hold.
 
     Args:
         count: Number of samples.
         size: Spatial size of the patch.
         probability: With which a sample gets a box.
     """
-    mask = torch.zeros((count, *size), dtype=torch.bool)
-    for sample in mask:
-        if float(torch.rand(())) < probability:
-            sample[_draw_box(size)] = True
-    return mask
+    nothing = [(0, 0)] * len(size)
+    boxes = [_draw_box(size) if float(torch.rand(())) < probability else nothing for _ in range(count)]
+    return torch.tensor(boxes, dtype=torch.int64).view(count, len(size), 2)
 
 
-def _draw_box(size: Sequence[int]) -> tuple[slice, ...]:
+def box_masks(boxes: Tensor, size: Sequence[int]) -> Tensor:
+    """`(B, *size)` bool, True inside of the boxes `(B, axes, 2)`, on their device."""
+    masks = torch.ones((), dtype=torch.bool, device=boxes.device)
+    for axis, length in enumerate(size):
+        first, behind = boxes[:, axis].unbind(dim=1)
+        place = torch.arange(length, device=boxes.device)
+        inside = (place >= first.unsqueeze(1)) & (place < behind.unsqueeze(1))
+        masks = masks & inside.view(len(boxes), *[length if other == axis else 1 for other in range(len(size))])
+    return masks.expand(len(boxes), *size)
+
+
+def _draw_box(size: Sequence[int]) -> list[tuple[int, int]]:
     share = SHARE[0] + (SHARE[1] - SHARE[0]) * float(torch.rand(()))
     axes = max(1, sum(length > 1 for length in size))  # an axis of one voxel cannot be cut: all of it, or no share
     for _ in range(TRIES):
@@ -49,8 +59,8 @@ def _draw_box(size: Sequence[int]) -> tuple[slice, ...]:
     for length in size:
         extent = max(1, round(next(drawn) * length)) if length > 1 else 1
         start = int(torch.randint(0, length - extent + 1, ()))
-        box.append(slice(start, start + extent))
-    return tuple(box)
+        box.append((start, start + extent))
+    return box
 
 
 def draw_partners(count: int) -> Tensor:
@@ -93,7 +103,8 @@ class CutMix:
         self, count: int, size: Sequence[int], *, probability: float, device: torch.device, within_batch: bool
     ) -> None:
         self.partners = draw_partners(count).to(device) if within_batch and probability > 0 else None
-        self.boxes = draw_boxes(count, size, probability=probability).to(device)
+        # The corners go to the device, not masks as large as the batch.
+        self.boxes = box_masks(draw_boxes(count, size, probability=probability).to(device), size)
         self.probability = probability
 
     def __call__(self, tensor: Tensor, second: Tensor | None = None) -> Tensor:

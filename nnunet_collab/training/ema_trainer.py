@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import setting
 from nnunet_collab.core.types import StudentOutput
 from nnunet_collab.networks.group import StudentGroup
 from nnunet_collab.networks.teacher import EMATeacher
 from nnunet_collab.training.compilation import compile_students
-from nnunet_collab.training.semi_supervised import SemiSupervisedSettings, SemiSupervisedTrainer
+from nnunet_collab.training.semi_supervised import SemiSupervisedTrainer
+from nnunet_collab.training.semi_supervised_settings import SemiSupervisedSettings
 
 
-@dataclass(frozen=True)
 class TeacherSettings(SemiSupervisedSettings):
     """Of every method with a teacher."""
 
-    ema_decay: float = 0.99  # at most 1 - 1 / t after t updates
-    deploy: Literal["student", "teacher"] = "student"  # which of the two is validated, published and predicts
-
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
-
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        require(0 <= self.ema_decay < 1, "ema_decay", "must be in [0, 1)", self.ema_decay)
+    ema_decay: float = setting(
+        0.99, "Decay of the teacher's weights, at most 1 - 1 / t after t updates.", ge=0, lt=1, source="Mean Teacher"
+    )
+    deploy: Literal["student", "teacher"] = setting("student", "Which of the two is validated, published and predicts.")
 
 
 class TeacherTrainer(SemiSupervisedTrainer):
@@ -38,8 +30,14 @@ class TeacherTrainer(SemiSupervisedTrainer):
 
     settings: ClassVar[TeacherSettings] = TeacherSettings()
 
+    def averages(self, settings: TeacherSettings) -> bool:
+        """Whether there is a teacher; a method may make it a choice."""
+        return True
+
     def check(self, settings: TeacherSettings) -> None:  # type: ignore[override]
         """Refuse frozen students: a teacher that never changes averages nothing."""
+        if not self.averages(settings):
+            return
         frozen = [s.name for s in settings.students if s.frozen]
         if frozen:
             raise CollabError(
@@ -50,6 +48,9 @@ class TeacherTrainer(SemiSupervisedTrainer):
     def initialize(self) -> None:
         """Build everything, and the teacher from the weights the students start with."""
         super().initialize()
+        self.has_teacher = self.averages(self.settings)
+        if not self.has_teacher:
+            return
         self.teacher = EMATeacher(self.group, self.settings.ema_decay)
         if self._do_i_compile():  # a copy of a compiled student is not compiled
             compile_students(self.teacher.group, lambda line: self.print_to_log_file(f"teacher of {line}"))
@@ -62,17 +63,20 @@ class TeacherTrainer(SemiSupervisedTrainer):
     def after_step(self) -> None:
         """The teacher follows."""
         super().after_step()
-        self.teacher.update(self.group)
+        if self.has_teacher:
+            self.teacher.update(self.group)
 
     def method_state(self) -> dict[str, Any]:
         """The teacher."""
-        return {**super().method_state(), "teacher": self.teacher.state_dict()}
+        state = super().method_state()
+        return {**state, "teacher": self.teacher.state_dict()} if self.has_teacher else state
 
     def load_method_state(self, state: dict[str, Any]) -> None:
         """Restore the teacher."""
         super().load_method_state(state)
-        self.teacher.load_state_dict(state["teacher"])
+        if self.has_teacher:
+            self.teacher.load_state_dict(state["teacher"])
 
     def pseudo_labelers(self, image: Tensor, outputs: dict[str, StudentOutput]) -> dict[str, StudentOutput]:
         """The teacher."""
-        return outputs if self.settings.deploy == "teacher" else self.teacher(image)
+        return outputs if self.settings.deploy == "teacher" or not self.has_teacher else self.teacher(image)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nnunet_collab.core.errors import CollabError
 
@@ -24,20 +24,22 @@ class NonFiniteGuard:
         """The iteration was used."""
         self.in_a_row = 0
 
-    def bad(self, iteration: int, culprits: list[str]) -> None:
-        """The iteration was skipped because of `culprits` (`student/term`).
+    def bad(self, iteration: int, culprits: Sequence[str], cases: Sequence[str] = ()) -> None:
+        """The iteration was skipped because of `culprits` (`student/term`); `cases` were in its batch.
 
         Raises:
             CollabError: If it was one too many; checkpoints written before are intact.
         """
         self.in_a_row += 1
         what = ", ".join(culprits)
+        batch = f"; cases in the batch: {', '.join(cases)}" if cases else ""
         self.log(
-            f"iteration {iteration}: skipped, not finite: {what} ({self.in_a_row} in a row, {self.limit} end the run)"
+            f"iteration {iteration}: skipped, not finite: {what} ({self.in_a_row} in a row, {self.limit} end the "
+            f"run){batch}"
         )
         if self.in_a_row >= self.limit:
             raise CollabError(
                 f"training stopped: {self.in_a_row} iterations in a row were not finite, the last (number {iteration}) "
-                f"in {what}. The checkpoints are those of before. Lower that student's learning rate or raise its "
-                f"warm-up, look at the images for non-finite values, then continue with --c or train anew."
+                f"in {what}{batch}. The checkpoints are those of before. Lower that student's learning rate or raise "
+                f"its warm-up, look at the images for non-finite values, then continue with --c or train anew."
             )

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.settings import setting
 from nnunet_collab.training.cutmix import CutMix
-from nnunet_collab.training.semi_supervised import (
-    SemiSupervisedBatch,
-    SemiSupervisedSettings,
-    SemiSupervisedTrainer,
-)
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, SemiSupervisedTrainer
+from nnunet_collab.training.semi_supervised_settings import SemiSupervisedSettings
 
 
-@dataclass(frozen=True)
 class MixingSettings(SemiSupervisedSettings):
     """Of every method with CutMix."""
 
-    cutmix_probability: float = 0.5  # with which a strong view of a sample gets a box; 0: no CutMix
-    # What fills the box: another sample of the batch, whose pseudo label is there already, or, as published, a further
-    # unlabeled image, which costs a pass without gradient.
-    mixing: Literal["batch", "second_batch"] = "batch"
-    # Share of the run over which the weights of the unlabeled images rise. 0: none, as published for long runs; in a
-    # short one the first confident pseudo labels are all background and hold the network there.
-    ramp_up: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
-
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        require(0 <= self.cutmix_probability <= 1, "cutmix_probability", "must be in [0, 1]", self.cutmix_probability)
-        require(0 <= self.ramp_up <= 1, "ramp_up", "must be a share of the run, in [0, 1]", self.ramp_up)
+    cutmix_probability: float = setting(
+        0.5, "Probability that a strong view of a sample gets a box. 0: no CutMix.", ge=0, le=1, source="UniMatch"
+    )
+    mixing: Literal["batch", "second_batch"] = setting(
+        "batch",
+        "What fills the box: another sample of the batch, whose pseudo label is there already, or, as published, a "
+        "second batch of unlabeled images, which costs a pass without gradient.",
+    )
+    ramp_up: float = setting(
+        0.0,
+        "Time after start over which the weights of the unlabeled images rise. 0: none, as published for long runs. In "
+        "a short run the first confident pseudo labels are all background and hold the network there.",
+        unit="share of the run",
+        ge=0,
+        le=1,
+    )
 
 
 class MixingTrainer(SemiSupervisedTrainer):
@@ -50,7 +44,7 @@ class MixingTrainer(SemiSupervisedTrainer):
         self.mixes = self.settings.cutmix_probability > 0
         self.mixes_second_batch = self.mixes and (self.settings.mixing == "second_batch" or alone)
         if self.mixes_second_batch and self.settings.mixing == "batch":
-            self.print_to_log_file("one unlabeled sample per batch: CutMix takes a further image for each")
+            self.print_to_log_file("one unlabeled sample per batch: CutMix takes a second image for each")
 
     @cached_property
     def has_dropout(self) -> bool:
@@ -66,7 +60,7 @@ class MixingTrainer(SemiSupervisedTrainer):
         return self.unlabeled_per_batch * (2 if self.mixes_second_batch else 1)
 
     def divide(self, batch: SemiSupervisedBatch) -> tuple[SemiSupervisedBatch, SemiSupervisedBatch | None]:
-        """The batch to learn from, and the a second batch of images to fill boxes with, if there are any."""
+        """The batch to learn from, and a second batch of images to fill boxes with, if there are any."""
         if not self.mixes_second_batch:
             return batch, None
         count = self.unlabeled_per_batch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,29 +58,53 @@ class StudentOptimizers:
         """One backward pass of the total loss."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
 
-    def step(self) -> dict[str, Tensor]:
-        """Clip and step each student; a student whose gradient is not finite is not stepped.
+    def clip(self) -> dict[str, Tensor]:
+        """Unscale and clip each student's gradient; nothing waits for the device.
 
         Returns:
-            Norm of each student's gradient before clipping.
+            Norm of each student's gradient before clipping, on the device.
         """
         norms = {}
         for student in self.settings.students:
             if student.name not in self.optimizers:
                 continue
-            optimizer = self.optimizers[student.name]
             if self.scaler is not None:
-                self.scaler.unscale_(optimizer)
+                self.scaler.unscale_(self.optimizers[student.name])
             parameters = [p for p in self.students[student.name].parameters() if p.grad is not None]
             limit = student.grad_clip if student.grad_clip > 0 else float("inf")
             norms[student.name] = torch.nn.utils.clip_grad_norm_(parameters, limit)
-            if self.scaler is not None:
-                self.scaler.step(optimizer)  # skips the step by itself if the gradient is not finite
-            elif bool(norms[student.name].isfinite()):
-                optimizer.step()
+        return norms
+
+    def scale(self, device: torch.device) -> Tensor:
+        """The gradient scaler's factor, a scalar on the device; 1 without a scaler."""
+        one = torch.ones((), device=device)
+        return one if self.scaler is None else self.scaler.scale(one)
+
+    def step(self, norms: Mapping[str, float]) -> list[str]:
+        """Step each student whose gradient is finite.
+
+        Args:
+            norms: Of the gradients, as `clip` returned them and the host has read them.
+
+        Returns:
+            Names of the students that were not stepped.
+        """
+        left = [name for name in self.optimizers if not math.isfinite(norms[name])]
+        for name, optimizer in self.optimizers.items():
+            if name not in left:
+                optimizer.step()  # not by the scaler, which would read once more whether the gradient is finite
         if self.scaler is not None:
             self.scaler.update()
-        return norms
+        return left
+
+    def discard(self, scale: float) -> None:
+        """Take no step with these gradients, whose loss is not finite; that says nothing about the scale.
+
+        Args:
+            scale: The gradient scaler's factor, which stays.
+        """
+        if self.scaler is not None:
+            self.scaler.update(scale)
 
     def state_dict(self) -> dict[str, Any]:
         """State of every optimizer, by student."""

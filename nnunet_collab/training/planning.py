@@ -9,12 +9,19 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.settings import to_json
 from nnunet_collab.networks.blueprint import PLANS, make_blueprint
+from nnunet_collab.training.batch_rule import WITH_UNLABELED, batch_size_with_unlabeled
 from nnunet_collab.training.settings import TrainingSettings
 
 KEY = "nnunet_collab"  # our entry in plans.json
 
 
-def adapt_plans(plans: dict[str, Any], configuration: str, settings: TrainingSettings, trainer_name: str) -> None:
+def adapt_plans(
+    plans: dict[str, Any],
+    configuration: str,
+    settings: TrainingSettings,
+    trainer_name: str,
+    dataset_json: dict[str, Any],
+) -> None:
     """Write patch size, batch size and the students' blueprints into `plans`, in place.
 
     The entry `nnunet_collab` makes the plans.json of the results folder all that prediction needs.
@@ -42,7 +49,9 @@ def adapt_plans(plans: dict[str, Any], configuration: str, settings: TrainingSet
                 f"got {list(settings.patch_size)}."
             )
         entry["patch_size"] = resolved["patch_size"] = list(settings.patch_size)
-    if settings.batch_size is not None:
+    if settings.batch_size == WITH_UNLABELED:
+        entry["batch_size"] = resolved["batch_size"] = batch_size_with_unlabeled(plans, resolved, dataset_json)
+    elif settings.batch_size is not None:
         entry["batch_size"] = resolved["batch_size"] = settings.batch_size
     _check_divisible(resolved, settings)
     plans[KEY] = {
@@ -53,6 +62,15 @@ def adapt_plans(plans: dict[str, Any], configuration: str, settings: TrainingSet
             for s in settings.students
         },
     }
+
+
+def has_lower_outputs(plans: PlansManager, configuration: str) -> bool:
+    """Whether the planned network has outputs of lower resolution that nnU-Net supervises.
+
+    nnU-Net gives the lowest of them weight 0, so of a network with two resolutions nothing would be left to learn.
+    """
+    strides = plans.get_configuration(configuration).network_arch_init_kwargs.get("strides")
+    return strides is None or len(strides) > 2
 
 
 def _check_divisible(resolved: dict[str, Any], settings: TrainingSettings) -> None:

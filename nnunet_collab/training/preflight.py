@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.nnunet_folders import read_split
 from nnunet_collab.training.planning import KEY
 
 
 def check_environment() -> None:
-    """Raise unless nnU-Net's three paths are set.
+    """Raise unless nnU-Net's three paths are set, and if weights are to be loaded that do not fit our networks.
 
     Raises:
-        CollabError: Naming the variable that is missing.
+        CollabError: Naming the variable that is missing, or -pretrained_weights.
     """
+    # nnU-Net tells no trainer of this argument, but loads the weights by the names of its own single network.
+    given = [word.partition("=")[0] for word in sys.argv[1:]]
+    if any(len(word) > 3 and "-pretrained_weights".startswith(word) for word in given):
+        raise CollabError(
+            "-pretrained_weights: this is a trainer of several students, which takes weights per student; nnU-Net "
+            "would look for those of one network. Leave it out; in nnUNet_collab_settings set 'pretrained' of a "
+            "student for ImageNet weights, or 'frozen' for a trained model that teaches without learning."
+        )
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         if not os.environ.get(name):
             raise CollabError(
@@ -75,23 +85,27 @@ def check_processes(configuration: Any, processes: int) -> None:
 
 
 def unlabeled_in_split(splits: Path, fold: int | str) -> list[str]:
-    """Training cases that the split of this fold declares unlabeled (`"unlabeled"` beside `train` and `val`)."""
+    """Training cases that the split of this fold declares unlabeled (`"unlabeled"` beside `train` and `val`).
+
+    Raises:
+        CollabError: If the file is no split.
+    """
     if fold == "all" or not splits.is_file():
         return []
-    folds = json.loads(splits.read_text(encoding="utf-8"))
+    folds = read_split(splits)
     return sorted(folds[int(fold)].get("unlabeled", [])) if int(fold) < len(folds) else []
 
 
 def check_fold(splits: Path, fold: int | str) -> None:
-    """Raise if nnU-Net would train with the labels of cases that the split declares unlabeled.
+    """Raise if the file is no split, or nnU-Net would train with the labels of cases that it declares unlabeled.
 
     Raises:
-        CollabError: If the split has unlabeled cases, and the fold is `all` (every case of the dataset) or none of its
-            folds (nnU-Net then splits all cases at random).
+        CollabError: If it breaks a rule of `read_split`; or the split has unlabeled cases, and the fold is `all` (every
+            case of the dataset) or none of its folds (nnU-Net then splits all cases at random).
     """
     if not splits.is_file():
         return
-    folds = json.loads(splits.read_text(encoding="utf-8"))
+    folds = read_split(splits)
     if not any(roles.get("unlabeled") for roles in folds):
         return
     if fold == "all" or int(fold) >= len(folds):

@@ -26,7 +26,7 @@ class PseudoLabelCurves:
         self.sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def add(self, student: str, logits: Tensor, keep: Tensor, threshold: float) -> None:
+    def add(self, student: str, logits: Tensor, keep: Tensor, threshold: float | Tensor) -> None:
         """Count the pseudo labels of one batch.
 
         Args:

@@ -1,63 +1,21 @@
-"""What all methods share that learn from labeled and unlabeled images.
-
-Each batch holds labeled samples, as nnU-Net makes them, and views of unlabeled ones. Unlabeled are
-
-- the images of `imagesUn`, preprocessed by `nnunet_collab preprocess_unlabeled`,
-- the cases that the split declares `unlabeled`; their labels are not opened,
-- the voxels of the ignore label in the labeled cases, unless `unlabeled_voxels` is switched off.
-"""
+"""What all methods share that learn from labeled and unlabeled images: their terms and their curves."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_collab.core.distributed import gather_objects, world_size
-from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.nnunet_folders import RAW, SPLIT_FILE, UNLABELED
-from nnunet_collab.core.schedules import sigmoid_ramp
-from nnunet_collab.core.settings import require
+from nnunet_collab.core.distributed import gather_objects
 from nnunet_collab.core.types import StudentOutput, Term, Truth
-from nnunet_collab.data.loaders import BatchSource
-from nnunet_collab.data.two_streams import LabeledCrops, RandomCrops, TwoStreams
-from nnunet_collab.data.unlabeled_dataset import UnlabeledDataset, has_image
-from nnunet_collab.data.unlabeled_preprocessing import unlabeled_cases, unlabeled_folder
-from nnunet_collab.data.views import WeakAndStrongViews
 from nnunet_collab.losses.pseudo_labels import pseudo_labels
-from nnunet_collab.splits.few_labels import check_roles, of_patients
-from nnunet_collab.training import preflight
-from nnunet_collab.training.case_roles import refuse_missing
 from nnunet_collab.training.metrics import dice, overlap_counts, predicted_masks, true_masks
 from nnunet_collab.training.pseudo_label_curves import PseudoLabelCurves, collapsed
-from nnunet_collab.training.settings import TrainingSettings
-from nnunet_collab.training.trainer import CollabTrainer
-
-
-@dataclass(frozen=True)
-class SemiSupervisedSettings(TrainingSettings):
-    """Of every method that learns from unlabeled images, too."""
-
-    labeled_share: float = 0.5  # of each batch, on every rank; at least one sample of each kind
-    # All public codes supervise with (CE + Dice) / 2; nnU-Net's loss is the sum.
-    supervised_weight: float = 0.5
-    unlabeled_voxels: bool = True  # the ignore label's voxels are unlabeled data, too
-
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
-
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        super().__post_init__()
-        require(0 < self.labeled_share < 1, "labeled_share", "must be in (0, 1)", self.labeled_share)
-        require(self.supervised_weight > 0, "supervised_weight", "must be > 0", self.supervised_weight)
+from nnunet_collab.training.student_outputs import at_size, slice_output
+from nnunet_collab.training.unlabeled_images import UnlabeledImagesTrainer
 
 
 class SemiSupervisedBatch(NamedTuple):
@@ -80,112 +38,13 @@ class SemiSupervisedBatch(NamedTuple):
     keep: Tensor
 
 
-class SemiSupervisedTrainer(CollabTrainer):
+class SemiSupervisedTrainer(UnlabeledImagesTrainer):
     """Base of the methods with unlabeled images; they override `unsupervised_terms` or `semi_supervised_terms`."""
 
-    settings: ClassVar[SemiSupervisedSettings] = SemiSupervisedSettings()
-    strong_views: ClassVar[int] = 0  # that the method needs of each unlabeled patch
-
     def initialize(self) -> None:
-        """Build everything, and divide the batch.
-
-        Raises:
-            CollabError: If the batch cannot hold a labeled and an unlabeled sample.
-        """
+        """Build everything, and the curves of pseudo labels."""
         super().initialize()
-        if self.batch_size < 2:
-            raise CollabError(
-                f"setting 'batch_size': each batch holds labeled and unlabeled samples, so {self.trainer_name} needs "
-                f"two per process or more; there is {self.batch_size}. Set batch_size to {2 * world_size()} or more."
-            )
-        wanted = round(self.batch_size * self.settings.labeled_share)
-        self.labeled_per_batch = min(max(1, wanted), self.batch_size - 1)
-        self.unlabeled_per_batch = self.batch_size - self.labeled_per_batch
         self.pseudo_label_curves = PseudoLabelCurves(regions=self.label_manager.has_regions)
-
-    # ---------------------------------------------------------------- data
-
-    def _set_batch_size_and_oversample(self) -> None:
-        """nnU-Net's, but that several processes all center the same share of their samples on foreground, by chance.
-
-        nnU-Net centers the last third of the whole batch and deals its places to the processes. Where a part of every
-        process's batch is unlabeled, that would be another share of the labeled samples.
-        """
-        share: float = self.oversample_foreground_percent  # type: ignore[has-type]
-        super()._set_batch_size_and_oversample()
-        if self.is_ddp:
-            self.oversample_foreground_percent, self.probabilistic_oversampling = share, True
-
-    def training_source(self, data: Any, patch_size: Any, transforms: Any) -> BatchSource:
-        """Labeled samples by nnU-Net's loader, unlabeled ones at random places, from one pool of workers."""
-        labeled = self.labeled_source(data, self.labeled_per_batch, patch_size, transforms, LabeledCrops)
-        unlabeled = self.unlabeled_dataset(data)
-        self.print_to_log_file(
-            f"each batch on this process: {self.labeled_per_batch} labeled samples of {len(data.identifiers)} cases "
-            f"and {self.unlabeled_per_batch} unlabeled ones of {len(unlabeled.identifiers)}"
-        )
-        crops = RandomCrops(
-            unlabeled,
-            self.unlabeled_crops_per_batch(),
-            patch_size,
-            self.configuration_manager.patch_size,
-            self.label_manager,
-            transforms=WeakAndStrongViews(transforms, self.strong_views),
-        )
-        return TwoStreams(labeled, crops)
-
-    def unlabeled_crops_per_batch(self) -> int:
-        """How many unlabeled patches a batch draws."""
-        return self.unlabeled_per_batch
-
-    def unlabeled_dataset(self, labeled: Any) -> UnlabeledDataset:
-        """All unlabeled images of this fold.
-
-        Args:
-            labeled: nnU-Net's dataset of the labeled training cases.
-
-        Raises:
-            CollabError: If there is none, or those of imagesUn are not preprocessed as they must be.
-        """
-        own = Path(self.preprocessed_dataset_folder)
-        base = Path(self.preprocessed_dataset_folder_base)
-        splits = base / SPLIT_FILE
-        raw = Path(os.environ[RAW], self.plans_manager.dataset_name)
-        in_split = preflight.unlabeled_in_split(splits, self.fold)
-        refuse_missing(f"{splits}, fold {self.fold}", [case for case in in_split if not has_image(own, case)], own)
-        extra = self._without_validated(
-            unlabeled_cases(base, self.plans_manager.plans, self.configuration_name, self.dataset_json, raw), in_split
-        )
-        folder = unlabeled_folder(base, self.configuration_manager.data_identifier)
-        folders = {**dict.fromkeys(in_split, own), **dict.fromkeys(extra, folder)}
-        scribbles = self.label_manager.has_ignore_label and self.settings.unlabeled_voxels
-        if not folders and not scribbles:
-            raise CollabError(
-                f"{self.trainer_name}: learns from unlabeled images, too, and found none: {raw / UNLABELED} has no "
-                f"image CASE_0000{self.dataset_json['file_ending']} of a patient who is not validated on, {splits} "
-                f"declares no case unlabeled in fold {self.fold}. Put images into {UNLABELED} and run "
-                f"nnunet_collab preprocess_unlabeled, or declare cases unlabeled with nnunet_collab split."
-            )
-        self.case_roles.require_same_cases("unlabeled", folders)
-        return UnlabeledDataset(
-            folders,
-            partially_labeled=labeled if scribbles else None,
-            ignore_label=self.label_manager.ignore_label,
-        )
-
-    def _without_validated(self, extra: list[str], in_split: list[str]) -> list[str]:
-        """The cases of imagesUn that are of no patient who is validated on."""
-        train = self.case_roles.cases["train"]
-        val = [] if self.fold == "all" else self.case_roles.cases["val"]  # with all, nnU-Net validates on train
-        roles = {"train": train, "val": val, "unlabeled": in_split, UNLABELED: extra}
-        mend = f"Rename the case in {UNLABELED} or remove it."
-        check_roles(f"{UNLABELED} and the split of fold {self.fold}", roles, str, mend)
-        left_out = of_patients(extra, val, self.dataset_json.get("patient_pattern"))
-        if left_out:
-            self.print_to_log_file(
-                f"left out of {UNLABELED}, because their patient is validated on in this fold: {', '.join(left_out)}"
-            )
-        return sorted({*extra} - {*left_out})
 
     def read_batch(self, batch: Mapping[str, Any]) -> SemiSupervisedBatch:
         """The batch on the device, its views apart."""
@@ -196,38 +55,81 @@ class SemiSupervisedTrainer(CollabTrainer):
 
     # ---------------------------------------------------------------- training
 
+    def term_weights(self) -> dict[str, float]:
+        """Weight of every term but the supervised ones at this iteration, by its name; none in the base class.
+
+        Terms of weight 0 are not computed. Where all weights are 0, the unlabeled samples are not looked at, and the
+        step is that of `SupervisedTrainer`.
+        """
+        return {}
+
+    def weights(self) -> dict[str, float]:
+        """The weights above 0."""
+        started = self.iteration >= self.settings.start_iteration
+        return {name: weight for name, weight in self.term_weights().items() if weight > 0} if started else {}
+
     def batch_terms(self, batch: dict[str, Any]) -> list[Term]:
-        """The method's terms on labeled and unlabeled samples."""
+        """The method's terms on labeled and unlabeled samples, scaled as a whole."""
+        terms = self.all_terms(batch) if self.weights() else self.labeled_terms(batch)
+        return [term._replace(weight=term.weight * self.settings.loss_scale) for term in terms]
+
+    def all_terms(self, batch: dict[str, Any]) -> list[Term]:
+        """Terms of the labeled and of the unlabeled samples."""
         return self.semi_supervised_terms(self.read_batch(batch))
+
+    def labeled_terms(self, batch: dict[str, Any]) -> list[Term]:
+        """Nothing but nnU-Net's loss of the labeled samples, with a forward of their own."""
+        image, target, _ = self._to_device(batch)
+        terms = self.supervised_terms(self.network(image), target)
+        if self.is_ddp:  # which expects a gradient of every parameter, also of heads that nothing needs yet
+            heads = [p.sum() for student in self.group for p in student.heads.parameters()]
+            if heads:
+                terms[0] = terms[0]._replace(value=terms[0].value + 0 * torch.stack(heads).sum())
+        return terms
 
     def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
         """Supervised terms on the labeled samples and `unsupervised_terms` on the weak views, from one forward."""
         outputs = self.network(torch.cat([batch.image, batch.weak]))
         count = len(batch.image)
-        terms = self.supervised_terms(
-            {name: slice_output(output, 0, count) for name, output in outputs.items()}, batch.target
-        )
-        return terms + self.unsupervised_terms({name: output.logits[count:] for name, output in outputs.items()}, batch)
+        labeled = {name: slice_output(output, 0, count) for name, output in outputs.items()}
+        unlabeled = {name: slice_output(output, count, None) for name, output in outputs.items()}
+        return self.supervised_terms(labeled, batch.target) + self.unsupervised_terms(unlabeled, batch)
 
-    def unsupervised_terms(self, logits: dict[str, Tensor], batch: SemiSupervisedBatch) -> list[Term]:
+    def unsupervised_terms(self, outputs: dict[str, StudentOutput], batch: SemiSupervisedBatch) -> list[Term]:
         """What the students learn from the unlabeled samples; nothing in the base class.
 
         Args:
-            logits: Of every student on the weak views, `(B_u, C, *S)`.
+            outputs: Of every student on the weak views.
             batch: The samples.
         """
         return []
 
-    def supervised_terms(
-        self, outputs: Mapping[str, StudentOutput], target: Tensor | list[Tensor], *, share: float = 1.0
-    ) -> list[Term]:
-        """nnU-Net's loss of every learning student, with the weight of the settings times `share`."""
-        weight = self.settings.supervised_weight * share
+    def supervised_terms(self, outputs: Mapping[str, StudentOutput], target: Tensor | list[Tensor]) -> list[Term]:
+        """nnU-Net's loss of every learning student, with weight 1."""
         return [
-            Term(s.name, "supervised", weight, self.supervised(outputs[s.name], target))
+            Term(s.name, "supervised", 1.0, self.supervised(outputs[s.name], target))
             for s in self.settings.students
             if not s.frozen
         ]
+
+    def through_heads(self, loss: Callable[..., Tensor], student: StudentOutput, *maps: Tensor) -> Tensor:
+        """A loss on pseudo labels at every output of a student, with nnU-Net's weights of deep supervision.
+
+        What the student is compared with is sampled at the nearest voxels, as nnU-Net samples labels.
+
+        Args:
+            loss: Of a student's logits and the maps, all at one resolution.
+            student: With auxiliary logits of falling resolution, or none.
+            maps: `(B, C, *S)` logits or masks, or `(B, *S)` masks.
+        """
+        if not (self.settings.unlabeled_deep_supervision and student.auxiliary):
+            return loss(student.logits, *maps)
+        total = torch.zeros((), device=student.logits.device)
+        factors: Sequence[float] = self.loss.weight_factors  # type: ignore[assignment]
+        for weight, logits in zip(factors, (student.logits, *student.auxiliary), strict=True):
+            if weight > 0:
+                total = total + weight * loss(logits, *(at_size(m, logits.shape[2:]) for m in maps))
+        return total
 
     @torch.no_grad()
     def predict_without_perturbation(self, image: Tensor, **options: Any) -> dict[str, Tensor]:
@@ -240,13 +142,12 @@ class SemiSupervisedTrainer(CollabTrainer):
             self.group.train(was_training)
 
     def ramp_over(self, share: float, *, steps: int = 0) -> float:
-        """Factor that rises over a share of the run, at this iteration; see `schedules.sigmoid_ramp`."""
-        total = self.settings.epochs * self.settings.iterations_per_epoch
-        return sigmoid_ramp(self.iteration, round(share * total), steps=steps)
+        """Factor that rises over a share of the run after `start`, at this iteration; see `CollaborativeSettings`."""
+        return self.settings.ramp(self.iteration, share, steps=steps)
 
     # ---------------------------------------------------------------- curves
 
-    def threshold(self) -> float:
+    def threshold(self) -> float | Tensor:
         """Confidence from which on a pseudo label is used at this iteration."""
         return 0.0
 
@@ -294,9 +195,3 @@ class SemiSupervisedTrainer(CollabTrainer):
             per_class = dice(sum(o["pseudo_labels"][name] for o in outputs))
             value = float(np.nanmean(per_class)) if np.isfinite(per_class).any() else float("nan")
             self.curves.log(f"pseudo_quality/{name}", value, self.current_epoch)
-
-
-def slice_output(output: StudentOutput, start: int, stop: int) -> StudentOutput:
-    """The samples `start` to `stop` of a student's output, without its feature maps."""
-    auxiliary = tuple(logits[start:stop] for logits in output.auxiliary)
-    return StudentOutput(output.logits[start:stop], None, None, auxiliary)

@@ -2,53 +2,56 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from nnunet_collab.core.settings import require
+from pydantic import Field
+
+from nnunet_collab.core.schedules import sigmoid_ramp
+from nnunet_collab.core.settings import COUNT, Settings, require, setting
+
+LETTERS_AND_DIGITS = r"^[A-Za-z0-9]+$"
 
 
-@dataclass(frozen=True)
-class StudentSettings:
+class StudentSettings(Settings):
     """One student and how it is trained. The defaults train a CNN as nnU-Net does."""
 
-    name: str  # letters and digits; the student is published as <Trainer>_<name>
-    network: str = "plans"  # see networks.blueprint
-    arch: dict[str, Any] = field(default_factory=dict)  # further keywords of the network's constructor
-    encoder_tap: str = ""  # layer whose output is the encoder's feature map; empty: chosen by the network
-    decoder_tap: str = ""
-    pretrained: bool = False  # ImageNet weights, where there are any; mind their licenses
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 1e-2
-    weight_decay: float = 3e-5
-    momentum: float = 0.99  # sgd
-    nesterov: bool = True  # sgd, as nnU-Net; other published recipes name plain momentum
-    betas: tuple[float, ...] = (0.9, 0.98)  # adamw; nnU-Net's values for Primus
-    warmup: float = 0.0  # share of the run in which the learning rate rises linearly
-    poly_power: float = 0.9  # polynomial decay, nnU-Net and the paper alike
-    lr_per: Literal["epoch", "iteration"] = "epoch"  # how often the learning rate is set
-    grad_clip: float = 12.0  # largest norm of the student's gradient; 0: no clipping
-    frozen: str = ""  # fold folder of a published model: load its weights, teach, do not learn
-
-    def __post_init__(self) -> None:
-        """Check what a type cannot say.
-
-        Raises:
-            CollabError: Naming the setting, the rule and the value.
-        """
-        where = f"students.{self.name}."
-        require(
-            bool(re.fullmatch(r"[A-Za-z0-9]+", self.name)), "students.name", "must be letters and digits", self.name
-        )
-        require(self.lr > 0, where + "lr", "must be > 0", self.lr)
-        require(self.weight_decay >= 0, where + "weight_decay", "must be >= 0", self.weight_decay)
-        require(0 <= self.momentum < 1, where + "momentum", "must be in [0, 1)", self.momentum)
-        require(len(self.betas) == 2, where + "betas", "must be two numbers", self.betas)
-        require(all(0 <= b < 1 for b in self.betas), where + "betas", "must be in [0, 1)", self.betas)
-        require(0 <= self.warmup < 1, where + "warmup", "must be a share of the run, in [0, 1)", self.warmup)
-        require(self.poly_power > 0, where + "poly_power", "must be > 0", self.poly_power)
-        require(self.grad_clip >= 0, where + "grad_clip", "must be >= 0", self.grad_clip)
+    name: str = setting(
+        description="The student is published as <Trainer>_<name>.",
+        pattern=LETTERS_AND_DIGITS,
+        rule="a text of letters and digits",
+    )
+    network: str = setting(
+        "plans",
+        "The planned network (plans), segformer_b0 to segformer_b5, cmaformer, fpn_mobilenetv2, fpn_resnet50, or the "
+        "dotted path of any network class.",
+    )
+    arch: dict[str, Any] = setting(
+        factory=dict, description="Keywords of the network's constructor, on top of the planned ones."
+    )
+    encoder_tap: str = setting(
+        "", "Layer whose output is the encoder's feature map. Empty: the one known for the network."
+    )
+    decoder_tap: str = setting(
+        "", "Layer whose output is the decoder's feature map. Empty: the one known for the network."
+    )
+    pretrained: bool = setting(False, "Start from ImageNet weights, where there are any. Mind their licenses.")
+    optimizer: Literal["sgd", "adamw"] = setting("sgd", "The optimizer.", source="nnU-Net")
+    lr: float = setting(1e-2, "Learning rate at its highest.", gt=0, source="nnU-Net")
+    weight_decay: float = setting(3e-5, "Weight decay.", ge=0, source="nnU-Net")
+    momentum: float = setting(0.99, "Momentum of sgd.", ge=0, lt=1, source="nnU-Net")
+    nesterov: bool = setting(
+        True, "Nesterov's momentum for sgd. Other published recipes name plain momentum.", source="nnU-Net"
+    )
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = setting(
+        (0.9, 0.98), "Betas of adamw.", min_length=2, max_length=2, source="nnU-Net's Primus"
+    )
+    warmup: float = setting(0.0, "Time in which the learning rate rises linearly.", unit="share of the run", ge=0, lt=1)
+    poly_power: float = setting(0.9, "Power of the polynomial decay of the learning rate.", gt=0, source="nnU-Net")
+    lr_per: Literal["epoch", "iteration"] = setting("epoch", "How often the learning rate is set.", source="nnU-Net")
+    grad_clip: float = setting(12.0, "Largest norm of the student's gradient. 0: no clipping.", ge=0, source="nnU-Net")
+    frozen: str = setting(
+        "", "Fold folder of a published model. The student has its weights, teaches and does not learn."
+    )
 
 
 # A CNN as nnU-Net trains it (nnUNetTrainer.configure_optimizers) and a Transformer as nnU-Net trains Primus
@@ -66,58 +69,127 @@ TRANSFORMER = StudentSettings(
 )
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
+class TrainingSettings(Settings):
     """What every trainer lets its users set. The defaults are nnU-Net's."""
 
-    students: tuple[StudentSettings, ...] = (CNN, TRANSFORMER)
-    run_name: str = ""  # letters and digits; results go to <Trainer>_<run_name>, so that runs can stand side by side
-    seed: int = 0  # of weights, batches and dropout
-    epochs: int = 1000
-    iterations_per_epoch: int = 250
-    val_iterations_per_epoch: int = 50
-    save_every: int = 50  # epochs between checkpoints to resume from
-    batch_size: int | None = None  # None: as planned
-    patch_size: tuple[int, ...] | None = None  # None: as planned
-    deep_supervision: bool = True  # for networks that have it
-    seg_loss: Literal["dc_ce", "ce"] = "dc_ce"  # nnU-Net's Dice + cross-entropy, or cross-entropy alone
-    augmentation: Literal["nnunet", "flips_and_rotations"] = "nnunet"
-    publish: tuple[str, ...] = ()  # names of the students to validate and publish; none named: all that learn
-    validate_ensemble: bool = True  # also predict the validation cases with the mean of the students
-    max_bad_steps: int = 5  # so many non-finite steps in a row end the run
+    students: tuple[StudentSettings, ...] = setting(
+        (CNN, TRANSFORMER),
+        "The networks that are trained. In JSON a list, or an object that changes the default ones by name.",
+        min_length=1,
+    )
+    run_name: str = setting(
+        "",
+        "Results go to <Trainer>_<run_name>, so that several runs can stand side by side.",
+        pattern=r"^[A-Za-z0-9]*$",
+        rule="a text of letters and digits",
+    )
+    seed: int = setting(0, "Seed of weights, batches and dropout.", ge=0, lt=2**32)
+    epochs: int = setting(1000, "Length of the training.", unit="epochs", source="nnU-Net", **COUNT)
+    iterations_per_epoch: int = setting(250, "Length of an epoch.", unit="iterations", source="nnU-Net", **COUNT)
+    val_iterations_per_epoch: int = setting(
+        50, "Validation batches after every epoch.", unit="iterations", source="nnU-Net", **COUNT
+    )
+    save_every: int = setting(50, "Time between checkpoints to resume from.", unit="epochs", source="nnU-Net", **COUNT)
+    batch_size: Annotated[int, Field(**COUNT)] | Literal["with_unlabeled"] | None = setting(
+        None,
+        "Labeled samples per step. null: as planned. with_unlabeled: nnU-Net's rule with the unlabeled images counted.",
+        unit="samples",
+    )
+    patch_size: tuple[Annotated[int, Field(**COUNT)], ...] | None = setting(
+        None, "Size of the patches, one number per axis. null: as planned.", unit="voxels", min_length=2, max_length=3
+    )
+    deep_supervision: bool = setting(
+        True, "Whether networks that have auxiliary outputs are supervised there, too.", source="nnU-Net"
+    )
+    seg_loss: Literal["dc_ce", "ce"] = setting(
+        "dc_ce", "Supervised loss: nnU-Net's Dice + cross-entropy, or cross-entropy alone.", source="nnU-Net"
+    )
+    augmentation: Literal["nnunet", "flips_and_rotations"] = setting(
+        "nnunet", "nnU-Net's augmentation, or its flips and rotations alone.", source="nnU-Net"
+    )
+    publish: tuple[str, ...] = setting((), "Names of the students to validate and publish. None: all that learn.")
+    validate_ensemble: bool = setting(
+        True, "Whether the validation cases are predicted with the mean of the students, too."
+    )
+    max_bad_steps: int = setting(
+        5, "The run ends after this number of consecutive iterations whose loss or gradient is not finite.",
+        unit="iterations", **COUNT,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Check what a type cannot say.
+        """Check what settings say together.
 
         Raises:
             CollabError: Naming the setting, the rule and the value.
         """
+        super().__post_init__()
         names = [student.name for student in self.students]
-        require(len(names) >= 1, "students", "must name at least one student", names)
         require(len(set(names)) == len(names), "students", "must have distinct names", names)
         require(any(not s.frozen for s in self.students), "students", "must leave one student to learn", names)
         learners = [s.name for s in self.students if not s.frozen]
         require(
             set(self.publish) <= set(learners), "publish", f"must be among {', '.join(learners)}", list(self.publish)
         )
-        require(
-            bool(re.fullmatch(r"[A-Za-z0-9]*", self.run_name)), "run_name", "must be letters and digits", self.run_name
-        )
         # <Trainer>_<student> is where a student of the run without a name is published.
         require(self.run_name not in names, "run_name", "must not be a student's name", self.run_name)
-        require(self.seed >= 0, "seed", "must be >= 0", self.seed)
-        for name in ("epochs", "iterations_per_epoch", "val_iterations_per_epoch", "save_every", "max_bad_steps"):
-            require(getattr(self, name) >= 1, name, "must be >= 1", getattr(self, name))
-        require(self.batch_size is None or self.batch_size >= 1, "batch_size", "must be >= 1", self.batch_size)
-        sizes = self.patch_size or ()
-        require(
-            self.patch_size is None or (len(sizes) in (2, 3) and min(sizes) >= 1),
-            "patch_size",
-            "must be two or three sizes >= 1",
-            self.patch_size,
-        )
+
+    @property
+    def start_epoch(self) -> float | None:
+        """The epoch from which more than the labels counts, in fractions; None where nothing starts later."""
+        return None
 
     @property
     def published(self) -> list[str]:
         """Names of the students that are validated and published."""
         return list(self.publish) or [s.name for s in self.students if not s.frozen]
+
+
+class CollaborativeSettings(TrainingSettings):
+    """Of every trainer whose students learn from more than labels: from each other, or from unlabeled images."""
+
+    start: float = setting(
+        0.0,
+        "When that begins: below 1 a share of the run, from 1 on a number of epochs. Until then the training is that "
+        "of SupervisedTrainer, bit for bit.",
+        unit="share of the run, or epochs",
+        ge=0,
+    )
+
+    def __post_init__(self) -> None:
+        """Check what settings say together.
+
+        Raises:
+            CollabError: Naming the setting, the rule and the value.
+        """
+        super().__post_init__()
+        share_or_epochs = self.start < 1 or (self.start == int(self.start) and 1 <= self.start < self.epochs)
+        rule = f"must be a share of the run in [0, 1), or a whole number of epochs below {self.epochs}"
+        require(share_or_epochs, "start", rule, self.start)
+
+    @property
+    def iterations(self) -> int:
+        """Of the whole run."""
+        return self.epochs * self.iterations_per_epoch
+
+    @property
+    def start_iteration(self) -> int:
+        """The first iteration in which more than the labels counts."""
+        return round(self.start * (self.iterations if self.start < 1 else self.iterations_per_epoch))
+
+    @property
+    def start_epoch(self) -> float | None:
+        """The epoch in which `start_iteration` lies, in fractions."""
+        return self.start_iteration / self.iterations_per_epoch
+
+    def ramp(self, iteration: int, share: float, *, steps: int = 0) -> float:
+        """Factor of a weight at this iteration: 0 before `start`, then rising; see `schedules.sigmoid_ramp`.
+
+        Args:
+            iteration: From 0.
+            share: Of what is left of the run after `start`, over which the factor rises; 0: at once.
+            steps: If given, it rises in this number of equal steps.
+        """
+        since = iteration - self.start_iteration
+        if since < 0:
+            return 0.0
+        return sigmoid_ramp(since, round(share * (self.iterations - self.start_iteration)), steps=steps)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from nnunet_collab.core import checkpoint as checkpoints
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.types import StudentOutput
 from nnunet_collab.networks.blueprint import Blueprint, build_network, is_unet, unet_encoder_stage
@@ -191,10 +192,10 @@ def _load_published(settings: StudentSettings, network: nn.Module) -> None:
     path = Path(settings.frozen)
     path = path / "checkpoint_final.pth" if path.is_dir() else path
     try:
-        # A published model may be stock nnU-Net's own, whose checkpoints hold numpy scalars.
-        weights = torch.load(path, map_location="cpu", weights_only=False)["network_weights"]
+        weights = checkpoints.read(path)["network_weights"]
+        checkpoints.require_finite(f"checkpoint {path}", weights)
         network.load_state_dict(weights)
-    except Exception as error:  # a file that is no such model fails as it likes
+    except (CollabError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise CollabError(
             f"student {settings.name!r}: setting 'frozen' must name the fold folder of a model whose network is the "
             f"same; loading {path} failed: {error}"

@@ -26,22 +26,27 @@ from torch.amp import GradScaler
 from nnunet_collab.core import checkpoint as checkpoints
 from nnunet_collab.core.distributed import gather_objects, world_size
 from nnunet_collab.core.nnunet_folders import SPLIT_FILE
-from nnunet_collab.core.settings import settings_from_environment, to_json
+from nnunet_collab.core.presets import settings_from_environment
+from nnunet_collab.core.settings import to_json
 from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.data.augmentation import flips_and_rotations_only, without_timing
 from nnunet_collab.data.loaders import BatchSource, in_background
 from nnunet_collab.inference.publish import CHECKPOINTS, publish_fold
 from nnunet_collab.networks.group import StudentGroup
-from nnunet_collab.training import distributed, planning, preflight
+from nnunet_collab.training import checkpointing, distributed, planning, preflight
+from nnunet_collab.training.case_files import check_case_files
 from nnunet_collab.training.case_roles import CaseRoles, check_patients, deal_by_patient, refuse_missing
 from nnunet_collab.training.compilation import compile_students
 from nnunet_collab.training.curves import Curves
 from nnunet_collab.training.guard import NonFiniteGuard
 from nnunet_collab.training.metrics import agreement_counts, overlap_counts, predicted_masks, true_masks
 from nnunet_collab.training.optimization import StudentOptimizers
+from nnunet_collab.training.results_folders import ResultsFolders
 from nnunet_collab.training.settings import TrainingSettings
+from nnunet_collab.training.step import IMAGES, Reading, RunningStatistics, cases_of, read_step
 from nnunet_collab.training.students import build_ensemble, build_students
 from nnunet_collab.training.supervision import drop_lowest_resolution, read_truth, supervised_loss
+from nnunet_collab.training.threads import honor_omp_threads
 from nnunet_collab.training.validation import networks_to_validate
 
 TRAINING, VALIDATION = 0, 1  # streams of batches
@@ -51,7 +56,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     """Base of all trainers of this package; a method overrides `settings` and `loss_terms`.
 
     Users change the settings by subclassing, `settings = replace(CTRCLTrainer.settings, beta=2.0)`, or with the
-    environment variable `nnUNet_collab_settings`; see `core.settings`.
+    environment variable `nnUNet_collab_settings`; see `core.presets`.
     """
 
     settings: ClassVar[TrainingSettings] = TrainingSettings()
@@ -82,25 +87,31 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         """
         preflight.check_environment()
         self.trainer_name = type(self).__name__
-        settings = settings_from_environment(type(self).settings)
+        settings = settings_from_environment(type(self).settings, type(self))
         self.check(settings)
-        planning.adapt_plans(plans, configuration, settings, self.trainer_name)
+        planning.adapt_plans(plans, configuration, settings, self.trainer_name, dataset_json)
         if settings.run_name:
             # nnU-Net names the results folder after the class, so a named run is a class of that name.
             self.__class__ = type(f"{self.trainer_name}_{settings.run_name}", (type(self),), {})
         super().__init__(plans, configuration, fold, dataset_json, device)
+        honor_omp_threads(device)
         self.settings: TrainingSettings = settings  # type: ignore[misc]
         self.plans_manager.plans[planning.KEY]["regions"] = self.label_manager.has_regions
         self.num_epochs = settings.epochs
         self.num_iterations_per_epoch = settings.iterations_per_epoch
         self.num_val_iterations_per_epoch = settings.val_iterations_per_epoch
         self.save_every = settings.save_every
-        self.enable_deep_supervision = settings.deep_supervision
+        self.enable_deep_supervision = settings.deep_supervision and planning.has_lower_outputs(
+            self.plans_manager, configuration
+        )
         self.iteration = 0  # of the whole run; it drives every schedule and every seed
         self.guard = NonFiniteGuard(settings.max_bad_steps, self.print_to_log_file)
-        self.curves = Curves(self.logger)
+        self.curves = Curves(self.logger, settings.start_epoch)
         self.case_roles = CaseRoles()
         self._resume_states: dict[str, Any] | None = None
+        self.results = ResultsFolders(
+            Path(self.output_folder), settings.published, self.print_to_log_file, first=self.local_rank == 0
+        )
         if self.is_ddp:
             self.device, self.grad_scaler = distributed.local_device(device, self.grad_scaler)
 
@@ -227,6 +238,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             dist.barrier()
         elif self.fold != "all" and deal_by_patient(splits, folder, self.dataset_json):
             self.print_to_log_file(f"There was no {splits}: its folds are dealt by patient.")
+        unlabeled = preflight.unlabeled_in_split(splits, self.fold)  # before nnU-Net reads a file that is no split
         split: tuple[list[str], list[str]] = super().do_split()
         if self.is_ddp and self.local_rank == 0:
             dist.barrier()
@@ -235,11 +247,18 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             labeled = [*roles["train"], *roles["val"]]
             missing = [case for case in labeled if not (folder / f"{case}.pkl").is_file()]
             refuse_missing(f"{splits}, fold {self.fold}", missing, folder)
-            unlabeled = preflight.unlabeled_in_split(splits, self.fold)
             check_patients(f"{splits}, fold {self.fold}", {**roles, "unlabeled": unlabeled}, self.dataset_json)
         for role, cases in roles.items():
             self.case_roles.require_same_cases(role, cases)
         return split
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """nnU-Net's, read once: a damaged file or a wrong label is named now and not by a worker in the tenth epoch."""
+        train, val = super().get_tr_and_val_datasets()
+        if self.local_rank == 0:
+            truth = Path(self.preprocessed_dataset_folder_base, "gt_segmentations")
+            check_case_files(train, val, self.label_manager, self.dataset_json, truth, self.print_to_log_file)
+        return train, val
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
         """nnU-Net's transforms, or the paper's light ones."""
@@ -322,11 +341,15 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def on_train_start(self) -> None:
         """Refuse to overwrite another run, then start as nnU-Net does, with the random states of a resumed run."""
+        self.results.hold()
         self._refuse_to_overwrite()
         splits = Path(self.preprocessed_dataset_folder_base, SPLIT_FILE)
         preflight.check_cases(Path(self.preprocessed_dataset_folder), None if self.fold == "all" else splits)
         preflight.check_fold(splits, self.fold)
         super().on_train_start()
+        if self.iteration == 0:
+            cases = (path.stem for path in Path(self.preprocessed_dataset_folder).glob("*.pkl"))
+            self.results.start_anew(cases, self.dataset_json["file_ending"])
         self.print_to_log_file("settings:", to_json(self.settings), add_timestamp=False)
         if self._resume_states is not None:
             checkpoints.restore_random_states(self._resume_states)
@@ -338,7 +361,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         for name in ("checkpoint_final.pth", "checkpoint_latest.pth"):
             path = Path(self.output_folder, name)
             if path.is_file():
-                checkpoints.check_fits(path, checkpoints.load(path), self.trainer_name, to_json(self.settings))
+                checkpoints.check_fits(path, checkpoints.load_training(path), self.trainer_name, to_json(self.settings))
         preflight.check_other_folds(Path(self.output_folder), self.plans_manager.plans, self.configuration_name)
 
     def on_train_epoch_start(self) -> None:
@@ -356,45 +379,42 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         """One iteration: forward of all students, the terms, one backward, each student's step."""
         self.optimizers.set_learning_rates(self.iteration)
         self.optimizers.zero_grad()
+        statistics = RunningStatistics(self.group)
+        batch = {**batch, **{key: batch[key].to(self.device, non_blocking=True) for key in IMAGES if key in batch}}
         with self._autocast():
             terms = self.batch_terms(batch)
-        values = torch.stack([term.value.detach().float() for term in terms]).cpu()
-        if self._all_ranks_finite(values):
-            self.optimizers.backward(
-                sum((t.weight * t.value for t in terms), start=torch.zeros((), device=self.device))
-            )
-            norms = self.optimizers.step()
-            if self._judge_gradients(norms):
+        self.optimizers.backward(sum((t.weight * t.value for t in terms), start=torch.zeros((), device=self.device)))
+        norms, scale = self.optimizers.clip(), self.optimizers.scale(self.device)
+        read = read_step(batch, terms, norms, statistics, self.must_be_finite(), scale)  # the one wait of a step
+        if read.usable:
+            if self._step(read, cases_of(batch)):
                 self.after_step()
         else:
-            wrong = [f"{t.student}/{t.name}" for t, v in zip(terms, values, strict=True) if not v.isfinite()]
-            self.guard.bad(self.iteration, wrong or ["another process"])
+            statistics.restore()
+            self.optimizers.discard(read.scale)
+            self.guard.bad(self.iteration, read.culprits or ["another process"], cases_of(batch))
         self.iteration += 1
-        weighted = {f"{t.student}/{t.name}": t.weight * v.item() for t, v in zip(terms, values, strict=True)}
         weights = {f"{t.student}/{t.name}": t.weight for t in terms}
+        weighted = {name: weight * value for (name, weight), value in zip(weights.items(), read.terms, strict=True)}
         return {"loss": sum(weighted.values()), "terms": weighted, "weights": weights}
 
-    def _all_ranks_finite(self, values: Tensor) -> bool:
-        finite = values.isfinite().all()
-        if not self.is_ddp:
-            return bool(finite)
-        everywhere = finite.to(self.device, torch.int32)
-        dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
-        return bool(everywhere)
+    def must_be_finite(self) -> dict[str, Tensor]:
+        """What else of a step must be finite for it to be taken, by name: what `after_step` learns from."""
+        return {}
 
-    def _judge_gradients(self, norms: dict[str, Tensor]) -> bool:
+    def _step(self, read: Reading, cases: list[str]) -> bool:
         """True if every student was stepped.
 
         A gradient that is not finite is a fault, unless a gradient scaler is finding its scale by it.
         """
-        wrong = [name for name, norm in norms.items() if not norm.isfinite()]
+        left = self.optimizers.step(read.norms)
         # A scale below 1 is no search any more: the gradient would not be finite without a scaler either.
-        scaling = self.grad_scaler is not None and self.grad_scaler.get_scale() >= 1
-        if wrong and not scaling:
-            self.guard.bad(self.iteration, [f"the gradient of {name}" for name in wrong])
+        scaling = self.grad_scaler is not None and read.scale * self.grad_scaler.get_backoff_factor() >= 1
+        if left and not scaling:
+            self.guard.bad(self.iteration, [f"the gradient of {name}" for name in left], cases)
         else:
             self.guard.good()
-        return not wrong
+        return not left
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log the means of the epoch over the iterations of all ranks."""
@@ -438,8 +458,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         if (epoch + 1) % self.save_every == 0 and epoch != self.num_epochs - 1:
             self.save_checkpoint(str(Path(self.output_folder, "checkpoint_latest.pth")))
         if self.local_rank == 0:
-            self.logger.plot_progress_png(self.output_folder)
-            self.curves.write(Path(self.output_folder))
+            self.curves.write(Path(self.output_folder), self.print_to_log_file)
         self.current_epoch += 1
 
     def on_epoch_logged(self) -> None:
@@ -458,39 +477,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
-        checkpoints.save(
-            Path(filename),
-            {
-                "network_weights": self._published_weights(),
-                "optimizer_state": self.optimizers.state_dict(),
-                "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
-                "logging": self.logger.get_checkpoint(),
-                "_best_ema": self._best_ema,
-                "current_epoch": self.current_epoch + 1,
-                "init_args": self.my_init_kwargs,
-                "trainer_name": self.trainer_name,
-                "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-                checkpoints.KEY: {
-                    "settings": to_json(self.settings),
-                    "iteration": self.iteration,
-                    "random_states": states,
-                    "weights_from": {student.name: student.origin for student in self.group},
-                    "trained_weights": self._trained_weights(),
-                    "method": self.method_state(),
-                    "cases": self.case_roles.cases,
-                },
-            },
-        )
-
-    def _published_weights(self) -> dict[str, Tensor]:
-        """Of the deployed networks alone, as nnU-Net's predictor loads them: without heads."""
-        heads = tuple(f"students.{student.name}.heads." for student in self.group)
-        return {name: weight for name, weight in self.deployed.state_dict().items() if not name.startswith(heads)}
-
-    def _trained_weights(self) -> dict[str, Tensor] | None:
-        """Of all that is trained, if that is more than what is published."""
-        more = self.deployed is not self.group or any(len(student.heads) for student in self.group)
-        return self.group.state_dict() if more else None
+        checkpointing.save(self, Path(filename), states)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Continue exactly where a checkpoint was written.
@@ -498,31 +485,19 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         Raises:
             CollabError: If the file is broken, another trainer's, or was trained with other settings.
         """
-        path = Path(filename_or_checkpoint)
-        checkpoint = checkpoints.load(path)
-        checkpoints.check_fits(path, checkpoint, self.trainer_name, to_json(self.settings))
-        if not self.was_initialized:
-            self.initialize()
-        ours = checkpoint[checkpoints.KEY]
-        self.group.load_state_dict(ours["trained_weights"] or checkpoint["network_weights"])
-        self.load_method_state(ours["method"])
-        self.case_roles.cases = ours["cases"]
-        self.optimizers.load_state_dict(checkpoint["optimizer_state"])
-        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
-            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-        self.logger.load_checkpoint(checkpoint["logging"])
-        self._best_ema = checkpoint["_best_ema"]
-        self.current_epoch = checkpoint["current_epoch"]
-        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
-        self.iteration = ours["iteration"]
-        states = ours["random_states"]
-        # With another number of processes no rank can go on where it was; the batches still follow from the seed.
-        self._resume_states = states[self.local_rank] if len(states) == world_size() else None
+        self._resume_states = checkpointing.restore(self, Path(filename_or_checkpoint))
 
     # ---------------------------------------------------------------- after training
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Publish every student and predict the validation cases with each, in its own results folder."""
+        self.results.hold()
+        try:
+            self._validate_students(save_probabilities)
+        finally:
+            self.results.release()
+
+    def _validate_students(self, save_probabilities: bool) -> None:
         fold = Path(self.output_folder)
         if self.local_rank == 0:
             self._publish(fold)

@@ -11,6 +11,7 @@ import pytest
 from mini_acdc import write_acdc
 
 from nnunet_collab.commands import convert as convert_command
+from nnunet_collab.conversion import scripts as conversion_scripts
 from nnunet_collab.core import shipped
 from nnunet_collab.core.errors import CollabError
 
@@ -27,12 +28,12 @@ def test_scripts_are_found_inside_a_wheel_and_beside_a_checkout(tmp_path, monkey
     package.mkdir()
     monkeypatch.setattr(shipped, "PACKAGE", package)
     with pytest.raises(CollabError, match=r"dataset_conversion: must be the folder .*; there is none"):
-        convert_command.conversion_folder()
+        conversion_scripts.conversion_folder()
     (tmp_path / "dataset_conversion").mkdir()
-    assert convert_command.conversion_folder() == tmp_path / "dataset_conversion"
+    assert conversion_scripts.conversion_folder() == tmp_path / "dataset_conversion"
     (package / "dataset_conversion").mkdir()
     (package / "dataset_conversion" / "mine.py").touch()
-    assert convert_command.conversion_folder() == package / "dataset_conversion"
+    assert conversion_scripts.conversion_folder() == package / "dataset_conversion"
     assert convert_command.converter_names() == ["mine"]
 
 
@@ -45,6 +46,7 @@ OPTIONS = {"--my-task": {"choices": ["a", "b"], "help": "which"}}
 def test_options_of_scripts_are_listed_without_running_them(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(SCRIPT)
     (tmp_path / "other.py").write_text("X = 1\n")
+    monkeypatch.setattr(conversion_scripts, "conversion_folder", lambda: tmp_path)
     monkeypatch.setattr(convert_command, "conversion_folder", lambda: tmp_path)
     parser = argparse.ArgumentParser()
     convert_command.add_arguments(parser)
@@ -67,6 +69,7 @@ def test_options_and_protocol_reach_the_script(tmp_path, monkeypatch):
         + "DATASET_NAME = 'Mine'\ndef convert(source, target, my_task='default'):\n    SEEN.append((target, my_task))\n"
         + "SEEN = []\n"
     )
+    monkeypatch.setattr(conversion_scripts, "conversion_folder", lambda: tmp_path)
     monkeypatch.setattr(convert_command, "conversion_folder", lambda: tmp_path)
     parser = argparse.ArgumentParser()
     convert_command.add_arguments(parser)
@@ -81,19 +84,20 @@ def test_options_and_protocol_reach_the_script(tmp_path, monkeypatch):
 
 
 def test_options_of_all_converters_differ():
-    scripts = sorted(convert_command.conversion_folder().glob("*.py"))
-    flags = [flag for script in scripts for flag in convert_command.script_options(script)]
+    scripts = sorted(conversion_scripts.conversion_folder().glob("*.py"))
+    flags = [flag for script in scripts for flag in conversion_scripts.script_options(script)]
     assert len(flags) == len(set(flags)) >= 6
     assert not {"--name", "--overwrite", "--labeled", "--seed", "-d"} & set(flags)
 
 
+@pytest.mark.slow
 def test_script_runs_alone(tmp_path, monkeypatch):
     source = write_acdc(tmp_path / "ACDC")
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     monkeypatch.delenv("nnUNet_preprocessed", raising=False)
     monkeypatch.delenv("nnUNet_results", raising=False)
-    script = convert_command.conversion_folder() / "acdc.py"
-    assert convert_command.run_alone(script, [str(source), "-d", "27"]) == 0
+    script = conversion_scripts.conversion_folder() / "acdc.py"
+    assert conversion_scripts.run_alone(script, [str(source), "-d", "27"]) == 0
     again = subprocess.run(  # a second time, in a process of its own: refused, without a traceback
         [sys.executable, str(script), str(source), "-d", "27"],
         capture_output=True,

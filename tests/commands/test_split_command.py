@@ -97,7 +97,7 @@ def test_an_unplanned_dataset_gets_its_split_where_the_planner_takes_it_from(raw
     assert f"wrote   {raw / 'splits_final.json'}" in out
     assert out.splitlines()[-5:] == [
         "patients/cases",
-        "        fold    labeled  unlabeled  validation",
+        "        fold     labeled   unlabeled  validation",
         "           0         2/4         2/4         2/4",
         "           1         2/4         2/4         2/4",
         "           2         2/4         2/4         2/4",
@@ -229,9 +229,11 @@ def test_arguments_that_are_refused(raw, capsys, words, message):
     [
         ("no json", "it must be JSON; it is not ("),
         ("{}", "it must be a list of one fold or more"),
-        ([{"train": ["zz"], "val": []}], "it must name cases of the dataset; there is no zz"),
+        ([{"train": ["zz"], "val": ["p0_a"]}], "it must name cases of the dataset; there is no zz"),
+        ([{"train": CASES, "val": []}], "fold 0: val must name at least one case to validate on; it is empty"),
+        ([{"train": [], "val": CASES}], "fold 0: train must name at least one case to train with; it is empty"),
         ([{"train": ["p0_a"], "val": ["p0_b"]}], "a patient must have one role; patient p0 is in train and in val"),
-        ([{"train": [], "unlabeled": ["p0_a"], "val": ["p0_b"]}], "patient p0 is in unlabeled and in val"),
+        ([{"train": ["p1_a"], "unlabeled": ["p0_a"], "val": ["p0_b"]}], "patient p0 is in unlabeled and in val"),
     ],
 )
 def test_a_split_that_is_refused(raw, capsys, split, message):
@@ -424,8 +426,7 @@ def test_nothing_is_half_written(raw, preprocessed, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(split_command, "write_json", killed)
-        with pytest.raises(KeyboardInterrupt):
-            command("--labeled", "2", "--overwrite")
+        assert command("--labeled", "2", "--overwrite") == 130
     assert read(raw) == FOLDS
     assert command("--labeled", "2", "--overwrite") == 0
     assert read(raw) == read(preprocessed) != FOLDS

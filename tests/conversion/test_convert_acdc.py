@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import runpy
 import shutil
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -14,9 +15,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from mini_acdc import SHAPE, TEST, TRAIN, affine, write_acdc, write_image, write_patient
+from public_lists import ACDC_TEST, ACDC_TRAIN, ACDC_VALIDATION
 
 from nnunet_collab.commands import convert as convert_command
 from nnunet_collab.conversion import raw_cases
+from nnunet_collab.conversion.scripts import conversion_folder
 from nnunet_collab.core.errors import CollabError
 
 
@@ -272,14 +275,16 @@ def test_split_of_the_semi_supervised_papers(tmp_path, raw):
         folder: {int(path.name[7:10]) for path in (dataset / folder).iterdir()}
         for folder in ("imagesTr", "imagesUn", "imagesTs", "labelsTr", "labelsTs")
     }
-    validation = {28, 85, 82, 87, 19, 30, 78, 45, 2, 39}
-    assert patients["imagesTr"] == patients["labelsTr"] == {99, 38, 50, 100, 58, 21, 49} | validation
-    assert len(patients["imagesUn"]) == 63
-    assert len(patients["imagesTs"]) == 20
-    assert patients["imagesTs"] == patients["labelsTs"]
-    assert set.union(*patients.values()) == set(range(1, 101))
+    train, validation, test = ([int(number) for number in of] for of in (ACDC_TRAIN, ACDC_VALIDATION, ACDC_TEST))
+    assert patients["imagesTr"] == patients["labelsTr"] == {*train[:7], *validation}
+    assert patients["imagesUn"] == {*train[7:]}
+    assert patients["imagesTs"] == patients["labelsTs"] == {*test}
+    script = runpy.run_path(str(conversion_folder() / "acdc.py"))
+    assert list(script["SSL4MIS_FIRST"]) == train[:26]  # in their order, which says who is labeled
+    assert list(script["SSL4MIS_VALIDATION"]) == validation
+    assert list(script["SSL4MIS_TEST"]) == test
     (fold,) = json.loads((dataset / "splits_final.json").read_text())
-    assert {int(name[7:10]) for name in fold["val"]} == validation
+    assert {int(name[7:10]) for name in fold["val"]} == {*validation}
     facts = json.loads((dataset / "dataset.json").read_text())
     assert facts["labeled_protocol"]["chosen"] == "the first 7 of the public list of SSL4MIS"
     assert facts["split"].startswith("The 70, 10 and 20 patients of the public lists")

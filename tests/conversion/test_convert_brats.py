@@ -20,6 +20,7 @@ from converting import (
 )
 from mini_brats import AFFINE, ALL, PATIENTS, SEQUENCES, voxels, write_brats
 from mini_la import write_volume
+from public_lists import BRATS_TEST, BRATS_TRAIN, BRATS_VALIDATION
 
 from nnunet_collab.conversion.scripts import conversion_folder
 
@@ -112,12 +113,18 @@ def test_wrong_folder(tmp_path, raw):
     )
 
 
-def test_all_335_patients_take_the_roles_of_the_public_lists(tmp_path, raw):
+PUBLISHED = {"TEST": BRATS_TEST, "VALIDATION": BRATS_VALIDATION, "FIRST": BRATS_TRAIN}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_lists_are_the_public_ones_in_their_order_which_says_who_is_labeled(name):
     brats = runpy.run_path(str(conversion_folder() / "brats.py"))
-    lists = {
-        name: [f"BraTS19_{word}" for word in brats[f"SSL4MIS_{name}"].split()]
-        for name in ("TEST", "VALIDATION", "FIRST")
-    }
+    assert brats[f"SSL4MIS_{name}"].split() == PUBLISHED[name]
+
+
+@pytest.mark.slow
+def test_all_335_patients_take_the_roles_of_the_public_lists(tmp_path, raw):
+    lists = {name: [f"BraTS19_{word}" for word in patients] for name, patients in PUBLISHED.items()}
     named = [patient for patients in lists.values() for patient in patients]
     assert [len(patients) for patients in lists.values()] == [60, 25, 50]
     assert len(set(named)) == 135  # nobody has two roles

@@ -18,6 +18,7 @@ from converting import (
     splits,
 )
 from mini_la import SCANS, affine, voxels, write_la
+from public_lists import LA_TEST, LA_TRAIN
 from raw_source import save
 
 
@@ -47,21 +48,12 @@ def test_values_geometry_and_a_fifth_for_the_test(source, raw, monkeypatch, caps
 
 
 def test_the_published_scans_by_name_when_all_hundred_are_there(tmp_path, raw):
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    from nnunet_collab.conversion.scripts import conversion_folder
-
-    spec = spec_from_file_location("la", conversion_folder() / "la.py")
-    script = module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert len(set(script.TEST)) == 20
-    train = [f"{i:02d}TRAININGSCANXXXXXXX" for i in range(79)] + ["UZUZZT2W9IUSHL6ASOX3"]
-    write_la(tmp_path / "LA", [*train, *script.TEST])
+    write_la(tmp_path / "LA", [*LA_TRAIN, *LA_TEST])
     convert("la", tmp_path / "LA", "--labeled", "8", "--seed", "3")
     folder = raw / "Dataset027_LeftAtrium"
-    assert names(folder / "imagesTs") == sorted(script.TEST)
-    assert names(folder / "imagesTr") == names(folder / "labelsTr") == train[:8]
-    assert names(folder / "imagesUn") == train[8:]
+    assert names(folder / "imagesTs") == sorted(LA_TEST)
+    assert names(folder / "imagesTr") == names(folder / "labelsTr") == LA_TRAIN[:8]
+    assert names(folder / "imagesUn") == LA_TRAIN[8:]
     about = facts(folder)
     assert about["split"].startswith("The 80 and 20 scans of the public list of UA-MT")
     assert about["labeled_protocol"]["chosen"] == "the first 8 of the public list of UA-MT (alphabetical)"

@@ -73,6 +73,7 @@ def test_dataset_json_split_and_integrity(source, raw, monkeypatch, capsys):
     assert_nnunet_finds_no_fault(folder, monkeypatch, capsys)
 
 
+@pytest.mark.slow
 def test_sixty_two_of_the_eighty_cases_train(tmp_path, raw, monkeypatch):
     import mini_pancreas
 

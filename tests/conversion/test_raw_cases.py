@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from raw_source import INFO, RULES, make_dataset, pair, save
 
-from nnunet_collab.conversion import raw_cases
+from nnunet_collab.conversion import raw_cases, voxel_values
 from nnunet_collab.conversion.raw_dataset import RawDataset, write_raw_dataset
 from nnunet_collab.conversion.raw_target import Target
 from nnunet_collab.conversion.source_check import Case
@@ -32,7 +32,7 @@ def partial(raw) -> Path:
 def interrupt(dataset: RawDataset, monkeypatch, files: int, target: Target = TARGET) -> None:
     """Stop in the middle of writing: the next file after `files` whole ones is cut off."""
     written = []
-    real = raw_cases.sitk.WriteImage
+    real = voxel_values.sitk.WriteImage
 
     def stopping(image, path, **more):
         real(image, path, **more)
@@ -43,7 +43,7 @@ def interrupt(dataset: RawDataset, monkeypatch, files: int, target: Target = TAR
         written.append(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(raw_cases.sitk, "WriteImage", stopping)
+        patch.setattr(voxel_values.sitk, "WriteImage", stopping)
         with pytest.raises(KeyboardInterrupt):
             write_raw_dataset(dataset, target)
 

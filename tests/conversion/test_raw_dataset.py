@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from raw_source import INFO, RULES, make_dataset, refusal, save
+from raw_source import INFO, LA, RULES, make_dataset, refusal, save
 
+from nnunet_collab.conversion import voxel_values
 from nnunet_collab.conversion.raw_dataset import RawDataset, write_raw_dataset
 from nnunet_collab.conversion.raw_target import Target
 from nnunet_collab.conversion.source_check import Case, SourceRules
@@ -57,6 +58,32 @@ def test_channels_whose_grids_differ_by_rounding_come_out_on_one(tmp_path, raw):
     assert json.loads((folder / "dataset.json").read_text())["regions_class_order"] == [1]
 
 
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"Spacing": (0.50001, 0.75, 3.0)},
+        {"Spacing": (0.5, 0.7499, 3.001)},
+        {"Origin": (5.0005, -4.0, 2.0)},
+        {"Direction": (0, 1, 0, 1, 0, 0, 0, 0.0001, -1)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("ending", [".nrrd", ".nii.gz"])
+def test_a_mask_on_a_grid_that_differs_by_rounding_gets_the_images(tmp_path, raw, geometry, ending):
+    on_image = {"Spacing": (0.5, 0.75, 3.0), "Origin": (5.0, -4.0, 2.0), "Direction": (0, 1, 0, 1, 0, 0, 0, 0, -1)}
+    cases = []
+    for name in ("a_1", "b_1"):
+        image = save(tmp_path / f"{name}{ending}", np.ones((3, 4, 5), np.int16), **on_image)
+        label = save(tmp_path / f"{name}_l{ending}", np.zeros((3, 4, 5), np.uint8), **{**on_image, **geometry})
+        cases.append(Case(name, (image,), label))
+    folder = write_raw_dataset(RawDataset(INFO, RULES, cases), Target(5, "LA"))
+    written = [sitk.ReadImage(str(folder / name)) for name in ("imagesTr/a_1_0000.nii.gz", "labelsTr/a_1.nii.gz")]
+    for what in on_image:
+        image, label = (getattr(volume, f"Get{what}")() for volume in written)
+        assert image == label
+        assert np.allclose(image, on_image[what], atol=1e-6)
+
+
 def test_color_pictures_with_a_reader_that_mends_the_labels(tmp_path, raw):
     def read_mask(path: Path) -> sitk.Image:
         return read_image(path) > 127  # JPEG smears the two values of a mask
@@ -94,3 +121,41 @@ def test_a_name_that_the_pattern_does_not_match_is_the_converters_mistake(datase
     with pytest.raises(ValueError, match=r"patient_of: case 'odd' does not match the pattern '\(\\\\w"):
         write_raw_dataset(odd, Target(5, "LA"))
     assert not raw.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"Spacing": (0.5004, 0.75, 3.0)},
+        {"Spacing": (0.5, 0.7494, 2.998)},
+        {"Origin": (5.004, -4.004, 2.0)},
+        {"Direction": (0.0005, 1, 0, 1, 0, 0, 0, 0, -1)},
+    ],
+    ids=["spacing", "spacing-of-two-axes", "origin", "direction"],
+)
+def test_a_mask_whose_grid_differs_within_tolerance_gets_the_image_s_geometry(tmp_path, raw, change):
+    """nnU-Net compares them and refuses a mask of another spacing, or resamples it by a voxel."""
+    dataset = make_dataset(tmp_path / "source")
+    for case in (*dataset.train, *dataset.test):
+        label = sitk.ReadImage(str(case.label))
+        for what, value in change.items():
+            getattr(label, f"Set{what}")(value)
+        sitk.WriteImage(label, str(case.label))
+    folder = write_raw_dataset(dataset, LA)
+    for role, cases in (("Tr", dataset.train), ("Ts", dataset.test)):
+        for case in cases:
+            label = sitk.ReadImage(str(folder / f"labels{role}" / f"{case.name}.nii.gz"))
+            image = sitk.ReadImage(str(folder / f"images{role}" / f"{case.name}_0000.nii.gz"))
+            assert label.GetSize() == image.GetSize()
+            assert label.GetSpacing() == image.GetSpacing() == pytest.approx((0.5, 0.75, 3.0), rel=1e-6)
+            assert label.GetOrigin() == image.GetOrigin() == pytest.approx((5.0, -4.0, 2.0), rel=1e-6)
+            assert label.GetDirection() == image.GetDirection()
+
+
+def test_a_full_disk_while_an_image_is_written_is_one_message(tmp_path, raw, monkeypatch):
+    def full(*_args, **_more):
+        raise RuntimeError("sitk::ERROR: a line of source code\nitk::ERROR: File cannot be written")
+
+    dataset = make_dataset(tmp_path / "source")
+    monkeypatch.setattr(voxel_values.sitk, "WriteImage", full)
+    assert "could not be written (itk::ERROR: File cannot be written). Free some disk space" in refusal(dataset)

@@ -134,3 +134,11 @@ def test_no_image_at_all(tmp_path):
 def test_nifti_2_which_simpleitk_cannot_read(tmp_path):
     nib.save(nib.Nifti2Image(np.zeros((5, 4, 3), np.int16), np.eye(4)), tmp_path / "a.nii.gz")
     assert "Unable to determine ImageIO reader" in faults(tmp_path / "a.nii.gz")[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(1000.002, "1000.002014"), (3.0100002, "3.010000229"), (254.99, "254.9900055"), (7, "7")]
+)
+def test_values_are_told_with_all_their_digits(tmp_path, value, shown):
+    label = save(tmp_path / "scaled.nrrd", np.full((3, 4, 5), value, np.float32))
+    assert f"found {shown}. Copy" in faults(label=label)[0]

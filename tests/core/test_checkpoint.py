@@ -102,11 +102,59 @@ def test_a_text_file_and_a_missing_one_are_told_apart(path):
         checkpoints.load(path)
 
 
-@pytest.mark.parametrize("content", [{"network_weights": {}}, [1, 2], torch.zeros(2)])
-def test_a_file_of_another_trainer_is_refused(path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"network_weights": {}}, "written by a trainer of nnunet_collab; it has no 'nnunet_collab' entry"),
+        ([1, 2], "must hold a dictionary; it holds a list"),
+        (torch.zeros(2), "must hold a dictionary; it holds a Tensor"),
+    ],
+)
+def test_a_file_of_another_trainer_is_refused(path, content, message):
     torch.save(content, path)
-    with pytest.raises(CollabError, match=r"written by a trainer of nnunet_collab; it has no 'nnunet_collab' entry"):
+    with pytest.raises(CollabError, match=message):
         checkpoints.load(path)
+
+
+def test_one_flipped_bit_of_a_tensor_is_seen(path):
+    """Torch itself loads such a file without a word."""
+    content = bytearray(path.read_bytes())
+    place = content.index(np.arange(6, dtype=np.float32).tobytes())
+    for bit in (8 * place, 8 * place + 100, 8 * place + 191):
+        flipped = content.copy()
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        torch.load(path, weights_only=True)
+        with pytest.raises(CollabError, match=r"the checksum of .*data/0 is wrong"):
+            checkpoints.load(path)
+
+
+def stock_checkpoint():
+    """What nnU-Net's own trainer writes: numpy's numbers in its curves, the device among its arguments."""
+    curves = {"mean_fg_dice": [np.float64(0.5), np.float32(0.25)], "lrs": [0.01], "n": [np.int64(3), np.bool_(True)]}
+    return {
+        "network_weights": {"w": torch.ones(2)},
+        "logging": curves,
+        "_best_ema": np.float64(0.5),
+        "init_args": {"device": torch.device("cuda", 0), "fold": 0},
+        "trainer_name": "nnUNetTrainer",
+    }
+
+
+def test_nnunets_own_checkpoint_is_read_without_running_its_code(path):
+    torch.save(stock_checkpoint(), path)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)  # without the safe names
+    loaded = checkpoints.read(path)
+    assert torch.equal(loaded["network_weights"]["w"], torch.ones(2))
+    assert loaded["logging"] == stock_checkpoint()["logging"]
+    assert loaded["init_args"]["device"] == torch.device("cuda", 0)
+
+
+def test_the_safe_names_do_not_stay_behind(path):
+    before = list(torch.serialization.get_safe_globals())
+    checkpoints.read(path)
+    assert torch.serialization.get_safe_globals() == before
 
 
 class _Runs:
@@ -117,12 +165,25 @@ class _Runs:
         return Path.touch, (self.path,)
 
 
-def test_loading_runs_no_code_of_the_file(path, tmp_path):
-    for write in (lambda obj: torch.save(obj, path), lambda obj: path.write_bytes(pickle.dumps(obj, protocol=2))):
-        write({checkpoints.KEY: _Runs(tmp_path / "ran")})
-        with pytest.raises(CollabError, match="must be a complete file of this package"):
-            checkpoints.load(path)
-        assert not (tmp_path / "ran").exists()
+@pytest.mark.parametrize("load", [checkpoints.read, checkpoints.load, checkpoints.load_training])
+@pytest.mark.parametrize("archive", [True, False])
+def test_loading_runs_no_code_of_the_file(path, tmp_path, load, archive):
+    content = {checkpoints.KEY: _Runs(tmp_path / "ran")}
+    torch.save(content, path) if archive else path.write_bytes(pickle.dumps(content, protocol=2))
+    message = "it also holds builtins.getattr, pathlib.Path" if archive else "must be a complete file of this package"
+    with pytest.raises(CollabError, match=message):
+        load(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_documented_way_makes_a_file_that_is_read(path, tmp_path):
+    """The lines of docs/troubleshooting.md, with the names of this test's files."""
+    torch.save({"network_weights": {"w": torch.ones(2)}, "logging": _Runs(tmp_path / "ran")}, path)
+    text = Path(__file__).parents[2].joinpath("docs", "troubleshooting.md").read_text()
+    code = text.split("A checkpoint that would run code")[1].split("```python")[1].split("```")[0]
+    assert "old.pth" in code
+    exec(code.replace("old.pth", str(path)).replace("new.pth", str(tmp_path / "new.pth")))
+    assert torch.equal(checkpoints.read(tmp_path / "new.pth")["network_weights"]["w"], torch.ones(2))
 
 
 def test_another_trainer_or_other_settings_do_not_fit(path):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 
 import pytest
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.files import write_atomically, write_json
+from nnunet_collab.core.files import aside, remove_leftovers, write_atomically, write_json
+from nnunet_collab.core.process import ProcessId, this_process
 
 
 def names(folder):
@@ -60,7 +62,7 @@ def test_a_failure_in_the_middle_keeps_the_old_file_and_no_temporary_one(tmp_pat
     message = str(caught.value)
     assert message.startswith(f"{path}: could not be written (")
     assert str(error) in message
-    assert "The file that was there before is untouched. Free some disk space or mend the permissions" in message
+    assert "The file that was there before is untouched. Free some disk space or fix the permissions" in message
 
 
 def test_without_an_old_file_the_message_says_so(tmp_path):
@@ -100,3 +102,56 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": [1, None]}
     assert names(tmp_path) == ["a.json"]
+
+
+# ---------------------------------------------------------------- what killed processes leave behind
+
+
+def written_by(folder, writer, name="checkpoint_latest.pth"):
+    path = folder / f".{name}.{writer}.partial"
+    path.write_text("half")
+    return path
+
+
+@pytest.fixture
+def gone():
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return ProcessId(this_process().place, process.pid, 1)
+
+
+def test_files_of_processes_that_are_gone_are_removed_and_all_others_stay(tmp_path, gone):
+    me = this_process()
+    elsewhere = ProcessId("0badcafe", 1, 1)
+    left = [
+        written_by(tmp_path, gone),
+        written_by(tmp_path, gone, "plans.json"),
+        written_by(tmp_path, ProcessId(me.place, me.pid, me.started + 1)),  # the number is used again
+        written_by(tmp_path, elsewhere, "old"),
+    ]
+    os.utime(left[-1], (0, 0))
+    written_by(tmp_path, me)
+    written_by(tmp_path, elsewhere, "fresh")
+    for name in (
+        ".mine.partial",
+        f".x.{os.getpid()}.partial",
+        "x.partial",
+        f"x.{gone}.partial",
+        f".{gone}.partial",
+    ):
+        (tmp_path / name).write_text("the user's own")
+    (tmp_path / f".folder.{gone}.partial").mkdir()
+    before = set(names(tmp_path))
+    assert set(remove_leftovers([tmp_path, tmp_path / "not there"])) == set(left)
+    assert before - set(names(tmp_path)) == {path.name for path in left}
+    assert remove_leftovers([tmp_path]) == []
+
+
+def test_what_is_being_written_bears_the_name_of_its_writer(tmp_path):
+    seen = []
+    write_atomically(tmp_path / "a.txt", lambda temporary: seen.append((temporary, temporary.write_text("x"))))
+    ((temporary, _),) = seen
+    assert temporary == aside(tmp_path / "a.txt")
+    temporary.write_text("still being written")
+    assert remove_leftovers([tmp_path]) == []
+    temporary.unlink()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_collab.core.errors import CollabError
 from nnunet_collab.data.loaders import SeededBatches, in_background, seeded
 
 KEY = (5, 0, 1)
@@ -27,6 +28,11 @@ class Source:
 class Failing(Source):
     def generate_train_batch(self):
         raise ValueError("case_007 cannot be read")
+
+
+class Refusing(Source):
+    def generate_train_batch(self):
+        raise CollabError("case_007: it must be there. Put it back.")
 
 
 class Killed(Source):
@@ -136,12 +142,20 @@ def test_seeding_sets_all_three_generators():
 
 # batchgenerators' own thread ends with the error that it hands on.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("source", [Failing(), Killed()], ids=["raises", "is killed"])
+@pytest.mark.parametrize(
+    ("source", "kind", "message"),
+    [
+        (Failing(), RuntimeError, "a process that loads data failed: ValueError: case_007 cannot be read"),
+        (Refusing(), CollabError, "case_007: it must be there. Put it back."),
+        (Killed(), CollabError, "a process that loads data was ended from outside, most often because the memory"),
+    ],
+    ids=["raises", "refuses", "is killed"],
+)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_worker_that_ends_ends_the_run_with_an_error(source, workers):
+def test_a_worker_that_ends_ends_the_run_with_its_own_error(source, kind, message, workers):
     error = first(3, source, workers=workers)
-    assert isinstance(error, RuntimeError)
-    assert "background workers are no longer alive" in str(error)
+    assert isinstance(error, kind)
+    assert str(error).splitlines()[-1].startswith(message)
 
 
 def test_a_worker_forked_beside_running_threads_does_not_wait_for_them():

@@ -55,6 +55,7 @@ def statuses(output):
     return [status for status, line in zip(found, findings, strict=True) if not line[6:].startswith(folders)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "why"),
     [
@@ -83,6 +84,7 @@ def test_a_broken_torch_is_one_failure_among_findings(source, why, tmp_path):
     assert (found.count("FAIL"), found.count("warn"), found.count("ok")) == (1, 1, 5)
 
 
+@pytest.mark.slow
 def test_works_where_nothing_is_installed(tmp_path):
     status, output = run_doctor(tmp_path, options=["-S"])
     assert status == 1
@@ -95,6 +97,7 @@ def test_works_where_nothing_is_installed(tmp_path):
     assert statuses(output).count("ok") == 3  # Python, the variable, the computer
 
 
+@pytest.mark.slow
 def test_recognizes_torch_and_torchvision_that_do_not_fit(tmp_path):
     timm = "raise RuntimeError('operator torchvision::nms does not exist')"
     status, output = run_doctor(tmp_path, fake(tmp_path, torch=WORKING_TORCH, timm=timm))
@@ -107,6 +110,7 @@ def test_recognizes_torch_and_torchvision_that_do_not_fit(tmp_path):
     assert statuses(output).count("FAIL") == 1
 
 
+@pytest.mark.slow
 def test_does_not_import_torch_itself(tmp_path):
     code = (
         "import sys\nfrom nnunet_collab.cli import main\nmain(['doctor'])\n"
@@ -118,6 +122,7 @@ def test_does_not_import_torch_itself(tmp_path):
     assert status == 0
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_is_ended_and_the_steps_before_it_are_known(tmp_path, monkeypatch):
     fakes = fake(tmp_path, torch=WORKING_TORCH, timm="import time\ntime.sleep(600)")
     monkeypatch.syspath_prepend(str(fakes))

@@ -28,9 +28,8 @@ class Trainings:
 
     def _train(self, kind, configuration):
         # The first one is as users have it, with helper processes that are spawned, and keeps its probabilities.
-        flags, options = (
-            ([], {"workers": 1}) if (kind, configuration) != ("plain", "2d") else (["--npz"], {"E2E_FORK": 0})
-        )
+        first = (kind, configuration) == ("plain", "2d")
+        flags, options = (["--npz"], {"E2E_FORK": 0, "new": True}) if first else ([], {"workers": 1})
         done = self.workspace.train(kind, configuration, *flags, **options)
         return Training(self.workspace, kind, configuration, done)
 

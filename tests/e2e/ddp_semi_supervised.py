@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from ddp_gradients import mean_over_processes
-from drawing import Everything
+from drawing import Everything, class_by_class
 from e2e_nnunet import DATASETS
 from e2e_semi_supervised import SMALL_CMAFORMER
 from nnunetv2.run.run_training import get_trainer_from_args
@@ -138,7 +138,7 @@ def main(batches_file, output):
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     CrossMatchSettings.drop_rates = property(lambda _: (0.0, 0.0))
-    positive_supervision._draw = Everything(negatives=4)
+    positive_supervision._draw = class_by_class(Everything(negatives=4))
     batches = torch.load(batches_file, weights_only=True) if dist.is_initialized() else {}
     results = {}
     for name, case in CASES.items():

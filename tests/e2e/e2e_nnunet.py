@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
 import SimpleITK as sitk
 import torch
+from running import Done, run_forked, run_new, shown
 
 from nnunet_collab.demo.phantom import write_dataset
 
@@ -34,16 +31,6 @@ TINY = {
     "save_every": 1,
     "students": {"Transformer": {"network": "segformer_b0"}},
 }
-HANGING_S = 900  # no command takes a tenth of it on a machine that is not busy
-
-
-@dataclass(frozen=True)
-class Done:
-    """A command that ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 @dataclass(frozen=True)
@@ -77,8 +64,10 @@ class Workspace:
             "nnUNet_collab_settings": json.dumps(settings or {}),
         }
 
-    def run(self, *command, group="results", settings=None, workers=0, fails=False, **changes):
+    def run(self, *command, group="results", settings=None, workers=0, fails=False, new=False, **changes):
         """Run a command; an unexpected end, or none at all, is a failure that shows what it printed.
+
+        It runs in a child of a process that has imported nnU-Net, since the imports take longer than the work.
 
         Args:
             command: A console script or a path of Python code, then its arguments.
@@ -86,12 +75,12 @@ class Workspace:
             settings: For `nnUNet_collab_settings`.
             workers: Processes that load data.
             fails: Whether it must fail.
+            new: Whether it is started as users do, and imports everything itself.
             changes: Further environment variables; None removes one.
         """
         program, *arguments = (str(word) for word in command)
-        start = [sys.executable, program] if program.endswith(".py") else [str(SCRIPTS / program)]
-        if program == "python":
-            start = [sys.executable]
+        if program != "python":
+            arguments = [program if program.endswith(".py") else str(SCRIPTS / program), *arguments]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet_", "E2E_"))}
         environment |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "E2E_FORK": "1"}
         environment |= {"PYTHONPATH": os.pathsep.join([str(INTERPRETER), str(ROOT)]), "CUDA_VISIBLE_DEVICES": ""}
@@ -99,7 +88,7 @@ class Workspace:
         for name, value in changes.items():
             environment.pop(name, None)
             environment |= {} if value is None else {name: str(value)}
-        done = run_to_end([*start, *arguments], environment, self.root)
+        done = (run_new if new else run_forked)(arguments, environment, self.root)
         assert (done.code != 0) == fails, f"{' '.join(map(str, command))}: ended with {done.code}\n{shown(done)}"
         return done
 
@@ -163,29 +152,6 @@ def differing_tensors(a, b):
     return [name for name in sorted({*a, *b}) if name not in a or name not in b or not torch.equal(a[name], b[name])]
 
 
-def shown(done):
-    """The end of what a command printed."""
-    return f"--- stdout\n{done.out[-6000:]}\n--- stderr\n{done.err[-6000:]}"
-
-
-def run_to_end(command, environment, folder):
-    """Run in a session of its own, so that a command that hangs can be ended with all its children."""
-    process = subprocess.Popen(
-        command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        out, err = process.communicate(timeout=HANGING_S)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its processes, which have sessions of their own
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-        raise AssertionError(f"{command} hangs\n{shown(Done(-1, out, err))}") from None
-    return Done(process.returncode, out, err)
-
-
 def make_workspace(root):
     """Four datasets, planned by nnU-Net and preprocessed, whose planned networks are then made tiny."""
     for number, kind in enumerate(DATASETS):
@@ -195,7 +161,7 @@ def make_workspace(root):
     one = ("-np", 1, 1, "-npfp", 1)
     planned = ("-d", *DATASETS.values(), "-c", *CONFIGURATIONS)
     # Planning sets as many threads as there are loader processes, so there must be one.
-    workspace.run("nnUNetv2_plan_and_preprocess", *planned, *one, workers=1)
+    workspace.run("nnUNetv2_plan_and_preprocess", *planned, *one, workers=1, new=True)
     for kind in DATASETS:
         folder = workspace.preprocessed(kind)
         shrink(folder / "nnUNetPlans.json")

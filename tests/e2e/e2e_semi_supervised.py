@@ -124,11 +124,13 @@ def delete(case):
         path.unlink(missing_ok=True)
 
 
-def train(workspace, trainer, kind, configuration, *flags, group="results", killed_at=None, workers=0, **changes):
+def train(
+    workspace, trainer, kind, configuration, *flags, group="results", killed_at=None, workers=0, new=False, **changes
+):
     """`nnUNetv2_train` on the CPU; with `killed_at` it is killed there, as by `kill -9`."""
     start = ("nnUNetv2_train",) if killed_at is None else (KILLED_TRAIN, killed_at)
     arguments = (DATASETS[kind], configuration, 0, "-tr", trainer, "-device", "cpu", *flags)
     settings = settings_of(trainer, **changes)
     fails = killed_at is not None
-    done = workspace.run(*start, *arguments, settings=settings, group=group, workers=workers, fails=fails)
+    done = workspace.run(*start, *arguments, settings=settings, group=group, workers=workers, fails=fails, new=new)
     return Training(workspace, kind, configuration, done, group, trainer)

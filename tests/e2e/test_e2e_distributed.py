@@ -21,7 +21,7 @@ def gradients(workspace):
     results = []
     for number, start in {1: (SCRIPT,), 2: (*TORCHRUN, SCRIPT)}.items():
         output = workspace.root / f"gradients_{number}.pt"
-        workspace.run(*start, workspace.root / "batches.pt", output, group="gradients")
+        workspace.run(*start, workspace.root / "batches.pt", output, group="gradients", new=number > 1)
         results.append(torch.load(output, weights_only=True))
     return results
 
@@ -53,7 +53,8 @@ def shared_training(workspace):
 
 def launch(workspace, group, *flags, start=("-m", "nnunet_collab.launch"), **options):
     arguments = (DATASETS["plain"], "2d", 1, "-tr", "CTRCLTrainer", "-device", "cpu")
-    done = workspace.run(*TORCHRUN, *start, *arguments, *flags, settings=TINY, group=group, workers=1, **options)
+    options |= {"settings": TINY, "group": group, "workers": 1, "new": True}
+    done = workspace.run(*TORCHRUN, *start, *arguments, *flags, **options)
     return Training(workspace, "plain", "2d", done, group, number=1)
 
 

@@ -29,6 +29,7 @@ NO_PACKAGE = {
     "nnUNet_collab_settings": None,
     "PYTHONPATH": INTERPRETER,
     "E2E_WITHOUT_PACKAGE": 1,
+    "new": True,
 }
 
 
@@ -79,7 +80,7 @@ def test_ensemble_takes_the_published_students(predicted):
     training, folders = predicted
     inputs = [folders[model] for model in MODELS[1:]]
     output = training.workspace.root / "predicted" / training.kind / "ensemble"
-    training.workspace.run("nnUNetv2_ensemble", "-i", *inputs, "-o", output, "-np", 1, "--save_npz")
+    training.workspace.run("nnUNetv2_ensemble", "-i", *inputs, "-o", output, "-np", 1, "--save_npz", new=True)
     for case in CASES:
         mean = sum(probabilities(folder, case) for folder in inputs) / 2
         assert np.abs(probabilities(output, case) - mean).max() < 2e-3  # stored as half precision
@@ -112,7 +113,7 @@ def test_the_cnn_predicts_the_same_where_this_package_was_never_installed(predic
 def test_the_cnn_travels_as_a_zip_to_where_this_package_was_never_installed(trainings, workspace):
     training, archive = trainings["plain", "2d"], workspace.root / "cnn.zip"
     model = ("-d", DATASETS["plain"], "-c", "2d", "-f", 0, "-tr", "CTRCLTrainer_CNN")
-    workspace.run("nnUNetv2_export_model_to_zip", *model, "-o", archive)
+    workspace.run("nnUNetv2_export_model_to_zip", *model, "-o", archive, new=True)
     workspace.run("nnUNetv2_install_pretrained_model_from_zip", archive, group="elsewhere", **NO_PACKAGE)
     options = {"group": "elsewhere", **NO_PACKAGE}
     output = workspace.predict("plain", "2d", "CTRCLTrainer_CNN", "predicted/elsewhere", **options)
@@ -131,7 +132,7 @@ def test_finds_the_best_configuration_among_the_students_and_their_ensemble(trai
     trainings["plain", "2d"]
     students = MODELS[1:]
     arguments = (DATASETS["plain"], "-c", "2d", "-tr", *students, "-f", 0, "-np", 1)
-    workspace.run("nnUNetv2_find_best_configuration", *arguments)
+    workspace.run("nnUNetv2_find_best_configuration", *arguments, new=True)
     folder = workspace.results("results")
     found = read_json(folder / "inference_information.json")
     models = [f"{student}__nnUNetPlans__2d" for student in students]

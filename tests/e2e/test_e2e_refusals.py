@@ -27,7 +27,7 @@ def contents(folder):
     ("configuration", "settings", "message"),
     [
         ("2d", {"betta": 2.0}, "nnUNet_collab_settings: unknown setting 'betta'. Valid are: students, run_name"),
-        ("2d", {"beta": -1}, "setting 'beta': must be >= 0; got -1.0"),
+        ("2d", {"beta": -1}, "setting 'beta' must be a finite number >= 0; got -1 (int)"),
         ("2d", {"patch_size": [44, 40]}, "setting 'patch_size': the planned UNet divides axis 0 by 8"),
         ("3d_cascade_fullres", {}, "configuration '3d_cascade_fullres': is a cascade"),
         ("3d_highres", {}, "configuration '3d_highres': must be one of the plans'; there are 2d, "),

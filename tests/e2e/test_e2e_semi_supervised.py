@@ -170,7 +170,7 @@ def kill_and_continue(workspace, runs, trainer, configuration, deploy):
     assert not (training.fold / "checkpoint_final.pth").exists()
     interrupted = training.checkpoint(name="checkpoint_latest.pth")
     assert interrupted["current_epoch"] == 1
-    train(workspace, trainer, "plain", configuration, "--c", group=group, **changes)
+    train(workspace, trainer, "plain", configuration, "--c", group=group, new=True, **changes)
     return training, reference
 
 
@@ -288,7 +288,7 @@ def shared(workspace):
     script, results = Path(__file__).with_name("ddp_semi_supervised.py"), []
     for number, start in {1: (script,), 2: (*TORCHRUN, script)}.items():
         output = workspace.root / f"shared_{number}.pt"
-        workspace.run(*start, workspace.root / "shared_batches.pt", output, group="shared")
+        workspace.run(*start, workspace.root / "shared_batches.pt", output, group="shared", new=number > 1)
         results.append(torch.load(output, weights_only=True))
     return results
 
@@ -331,7 +331,7 @@ def test_torchrun_keeps_the_share_of_labeled_samples_in_every_process_and_publis
     arguments = (tmp_path, DATASETS["plain"], "2d", 0, "-tr", trainer, "-device", "cpu")
     script = Path(__file__).with_name("launch_watched.py")
     settings = settings_of(trainer, **changes)
-    done = workspace.run(*TORCHRUN, script, *arguments, settings=settings, group="torchrun")
+    done = workspace.run(*TORCHRUN, script, *arguments, settings=settings, group="torchrun", new=True)
     training = Training(workspace, "plain", "2d", done, "torchrun", trainer)
     first, second = (read_json(tmp_path / f"rank_{rank}.json") for rank in range(2))
     assert len(first) == len(second) == 2

@@ -124,3 +124,27 @@ def test_a_failure_in_the_middle_leaves_no_half_written_file(fold, monkeypatch):
     checkpoints.load(results / CNN / "fold_0" / "checkpoint_final.pth")
     monkeypatch.setattr(checkpoints.torch, "save", save)
     assert all((folder / "checkpoint_final.pth").is_file() for folder in publish_fold(fold))
+
+
+@pytest.mark.parametrize("file", ["checkpoint_final.pth", "checkpoint_best.pth"])
+@pytest.mark.parametrize("student", ["CNN", "Transformer"])
+@pytest.mark.parametrize("lack", ["all", "one", "shape", "nan"])
+def test_a_student_without_all_its_weights_is_not_published(fold, student, lack, file):
+    checkpoint = checkpoints.load(fold / file)
+    weights = checkpoint["network_weights"]
+    names = [name for name in weights if name.startswith(f"students.{student}.network.")]
+    if lack == "shape":
+        weights[names[0]] = torch.cat([weights[names[0]]] * 2)
+    elif lack == "nan":
+        weights[names[0]] = torch.full_like(weights[names[0]], float("nan"))
+    else:
+        for name in names if lack == "all" else names[-1:]:
+            del weights[name]
+    checkpoints.save(fold / file, checkpoint)
+    not_finite = "weights must be finite numbers; 1 tensors"
+    message = not_finite if lack == "nan" else f"must hold all weights of student {student}"
+    with pytest.raises(CollabError) as caught:
+        publish_fold(fold)
+    assert str(caught.value).startswith(f"checkpoint {fold / file}: ")
+    assert message in str(caught.value)
+    assert not list(fold.parents[1].glob("CTRCLTrainer_[!_]*"))

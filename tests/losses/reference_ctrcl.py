@@ -186,10 +186,12 @@ def class_aware_loss(
     own = frozen if frozen is not None else prototypes_of(student, labels, keep, num_classes)
     other = prototypes_of(peer, labels, keep, num_classes)
     terms = []
+    present = [
+        np.unique(labels[b][keep[b]] if classes == "sample" else labels[keep]).tolist() for b in range(len(labels))
+    ]
     for b, *v in np.argwhere(keep):
-        present = sorted({int(k) for k in (labels[b][keep[b]] if classes == "sample" else labels[keep])})
-        log_s = log_response(student[(b, slice(None), *v)], own, present, alpha)
-        log_t = log_response(peer[(b, slice(None), *v)], other, present, alpha)
+        log_s = log_response(student[(b, slice(None), *v)], own, present[b], alpha)
+        log_t = log_response(peer[(b, slice(None), *v)], other, present[b], alpha)
         first, second = (log_t, log_s) if order == "target_first" else (log_s, log_t)
         terms.append(sum(math.exp(x) * (x - y) for x, y in zip(first, second, strict=True)))
     return math.fsum(terms) / max(len(terms), 1)

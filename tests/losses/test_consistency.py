@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from reference_semi_supervised import logit_pair, on_two_ranks
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunet_collab.losses.consistency import predictive_entropy, squared_difference
+from nnunet_collab.losses.consistency import MeanProbability, squared_difference
 
 SHAPES = [(2, 4, 3, 4), (2, 3, 2, 3, 3)]
 POISONS = (math.inf, -math.inf, math.nan)
@@ -177,6 +178,13 @@ def test_wrong_shapes_are_refused():
         squared_difference(student, teacher, keep, regions=True, used=used)
 
 
+def entropy_of(passes, *, regions):
+    mean = MeanProbability(regions=regions)
+    for logits in passes:
+        mean.add(logits)
+    return mean.entropy()
+
+
 # --- entropy ----------------------------------------------------------------------------------------------------------
 
 
@@ -185,26 +193,43 @@ def test_wrong_shapes_are_refused():
 @each_shape
 def test_entropy_of_the_mean_equals_the_definition(shape, regions, count):
     passes = [make(shape, seed=seed)[0] for seed in range(count)]
-    entropy = predictive_entropy(passes, regions=regions)
+    entropy = entropy_of(passes, regions=regions)
     want = reference.predictive_entropy([z.detach().numpy() for z in passes], regions=regions)
     assert entropy.dtype is torch.float64
     assert not entropy.requires_grad
     np.testing.assert_allclose(entropy.numpy(), want, rtol=1e-9)
 
 
+def test_the_entropy_of_no_pass_is_refused():
+    with pytest.raises(ValueError, match=r"^MeanProbability\.entropy: needs one pass or more; there was none\.$"):
+        MeanProbability(regions=False).entropy()
+
+
+@each_kind
+def test_a_pass_is_neither_changed_nor_kept(regions):
+    mean, passes = MeanProbability(regions=regions), [make(seed=seed)[0].detach() for seed in range(3)]
+    before = [logits.clone() for logits in passes]
+    for logits in passes:
+        mean.add(logits)
+    assert all(map(torch.equal, passes, before))
+    refs = [weakref.ref(logits) for logits in passes]
+    del passes, logits
+    assert not any(ref() is not None for ref in refs)
+
+
 @each_kind
 def test_entropy_reaches_from_zero_to_that_of_equal_classes(regions):
     sure = torch.tensor([1e4, -1e4, -1e4]).view(1, 3, 1, 1)
     classes = 2 if regions else 3
-    assert not predictive_entropy([sure.half()], regions=regions).any()
-    unsure = predictive_entropy([torch.zeros(1, 3, 1, 1)], regions=regions)
+    assert not entropy_of([sure.half()], regions=regions).any()
+    unsure = entropy_of([torch.zeros(1, 3, 1, 1)], regions=regions)
     torch.testing.assert_close(unsure, torch.full_like(unsure, math.log(classes)))
 
 
 @each_kind
 def test_sure_passes_that_contradict_each_other_are_unsure_together(regions):
     passes = [torch.tensor([z, -z]).view(1, 2, 1, 1) for z in (50.0, -50.0)]
-    entropy = predictive_entropy(passes, regions=regions)
+    entropy = entropy_of(passes, regions=regions)
     torch.testing.assert_close(entropy, torch.full_like(entropy, math.log(2)))  # the mean of the entropies is 0
 
 
@@ -213,7 +238,7 @@ def test_sure_passes_that_contradict_each_other_are_unsure_together(regions):
 def test_entropy_is_computed_in_float32(dtype, regions):
     passes = [make(seed=seed, dtype=dtype)[0] for seed in range(2)]
     with torch.autocast("cpu", dtype=dtype):
-        entropy = predictive_entropy(passes, regions=regions)
+        entropy = entropy_of(passes, regions=regions)
     assert entropy.dtype is torch.float32
     want = reference.predictive_entropy([z.detach().double().numpy() for z in passes], regions=regions)
     np.testing.assert_allclose(entropy.numpy(), want, rtol=1e-5)
@@ -223,5 +248,5 @@ def test_entropy_is_computed_in_float32(dtype, regions):
 def test_no_value_is_read_on_the_way(regions):
     with FakeTensorMode():  # tensors without content: reading one raises
         student, teacher, keep = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.rand(2, 4, 4) > 0.5
-        used = predictive_entropy([teacher, student], regions=regions) < 0.5
+        used = entropy_of([teacher, student], regions=regions) < 0.5
         assert squared_difference(student, teacher, keep, regions=regions, used=used).ndim == 0

@@ -208,7 +208,7 @@ def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match=r"paper_equation_2: keep has one value per voxel, so \(1, 3, 3\); got"):
         paper_equation_2(z, z, keep[:, :2], activation="softmax", class_weights=weights)
     with pytest.raises(ValueError, match="size_band: shapes must be equal"):
-        size_band(torch.zeros(2), torch.zeros(1), 0.1)
+        size_band(torch.zeros(2), torch.zeros(1), torch.zeros(1))
     with pytest.raises(ValueError, match="augmented_lagrangian: shapes must be equal"):
         augmented_lagrangian(torch.zeros(2), torch.zeros(1), torch.zeros(2, dtype=torch.bool), rho=1)
 
@@ -238,7 +238,8 @@ def test_fractions_are_means_over_the_batch():
 
 def test_bands_are_violated_outside_and_open_for_classes_without_a_size():
     fractions = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64, requires_grad=True)
-    residuals = size_band(fractions, torch.tensor([0.4, 0.4, 0.0], dtype=torch.float64), 0.1)
+    sizes = torch.tensor([0.4, 0.4, 0.0], dtype=torch.float64)
+    residuals = size_band(fractions, sizes, 0.1 * sizes)
     torch.testing.assert_close(residuals, torch.tensor([0.06, -0.24, 0, -0.14, 0.16, 0]).double(), atol=1e-8, rtol=0)
     residuals[[0, 2, 4]].sum().backward()  # an upper, an open and a lower bound
     assert fractions.grad.tolist() == [1, -1, 0]
@@ -288,7 +289,8 @@ def everything(z, y, keep, per_sample=False):
     """All that a step adds up, with different weights, so that no part can stand in for another."""
     options = {"activation": "softmax", "class_weights": torch.tensor([0.3, 0.6]).double()}
     fractions = class_fractions(z.softmax(1))[1:]
-    band = size_band(fractions, torch.tensor([0.1, 0.5]).double(), 0.1)
+    wanted = torch.tensor([0.1, 0.5]).double()
+    band = size_band(fractions, wanted, 0.1 * wanted)
     residuals = torch.cat([band, mean_excess(z.sigmoid(), y, keep).view(1), logit_excess(z, 0.5).view(1)])
     equality = torch.tensor([False] * 4 + [True, False])
     return (

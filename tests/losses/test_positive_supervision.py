@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from drawing import class_by_class
 
 import nnunet_collab.losses.positive_supervision as module
 from nnunet_collab.losses.positive_supervision import Supervision, positive_supervision
@@ -46,7 +47,7 @@ class Constants:
 
 
 class Drawing:
-    """In place of `_draw`: draws for itself, and remembers from what and what."""
+    """Draws class by class, and remembers from what and what."""
 
     def __init__(self):
         self.calls = []
@@ -61,7 +62,7 @@ class Drawing:
 @pytest.fixture
 def drawing(monkeypatch):
     drawing = Drawing()
-    monkeypatch.setattr(module, "_draw", drawing)
+    monkeypatch.setattr(module, "_draw", class_by_class(drawing))
     return drawing
 
 
@@ -171,7 +172,9 @@ def test_negatives_in_parts_give_the_same_value_and_gradients(at_a_time, monkeyp
 
 def by_hand(features, labels, prototypes, monkeypatch, *, uncertain, **choice):
     """Two channels, an identity as projection; the voxels of `uncertain` alone are anchors; draws go round."""
-    monkeypatch.setattr(module, "_draw", lambda voxels, count: voxels[torch.arange(count) % len(voxels)])
+    monkeypatch.setattr(
+        module, "_draw", class_by_class(lambda voxels, count: voxels[torch.arange(count) % len(voxels)])
+    )
     features = torch.tensor(features).t().reshape(1, 2, -1, 1).requires_grad_()
     labels = torch.tensor(labels).reshape(1, -1, 1)
     confidence = torch.ones(1, 2, *labels.shape[1:])
@@ -371,13 +374,25 @@ def test_the_seed_determines_the_draws():
     assert values[0] == values[1] != values[2]
 
 
-def test_draws_are_uniform_with_replacement():
-    torch.manual_seed(0)
-    voxels = torch.arange(12).reshape(4, 3)
-    drawn = module._draw(voxels, 8000)
-    assert drawn.shape == (8000, 3)
-    for voxel in voxels:
-        assert (drawn == voxel).all(1).float().mean().item() == pytest.approx(0.25, abs=0.03)
+@pytest.mark.parametrize("what", ["all", "a class without anchors", "a class that is absent"])
+@each_shape
+def test_draws_are_uniform_with_replacement_from_the_sets_of_the_equations(shape, what):
+    known = make(shape)[3]
+    if what == "a class without anchors":
+        known.confidence[:, 1] = 0.99
+    if what == "a class that is absent":
+        known = known._replace(labels=known.labels.clamp(max=1))
+    count, m = 4000, 2
+    drawn = module._draw(known, 0.5, count, m)
+    assert drawn.of_class.tolist() == [c for c in range(CLASSES) for _ in range(count)]
+    anchors, negatives = drawn.anchors.view(CLASSES, count, -1), drawn.negatives.view(CLASSES, count * m, -1)
+    for c, (_, uncertain, others) in enumerate(sets(known, 0.5)):
+        for pool, chosen in ((uncertain, anchors[c]), (others if uncertain else [], negatives[c])):
+            if pool:
+                found, times = chosen.unique(dim=0, return_counts=True)
+                assert found.tolist() == sorted(pool)
+                expected = len(chosen) / len(pool)
+                assert (times - expected).abs().max() < 6 * math.sqrt(expected)
 
 
 def test_the_lengths_of_features_do_not_matter(drawing):

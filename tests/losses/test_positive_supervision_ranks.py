@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from drawing import Everything
+from drawing import Everything, class_by_class
 
 import nnunet_collab.losses.positive_supervision as module
 from nnunet_collab.losses.positive_supervision import Supervision, positive_supervision
@@ -17,7 +17,7 @@ HALVES = (slice(0, 2), slice(2, 4))
 
 @pytest.fixture(autouse=True)
 def everything(monkeypatch):
-    monkeypatch.setattr(module, "_draw", Everything(CHOICE["negatives"]))
+    monkeypatch.setattr(module, "_draw", class_by_class(Everything(CHOICE["negatives"])))
 
 
 def make():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -23,9 +24,9 @@ from tiny import LABELS, finish_run, make_batch, make_semi_supervised_batch
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.inference.publish import publish_fold
-from nnunet_collab.losses.consistency import predictive_entropy, squared_difference
+from nnunet_collab.losses.consistency import MeanProbability, squared_difference
 from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer, UAMTTrainer
-from nnunet_collab.training.semi_supervised import slice_output
+from nnunet_collab.training.student_outputs import slice_output
 
 METHODS = (MeanTeacherTrainer, UAMTTrainer)
 FEW_PASSES = {MeanTeacherTrainer: {}, UAMTTrainer: {"mc_passes": 2, "entropy_threshold_start": 1.0}}
@@ -61,9 +62,10 @@ def by_hand(trainer, kind, mc_passes=0, entropy_threshold_start=1.0):
     used = None
     if mc_passes:
         classes = 2 if regions else 3
-        used = predictive_entropy(
-            [teacher() for _ in range(mc_passes)], regions=regions
-        ) < entropy_threshold_start * math.log(classes)
+        mean = MeanProbability(regions=regions)
+        for _ in range(mc_passes):
+            mean.add(teacher())
+        used = mean.entropy() < entropy_threshold_start * math.log(classes)
     consistency = squared_difference(output.logits[count:], target, batch.keep, regions=regions, used=used)
     return trainer.supervised(slice_output(output, 0, count), batch.target), consistency
 
@@ -90,8 +92,8 @@ def test_terms_are_the_losses_called_by_hand_with_the_weights_of_the_settings(ma
     supervised, consistency = by_hand(trainer, kind)
     assert torch.equal(terms["CNN/supervised"].value, supervised)
     assert torch.equal(terms["CNN/consistency"].value, consistency)
-    assert terms["CNN/supervised"].weight == 0.5
-    assert terms["CNN/consistency"].weight == pytest.approx(0.1)
+    assert terms["CNN/supervised"].weight == 1.0
+    assert terms["CNN/consistency"].weight == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("kind", LABELS)
@@ -109,7 +111,7 @@ def test_ua_mt_counts_voxels_of_low_entropy_over_its_passes(make, kind, mc_passe
     ramp = math.exp(-5)  # the threshold rises over the whole run, whatever the weight does
     want = by_hand(trainer, kind, mc_passes, entropy_threshold_start + (1 - entropy_threshold_start) * ramp)[1]
     terms = terms_of(trainer, kind)
-    assert terms["CNN/consistency"].weight == pytest.approx(0.1 * (ramp if ramp_up else 1))
+    assert terms["CNN/consistency"].weight == pytest.approx(0.2 * (ramp if ramp_up else 1))
     assert torch.equal(terms["CNN/consistency"].value, want)
     assert not torch.equal(want, by_hand(trainer, kind)[1])  # some voxels are left out
 
@@ -288,10 +290,10 @@ def test_a_frozen_student_is_refused(make):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ema_decay": 1.0}, "setting 'ema_decay': must be in [0, 1)"),
-        ({"consistency_weight": -1}, "setting 'consistency_weight': must be >= 0"),
-        ({"ramp_up": -0.1}, "setting 'ramp_up': must be a share of the run, in [0, 1]"),
-        ({"noise": -1}, "setting 'noise': must be >= 0"),
+        ({"ema_decay": 1.0}, "setting 'ema_decay' must be a finite number in [0, 1)"),
+        ({"consistency_weight": -1}, "setting 'consistency_weight' must be a finite number >= 0"),
+        ({"ramp_up": -0.1}, "setting 'ramp_up' must be a finite number in [0, 1]"),
+        ({"noise": -1}, "setting 'noise' must be a finite number >= 0"),
         ({"deploy": "both"}, "one of 'student', 'teacher'"),
     ],
 )
@@ -304,8 +306,8 @@ def test_settings_that_make_no_sense_are_refused(make, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mc_passes": 0}, "setting 'mc_passes': must be >= 1"),
-        ({"entropy_threshold_start": 0}, "setting 'entropy_threshold_start': must be in (0, 1]"),
+        ({"mc_passes": 0}, "setting 'mc_passes' must be an integer in [1, 2147483648)"),
+        ({"entropy_threshold_start": 0}, "setting 'entropy_threshold_start' must be a finite number in (0, 1]"),
     ],
 )
 def test_settings_of_ua_mt_that_make_no_sense_are_refused(make, changes, message):
@@ -317,3 +319,19 @@ def test_settings_of_ua_mt_that_make_no_sense_are_refused(make, changes, message
 def test_mean_teacher_has_no_settings_of_ua_mt(make):
     with pytest.raises(CollabError, match="mc_passes"):
         make(changes={"mc_passes": 2})
+
+
+def test_uamt_keeps_no_pass_until_the_next(make):
+    trainer = make(UAMTTrainer, changes={"mc_passes": 5})
+    teacher, alive, refs = trainer.teacher, [], []
+
+    def watched(image):
+        alive.append(sum(ref() is not None for ref in refs))
+        outputs = teacher(image)
+        refs.extend(weakref.ref(output.logits) for output in outputs.values())
+        return outputs
+
+    watched.group = teacher.group
+    trainer.teacher = watched
+    trainer._certain_voxels(batch_of(trainer).weak)
+    assert alive == [0] * 5

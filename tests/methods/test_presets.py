@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 
 import pytest
@@ -10,8 +9,10 @@ import torch
 from tiny import make_dataset_json, make_plans
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.settings import VARIABLE, from_json, preset_names, read, to_json
+from nnunet_collab.core.presets import accepted, preset_names, presets, read
+from nnunet_collab.core.settings import VARIABLE, from_json, to_json
 from nnunet_collab.core.shipped import doorways
+from nnunet_collab.methods.cross_teaching import CPSTrainer
 
 TRAINERS = {  # by the first word of a preset's name
     "crln": "CRLNTrainer",
@@ -21,8 +22,6 @@ TRAINERS = {  # by the first word of a preset's name
     "ldc": "LDCTrainer",
 }
 VOLUMES = ("crln_", "crossmatch_la")
-# Of presets with settings of their own method; the others name students and how they are trained, which all can take.
-ANOTHER = {"crln": "CrossMatchTrainer", "crossmatch": "LDCTrainer", "ldc": "CRLNTrainer"}
 
 
 def method_of(preset):
@@ -64,11 +63,39 @@ def test_a_preset_reaches_its_trainer_whole(preset, start):
     assert trainer.num_epochs == wanted.get("epochs", 1000)
 
 
-@pytest.mark.parametrize("preset", [preset for preset in preset_names() if method_of(preset) in ANOTHER])
-def test_another_trainer_refuses_it_and_lists_what_it_takes(preset, start):
-    another = ANOTHER[method_of(preset)]
-    with pytest.raises(CollabError, match=f"^{VARIABLE}: unknown setting ") as caught:
-        start(another, preset)
-    trainer_class = getattr(importlib.import_module(doorways()[another]), another)
-    valid = ", ".join(field.name for field in dataclasses.fields(trainer_class.settings))
-    assert str(caught.value).endswith(f" Valid are: {valid}.")
+def test_every_preset_says_which_trainer_it_is_for():
+    assert {preset.name: preset.trainer for preset in presets()} == {
+        name: TRAINERS[method_of(name)] for name in preset_names()
+    }
+
+
+@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("trainer", ["CRLNTrainer", "CPSTrainer", "SupervisedTrainer"])
+def test_another_trainer_refuses_it(trainer, preset, start):
+    own = TRAINERS[method_of(preset)]
+    if trainer == own:
+        return
+    for value in (preset, f'{{"preset": "{preset}", "seed": 1}}'):
+        with pytest.raises(CollabError, match=f"{VARIABLE}: '{preset}' is for {own}, and the trainer is {trainer}"):
+            start(trainer, value)
+
+
+def test_the_refusal_lists_the_presets_of_the_trainer(start):
+    with pytest.raises(CollabError, match=r"Presets for it: crossmatch_acdc, crossmatch_la, crossmatch_la_code\.$"):
+        start("CrossMatchTrainer", "ldc_lits")
+    with pytest.raises(CollabError, match=r"Presets for it: none\.$"):
+        start("SupervisedTrainer", "ldc_lits")
+    with pytest.raises(CollabError, match="is for MyTrainer, and the trainer is LDCTrainer"):
+        start("LDCTrainer", '{"trainer": "MyTrainer"}')
+
+
+def test_a_user_s_subclass_takes_the_presets_of_the_method_and_its_own():
+    class Mine(CPSTrainer):
+        pass
+
+    class Other(Mine):
+        pass
+
+    assert accepted(CPSTrainer) == ("CPSTrainer",)  # a subclass of CrossTeachingTrainer, but another method
+    assert accepted(Other) == ("Other", "Mine", "CPSTrainer")
+    assert read('{"trainer": "Mine", "seed": 1}', takes=accepted(Other)) == {"seed": 1}

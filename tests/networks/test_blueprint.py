@@ -117,6 +117,20 @@ def test_networks_that_cannot_be_are_refused(network, message):
         ("segformer_b0", {"head_nrom": "batch"}, "unexpected keyword argument 'head_nrom'"),
         ("plans", {"n_stages": 9}, "it says: "),
         ("plans", {"filters": 9}, "unexpected keyword argument 'filters'"),
+        *[
+            ("plans", {name: value}, "it says: ")
+            for name, value in (
+                ("features_per_stage", [4, 6, -8, 8]),
+                ("features_per_stage", [4, 6, 2**70, 8]),
+                ("features_per_stage", [4, 6, 0.5, 8]),
+                ("features_per_stage", "4688"),
+                ("n_stages", -1),
+                ("kernel_sizes", [[3, 3], [3, -3], [3, 3], [3, 3]]),
+                ("conv_op", "torch.nn.modules.conv.Conv9d"),
+                ("norm_op_kwargs", {"eps": 1e-5, "nope": True}),
+                ("n_conv_per_stage", [1, -1, 1, 1]),
+            )
+        ],
     ],
 )
 def test_keywords_that_a_constructor_does_not_take_are_refused(network, arch, message):

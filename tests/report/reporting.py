@@ -116,7 +116,7 @@ class World:
         write_json(folder / "debug.json", {"device": "cuda:0", "gpu_name": "A GPU"})
         (folder / "checkpoint_final.pth").touch()
         (folder / "training_log_2026_1_1.txt").write_text(
-            "This split has 6 training and 2 validation cases.\n"
+            f"This split has 6 training and {len(cases)} validation cases.\n"
             "each batch on this process: 1 labeled samples of 6 cases and 1 unlabeled ones of 11\n"
         )
         for index, student in enumerate(students):

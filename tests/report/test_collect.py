@@ -157,7 +157,7 @@ def test_a_broken_or_stale_table_is_refused(world):
     table.write_text(text.splitlines()[0] + "\n")
     assert "it is empty or has some twice" in complaint(folder)
     table.write_text(text.replace("0.5", "half"))
-    assert "must be a table of `nnunet_collab evaluate`; ValueError" in complaint(folder)
+    assert "must be a number, or empty; it is half" in complaint(folder)
 
 
 # ---------------------------------------------------------------- what belongs together

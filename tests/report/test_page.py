@@ -241,7 +241,7 @@ def test_what_is_missing_is_said_where_it_would_be(tmp_path, monkeypatch):
         assert sentence in text
     assert "Differences are to" not in text
     assert sorted(path.name for path in folder.iterdir()) == [
-        "cases.csv", "figures", "report.html", "report.md", "report.tex", "scores.csv",
+        "cases.csv", "figures", "report.html", "report.md", "report.tex", "report_files.json", "scores.csv",
     ]  # fmt: skip
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 
 import matplotlib.image
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.training import curves as curves_module
 from nnunet_collab.training.curves import Curves
 
 
@@ -33,8 +36,11 @@ def fill(curves, epoch, *, agreement=True):
 
 
 @pytest.fixture
-def curves(tmp_path):
-    return Curves(MetaLogger(str(tmp_path), False))
+def curves(tmp_path, monkeypatch):
+    """Empty ones; nnU-Net's figure, which takes seconds, is not drawn."""
+    curves = Curves(MetaLogger(str(tmp_path), False))
+    monkeypatch.setattr(curves.logger, "plot_progress_png", lambda folder: Path(folder, "progress.png").touch())
+    return curves
 
 
 def test_keys_that_nnunet_does_not_know_are_logged_beside_its_own(curves):
@@ -85,7 +91,7 @@ def test_numbers_and_figure_are_written_after_every_epoch(curves, tmp_path, agre
     for epoch in range(2):
         fill(curves, epoch, agreement=agreement)
         curves.log_variables({"mu": 0.5, "kkt/dual": 0.0}, epoch)
-        curves.write(tmp_path)
+        curves.write(tmp_path, print)
         assert json.loads((tmp_path / "curves.json").read_text()) == {
             "epochs": list(range(epoch + 1)),
             "pseudo_dice": {"CNN": [0.5, 0.75][: epoch + 1], "Transformer": [0.5] * (epoch + 1)},
@@ -98,7 +104,7 @@ def test_numbers_and_figure_are_written_after_every_epoch(curves, tmp_path, agre
             "processes": 1,
         }
         assert matplotlib.image.imread(tmp_path / "collab_progress.png").shape[1] >= 1200
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["collab_progress.png", "curves.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["collab_progress.png", "curves.json", "progress.png"]
 
 
 def test_an_epoch_that_is_not_complete_is_left_out(curves):
@@ -117,7 +123,7 @@ def test_an_epoch_that_is_not_complete_is_left_out(curves):
 
 def test_a_full_disk_keeps_the_former_numbers(curves, tmp_path, monkeypatch):
     fill(curves, 0)
-    curves.write(tmp_path)
+    curves.write(tmp_path, print)
     before = (tmp_path / "curves.json").read_text()
 
     def fail(*_):
@@ -126,5 +132,81 @@ def test_a_full_disk_keeps_the_former_numbers(curves, tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", fail)
     fill(curves, 1)
     with pytest.raises(CollabError, match=r"curves\.json: could not be written .*No space left"):
-        curves.write(tmp_path)
+        curves.write(tmp_path, print)
     assert (tmp_path / "curves.json").read_text() == before
+
+
+def gaps(values):
+    return [epoch for epoch, value in enumerate(values) if value != value]
+
+
+@pytest.mark.parametrize(
+    ("logged", "missing"),
+    [((4,), [0, 1, 2, 3]), ((0, 1, 4), [2, 3]), ((0, 1), [2, 3, 4]), ((2, 3), [0, 1, 4]), ((1, 3), [0, 2, 4])],
+    ids=["starts at the end", "pauses", "ends", "starts and ends", "every other"],
+)
+@pytest.mark.parametrize("key", ["pseudo_used/CNN", "loss/CNN/late", "variable/mu", "pseudo_dice/Late", "agreement"])
+def test_a_curve_may_start_pause_and_end(curves, tmp_path, key, logged, missing, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves_module, "learning_curves_figure", lambda plain, _: drawn.append(plain))
+    monkeypatch.setattr(curves.logger, "plot_progress_png", lambda _: None)
+    warnings = []
+    for epoch in range(5):
+        fill(curves, epoch, agreement=False)
+        if epoch in logged:
+            curves.log(key, 0.25, epoch)
+        told = any("0.2500" in line for line in curves.summary() if "rlcl" not in line)
+        if key != "variable/mu" and key != "loss/CNN/late":
+            assert told == (epoch in logged)
+        curves.write(tmp_path, warnings.append)
+    assert warnings == []
+    assert gaps(curves.values[key]) == missing
+    assert {len(values) for values in curves.values.values()} == {5}
+    family, _, name = key.partition("/")
+    plain = drawn[-1]
+    where = {"pseudo_used": "pseudo_labels", "loss": "losses", "variable": "variables"}.get(family, family)
+    found = plain[where][f"{name}/share used" if family == "pseudo_used" else name] if name else plain[where]
+    assert gaps(found) == missing
+    assert [value for value in found if value == value] == [0.25] * len(logged)
+
+
+@pytest.mark.slow
+def test_curves_with_gaps_are_drawn_by_nnunet_and_by_us(tmp_path):
+    curves, warnings = Curves(MetaLogger(str(tmp_path), False)), []
+    for epoch in range(3):
+        fill(curves, epoch)
+        if epoch == 1:
+            for key in ("pseudo_used/CNN", "variable/mu", "loss/CNN/late", "pseudo_dice/Late"):
+                curves.log(key, 0.5, epoch)
+    curves.write(tmp_path, warnings.append)
+    assert warnings == []
+    assert {path.name for path in tmp_path.iterdir()} == {"collab_progress.png", "curves.json", "progress.png"}
+
+
+def test_a_term_may_be_in_some_iterations_of_an_epoch(curves):
+    first = {"loss": 1.0, "terms": {"CNN/a": 1.0}, "weights": {"CNN/a": 1.0}}
+    second = {"loss": 3.0, "terms": {"CNN/a": 2.0, "CNN/b": 1.0}, "weights": {"CNN/a": 1.0, "CNN/b": 0.5}}
+    third = {"loss": float("nan"), "terms": {"CNN/b": 9.0}, "weights": {"CNN/b": 1.5}}
+    curves.log_training([first, second, third], 0)
+    assert curves.family("loss") == {"CNN/a": [1.5], "CNN/b": [1.0]}
+    assert curves.family("weight") == {"CNN/a": [1.0], "CNN/b": [1.0]}
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("wrong"), OSError(errno.ENOSPC, "No space left"), MemoryError(), KeyError(1)]
+)
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_figure_that_cannot_be_drawn_is_told_and_ends_nothing(curves, tmp_path, monkeypatch, ours, error):
+    def fail(*_):
+        plt.figure()
+        raise error
+
+    for place, name in ((curves_module, "learning_curves_figure"), (curves.logger, "plot_progress_png")):
+        monkeypatch.setattr(place, name, fail if (name == "learning_curves_figure") == ours else lambda *_: None)
+    fill(curves, 0)
+    warnings = []
+    curves.write(tmp_path, warnings.append)
+    name = "collab_progress.png" if ours else "progress.png"
+    assert [str(tmp_path / name) in line and type(error).__name__ in line for line in warnings] == [True]
+    assert json.loads((tmp_path / "curves.json").read_text())["epochs"] == [0]
+    assert plt.get_fignums() == []

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from nnunet_collab.training.cutmix import CutMix, draw_boxes, draw_partners, mix
+from nnunet_collab.training.cutmix import CutMix, box_masks, draw_boxes, draw_partners, mix
 
 SHARE = (0.02, 0.4)  # of the patch
 RATIO = (0.3, 1 / 0.3)  # of two sides, each as a share of the patch's
@@ -31,13 +31,26 @@ def extents(box):
     return sides
 
 
+def masks_of(count, size, *, probability):
+    return box_masks(draw_boxes(count, size, probability=probability), size)
+
+
+@each_size
+def test_masks_are_true_from_the_first_voxel_to_the_last(size):
+    boxes = draw_boxes(20, size, probability=0.7)
+    for box, mask in zip(boxes, box_masks(boxes, size), strict=True):
+        want = torch.zeros(size, dtype=torch.bool)
+        want[tuple(slice(first, behind) for first, behind in box.tolist())] = True
+        assert torch.equal(mask, want)
+
+
 def cut(count=4, size=(8, 8), *, probability=1.0, within_batch=True):
     return CutMix(count, size, probability=probability, device=torch.device("cpu"), within_batch=within_batch)
 
 
 @each_size
 def test_a_box_is_a_cuboid_in_the_patch_of_the_published_share_and_ratio_up_to_rounding(size):
-    for box in draw_boxes(60, size, probability=1):
+    for box in masks_of(60, size, probability=1):
         assert box.shape == size
         sides = extents(box)
         # A side of n voxels was drawn between n - 1/2 and n + 1/2, or below if it is a single voxel. An axis of one
@@ -52,7 +65,7 @@ def test_a_box_is_a_cuboid_in_the_patch_of_the_published_share_and_ratio_up_to_r
 
 
 def test_shares_are_spread_evenly_and_aspects_in_both_directions():
-    sides = torch.tensor([extents(box) for box in draw_boxes(400, (100, 50), probability=1)]) / torch.tensor([100, 50])
+    sides = torch.tensor([extents(box) for box in masks_of(400, (100, 50), probability=1)]) / torch.tensor([100, 50])
     share, ratio = sides.prod(1), sides[:, 0] / sides[:, 1]
     assert share.min() < 0.03
     assert share.max() > 0.39
@@ -64,38 +77,38 @@ def test_shares_are_spread_evenly_and_aspects_in_both_directions():
 
 
 def test_an_axis_of_one_voxel_leaves_the_share_of_the_others_as_it_is():
-    shares = draw_boxes(100, (1, 60, 60), probability=1).float().mean((1, 2, 3))
+    shares = masks_of(100, (1, 60, 60), probability=1).float().mean((1, 2, 3))
     assert shares.min() > 0.01
     assert shares.max() < 0.42
-    assert draw_boxes(1, (1, 1), probability=1).all()
+    assert masks_of(1, (1, 1), probability=1).all()
 
 
 @pytest.mark.parametrize("size", [(6, 8), (3, 6, 5)], ids=str)
 def test_boxes_reach_every_voxel(size):
-    assert draw_boxes(400, size, probability=1).any(0).all()
+    assert masks_of(400, size, probability=1).any(0).all()
 
 
 @pytest.mark.parametrize("size", [(100, 100), (40, 40, 40)], ids=str)
 def test_boxes_have_no_favorite_side(size):
-    centers = [(b.nonzero().double().mean(0) + 0.5) / torch.tensor(size) for b in draw_boxes(150, size, probability=1)]
+    centers = [(b.nonzero().double().mean(0) + 0.5) / torch.tensor(size) for b in masks_of(150, size, probability=1)]
     torch.testing.assert_close(torch.stack(centers).mean(0), torch.full((len(size),), 0.5).double(), rtol=0, atol=0.06)
 
 
 def test_the_probability_is_that_of_a_box_in_each_sample():
-    assert not draw_boxes(50, (6, 6), probability=0).any()
-    assert draw_boxes(50, (6, 6), probability=1).flatten(1).any(1).all()
-    half = draw_boxes(400, (6, 6), probability=0.5).flatten(1).any(1)
+    assert not masks_of(50, (6, 6), probability=0).any()
+    assert masks_of(50, (6, 6), probability=1).flatten(1).any(1).all()
+    half = masks_of(400, (6, 6), probability=0.5).flatten(1).any(1)
     assert 160 < half.sum() < 240
 
 
 def test_every_sample_has_a_box_of_its_own():
-    boxes = draw_boxes(20, (64, 64), probability=1)
+    boxes = masks_of(20, (64, 64), probability=1)
     assert len(boxes.unique(dim=0)) == 20
 
 
 def test_the_global_seed_reproduces_boxes_and_partners():
     def draw():
-        return draw_boxes(5, (9, 8, 7), probability=0.5), draw_partners(5), cut().boxes, cut().partners
+        return masks_of(5, (9, 8, 7), probability=0.5), draw_partners(5), cut().boxes, cut().partners
 
     torch.manual_seed(3)
     state, first = torch.get_rng_state(), draw()

@@ -41,7 +41,14 @@ def step(group, optimizers, iteration, scales=(1.0, 1.0)):
     optimizers.set_learning_rates(iteration)
     optimizers.zero_grad()
     optimizers.backward(sum(losses(group, scales)))
-    return optimizers.step()
+    return clip_and_step(optimizers)
+
+
+def clip_and_step(optimizers):
+    norms = optimizers.clip()
+    left = optimizers.step({name: norm.item() for name, norm in norms.items()})
+    assert left == [name for name, norm in norms.items() if not norm.isfinite()]
+    return norms
 
 
 def weights(group, name):
@@ -89,7 +96,7 @@ def test_nesterovs_momentum_is_a_choice(nesterov):
         optimizers.set_learning_rates(iteration)
         optimizers.zero_grad()
         optimizers.backward(losses(group, (1.0,))[0])
-        optimizers.step()
+        clip_and_step(optimizers)
 
     def plain(parameters):
         return torch.optim.SGD(parameters, 1.0, weight_decay=3e-5, momentum=0.99, nesterov=nesterov)
@@ -167,12 +174,29 @@ def test_with_a_scaler_the_steps_are_the_same():
     assert all(map(torch.equal, scaled.state_dict().values(), plain.state_dict().values()))
 
 
+def test_a_discarded_step_leaves_the_scale_and_the_next_step_as_they_were():
+    scaler = GradScaler("cpu", init_scale=256.0)
+    (plain, plain_optimizers), (group, optimizers) = make(SGD, ADAM), make(SGD, ADAM, scaler=scaler)
+    before = weights(group, "CNN")
+    optimizers.zero_grad()
+    optimizers.backward(sum(losses(group, (float("nan"), 1.0))))
+    optimizers.clip()
+    optimizers.discard(optimizers.scale(torch.device("cpu")).item())
+    assert scaler.get_scale() == 256.0
+    assert all(map(torch.equal, weights(group, "CNN"), before))
+    step(plain, plain_optimizers, 0)
+    step(group, optimizers, 0)
+    assert all(map(torch.equal, group.state_dict().values(), plain.state_dict().values()))
+
+
 def test_a_frozen_student_never_changes():
     group, optimizers = make(SGD, replace(ADAM, frozen="folder", weight_decay=0.5))
     before = weights(group, "Transformer")
     optimizers.zero_grad()
     optimizers.backward(losses(group)[0])
-    assert list(optimizers.step()) == list(optimizers.optimizers) == list(optimizers.learning_rates(0)) == ["CNN"]
+    assert (
+        list(clip_and_step(optimizers)) == list(optimizers.optimizers) == list(optimizers.learning_rates(0)) == ["CNN"]
+    )
     assert all(map(torch.equal, weights(group, "Transformer"), before))
 
 

@@ -22,7 +22,7 @@ TRANSFORMERS = {"students": [{"name": "A", "network": "segformer_b0"}, {"name": 
 def adapt(configuration="2d", plans=None, **changes):
     plans = make_plans() if plans is None else plans
     settings = change(CTRCLSettings(), changes, "V")
-    adapt_plans(plans, configuration, settings, "CTRCLTrainer")
+    adapt_plans(plans, configuration, settings, "CTRCLTrainer", {})
     return plans, settings
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from nnunet_collab.core.settings import refuse_unused, require
+from pydantic import Field
+
+from nnunet_collab.core.settings import COUNT, refuse_unused, require, setting
 from nnunet_collab.methods.crln.interaction import Aggregation
 from nnunet_collab.methods.crln.rectifier import Space
 from nnunet_collab.training.ema_trainer import TeacherSettings
@@ -13,56 +14,94 @@ from nnunet_collab.training.mixing import MixingSettings
 from nnunet_collab.training.settings import CNN, StudentSettings
 
 
-@dataclass(frozen=True)
 class CRLNSettings(MixingSettings, TeacherSettings):
-    """Every switch of the paper's tables; [I]: not given there, see the comment."""
+    """Every switch of the paper's tables."""
 
     students: tuple[StudentSettings, ...] = (CNN,)
     cutmix_probability: float = 1.0
-    deploy: Literal["student", "teacher"] = "teacher"  # [I] as ReCo, from which CPS descends
-    prototypes: int = 16  # R per class; figure 10 prefers it to 32, the final value is nowhere stated
-    aggregation: Aggregation = "shared"  # table 6: SA + CI + CR
-    rectification: Literal["none", "fixed", "concatenation", "learnable"] = "learnable"  # table 7: v1, v2, v3
-    rectification_space: Space = "logit"  # of equation 8 (`learnable` alone), see networks.rectifier
-    rectify_from_iteration: int = 800  # S, iterations before pseudo labels are rectified (figure 12)
-    # [I] ReCo's: confidence from which on a pseudo label is used, and below which a voxel is uncertain
-    tau: float = 0.97
-    tau_weak: float = 0.7  # [I] ReCo's: confidence below which a pseudo label is no anchor, negative or mean
-    soft_target: bool = False  # True: the whole distribution is the pseudo label
-    unlabeled_weight: float = 1.0
-    # Table 5: no CPS, MR, LP, CPS. Its row without DIM is `none` here and in `rectification`: DIM, which nothing needs
-    # then, is neither built nor trained.
-    positives: Literal["none", "mean", "learned", "both"] = "both"
-    contrast_weight: float = 1.0  # equation 15; in full from the first iteration on, `ramp_up` does not touch it
-    # Weight of the learned prototypes (figure 13). "uniform": in [0, 1), drawn for each step, as equation 13 has it.
-    xi: float | Literal["uniform"] = 0.6
-    temperature: float = 0.5
-    anchors: int = 256
-    negatives: int = 512
-    # [I] share of each side of an unlabeled patch that the student sees, in its middle, while the teacher sees all of
-    # it. Section 4.4.1 names a center crop without its size, section 3.1 none. Rounded to sizes the network takes.
-    context_crop: float = 1.0
-    noise: float = 0.2  # [I] the strong view's uniform noise is in +-noise; intensities have a deviation of about 1
-    mu_lr: float = 1e-3  # [I] Adam
+    deploy: Literal["student", "teacher"] = setting(
+        "teacher", source="not in the paper; as ReCo, from which CPS descends"
+    )
+    prototypes: int = setting(
+        16,
+        "R, prototypes per class. Figure 10 prefers 16 to 32; the final value is nowhere stated.",
+        source="figure 10",
+        **COUNT,
+    )
+    aggregation: Aggregation = setting("shared", "How DIM aggregates: SA, CI, CR.", source="table 6")
+    rectification: Literal["none", "fixed", "concatenation", "learnable"] = setting(
+        "learnable", "How pseudo labels are rectified: not, or v1, v2, v3.", source="table 7"
+    )
+    rectification_space: Space = setting(
+        "logit", "Space in which `learnable` rectifies; see methods.crln.rectifier.", source="equation 8"
+    )
+    rectify_from_iteration: int = setting(
+        800, "S, iterations before pseudo labels are rectified.", unit="iterations", ge=0, lt=2**31, source="figure 12"
+    )
+    tau: float = setting(
+        0.97,
+        "Confidence from which on a pseudo label is used, and below which a voxel is uncertain.",
+        gt=0,
+        lt=1,
+        source="not in the paper; ReCo's",
+    )
+    tau_weak: float = setting(
+        0.7,
+        "Confidence below which a pseudo label is no anchor, negative or mean. Below tau.",
+        ge=0,
+        lt=1,
+        source="not in the paper; ReCo's",
+    )
+    soft_target: bool = setting(False, "Whether the whole distribution is the pseudo label.")
+    relations_weight: float = setting(
+        1.0, "Weight of l_s(M(x_l), y), relative to nnU-Net's loss of the student.", ge=0, source="equation 15"
+    )
+    unlabeled_weight: float = setting(1.0, "Weight of the loss on unlabeled images.", ge=0, source="equation 15")
+    # The row of table 5 without DIM is `none` here and in `rectification`: DIM, which nothing needs then, is neither
+    # built nor trained.
+    positives: Literal["none", "mean", "learned", "both"] = setting(
+        "both", "Positives of the contrast: no CPS, MR, LP, CPS.", source="table 5"
+    )
+    contrast_weight: float = setting(
+        1.0,
+        "Weight of the contrast. It follows ramp_up, as all weights of unlabeled images do.",
+        ge=0,
+        source="equation 15",
+    )
+    xi: Annotated[float, Field(ge=0)] | Literal["uniform"] = setting(
+        0.6,
+        "Weight of the learned prototypes. uniform: in [0, 1), drawn for each step, as equation 13 has it.",
+        source="figure 13",
+    )
+    temperature: float = setting(0.5, "Temperature of the contrast.", gt=0, source="section 4.2")
+    anchors: int = setting(256, "Anchors of the contrast.", source="section 4.2", **COUNT)
+    negatives: int = setting(512, "Negatives of the contrast.", source="section 4.2", **COUNT)
+    context_crop: float = setting(
+        1.0,
+        "Part of an unlabeled patch that the student sees, in its middle, while the teacher sees all of it. Rounded to "
+        "sizes the network takes. Section 4.4.1 names a center crop without its size, section 3.1 none.",
+        unit="share of each side",
+        gt=0,
+        le=1,
+        source="not in the paper",
+    )
+    noise: float = setting(
+        0.2,
+        "The strong view's uniform noise is in +-noise. Intensities have a standard deviation of about 1.",
+        ge=0,
+        source="not in the paper",
+    )
+    mu_lr: float = setting(1e-3, "Learning rate of mu, by Adam.", gt=0, source="not in the paper")
 
     def __post_init__(self) -> None:
-        """Check what a type cannot say.
+        """Check what settings say together.
 
         Raises:
             CollabError: Naming the setting, the rule and the value.
         """
         super().__post_init__()
         require(len(self.students) == 1, "students", "must be one", [s.name for s in self.students])
-        for name in ("prototypes", "anchors", "negatives"):
-            require(getattr(self, name) >= 1, name, "must be >= 1", getattr(self, name))
-        require(0 < self.tau < 1, "tau", "must be in (0, 1)", self.tau)
-        require(0 <= self.tau_weak < self.tau, "tau_weak", f"must be in [0, tau), tau is {self.tau}", self.tau_weak)
-        require(isinstance(self.xi, str) or self.xi >= 0, "xi", "must be >= 0 or 'uniform'", self.xi)
-        for name in ("rectify_from_iteration", "unlabeled_weight", "contrast_weight", "noise"):
-            require(getattr(self, name) >= 0, name, "must be >= 0", getattr(self, name))
-        require(0 < self.context_crop <= 1, "context_crop", "must be a share, in (0, 1]", self.context_crop)
-        for name in ("temperature", "mu_lr"):
-            require(getattr(self, name) > 0, name, "must be > 0", getattr(self, name))
+        require(self.tau_weak < self.tau, "tau_weak", f"must be in [0, tau), tau is {self.tau}", self.tau_weak)
 
         idle = {
             "none": ("rectification_space", "mu_lr"),

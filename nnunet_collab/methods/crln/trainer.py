@@ -16,7 +16,7 @@ nor CPS uses M or the prototypes (table 5), there is no DIM and no l_s(M(x_l), y
 
 from __future__ import annotations
 
-import math
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -27,7 +27,7 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.positive_supervision import Supervision, positive_supervision
 from nnunet_collab.losses.pseudo_labels import pseudo_label_loss, pseudo_labels
-from nnunet_collab.methods.crln.center_crop import CenterCrop
+from nnunet_collab.methods.crln.center_crop import context_of
 from nnunet_collab.methods.crln.interaction import DynamicInteraction
 from nnunet_collab.methods.crln.projection import VoxelProjection
 from nnunet_collab.methods.crln.rectifier import Kind, Rectifier
@@ -36,7 +36,8 @@ from nnunet_collab.networks.blueprint import is_unet
 from nnunet_collab.networks.student import Student
 from nnunet_collab.training.ema_trainer import TeacherTrainer
 from nnunet_collab.training.mixing import MixingTrainer
-from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, slice_output
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch
+from nnunet_collab.training.student_outputs import slice_output
 
 STAGES = 3  # of the decoder that are tapped
 
@@ -91,7 +92,7 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
             ).to(self.device)
         if s.contrasts:
             student.heads["projection"] = VoxelProjection(dims, last, coarse).to(self.device)
-        self.context = self._context(network)
+        self.context = context_of(self.configuration_manager.patch_size, self.settings.context_crop, network)
         # Here, where every rank draws the same weights.
         self.rectifier: Rectifier | None = None
         if s.rectification != "none":
@@ -99,34 +100,30 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
             rectifier = Rectifier(kind, space=s.rectification_space, tau=s.tau, num_classes=classes, dims=dims)
             self.rectifier = rectifier.to(self.device)
 
-    def _context(self, network: Any) -> CenterCrop:
-        """The box that the student sees of unlabeled patches."""
-        patch, share = self.configuration_manager.patch_size, self.settings.context_crop
-        strides = [math.prod(axis) for axis in zip(*network.encoder.strides, strict=True)]
-        context = CenterCrop(patch, share, strides)
-        if share < 1 and (context.whole or list(context.size) == strides):
-            what = "the whole patch" if context.whole else "a single voxel at the lowest resolution"
-            raise CollabError(
-                f"setting 'context_crop': {share:g} of the patch {list(patch)} is {list(context.size)}, since the "
-                f"network takes multiples of {strides}: that leaves {what}. Choose another share, or 1."
-            )
-        return context
-
     # ---------------------------------------------------------------- terms
 
-    def threshold(self) -> float:
-        """tau, for values that sum to 1."""
+    def threshold(self) -> float | Tensor:
+        """tau, for values that sum to 1; a scalar on the device where mu says what they sum to."""
         return self.settings.tau / self._mass()
 
-    def _mass(self) -> float:
+    def _mass(self) -> float | Tensor:
         """What the values of one voxel's pseudo label sum to; tau and tau_weak are for these values."""
         if self.rectifier is None or self.iteration < self.settings.rectify_from_iteration:
             return 1.0
-        return self.rectifier.mass.item()
+        return self.rectifier.mass.detach()
+
+    def term_weights(self) -> dict[str, float]:
+        """Equation 15; those of unlabeled images rise over `ramp_up`."""
+        s, ramp = self.settings, self.ramp()
+        return {
+            "relations": s.relations_weight if s.interacts else 0.0,
+            "pseudo": ramp * s.unlabeled_weight,
+            "contrast": ramp * s.contrast_weight if s.contrasts else 0.0,
+        }
 
     def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
         """Equation 15, and the gradient of equation 16 on the way."""
-        s = self.settings
+        s, weights = self.settings, self.weights()
         own, second = self.divide(batch)
         name, n_l = s.students[0].name, len(own.image)
         seen, seen_second = self._seen(own), None if second is None else self._seen(second)
@@ -140,12 +137,18 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
         terms = self.supervised_terms({name: labeled}, own.target)
         if relations is not None:
             self._learn_to_rectify(labeled.logits, relations, own.target)
-            value = self.supervised(_logits(relations), own.target)
-            terms.append(Term(name, "relations", s.supervised_weight, value))
-        value = self._unlabeled_loss(output.logits[n_l:], teacher, keep)
-        terms.append(Term(name, "pseudo", s.unlabeled_weight * self.ramp(), value))
-        if s.contrasts:
-            terms.append(Term(name, "contrast", s.contrast_weight, self._contrast(output, own, teacher, keep)))
+            if "relations" in weights:
+                value = self.supervised(_logits(relations), own.target)
+                terms.append(Term(name, "relations", weights["relations"], value))
+        if "pseudo" in weights:
+            # A student that sees the middle of a patch has no coarser outputs of the whole of it.
+            unlabeled = slice_output(output, n_l, None)
+            unlabeled = unlabeled if self.context.whole else unlabeled._replace(auxiliary=())
+            value = self._unlabeled_loss(unlabeled, teacher, keep)
+            terms.append(Term(name, "pseudo", weights["pseudo"], value))
+        if "contrast" in weights:
+            value = self._contrast(output, own, teacher, keep)
+            terms.append(Term(name, "contrast", weights["contrast"], value))
         return terms
 
     def _seen(self, batch: SemiSupervisedBatch) -> SemiSupervisedBatch:
@@ -193,10 +196,10 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
             return before, before
         return before, self.rectifier(before, self._relations(teacher, output, slice(None)))
 
-    def _unlabeled_loss(self, student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
-        s = self.settings
-        criterion: Literal["kl", "ce"] = "kl" if s.soft_target else "ce"
-        return pseudo_label_loss(student, teacher, keep, regions=False, criterion=criterion, threshold=self.threshold())
+    def _unlabeled_loss(self, student: StudentOutput, teacher: Tensor, keep: Tensor) -> Tensor:
+        criterion: Literal["kl", "ce"] = "kl" if self.settings.soft_target else "ce"
+        loss = partial(pseudo_label_loss, regions=False, criterion=criterion, threshold=self.threshold())
+        return self.through_heads(loss, student, teacher, keep)
 
     def _contrast(self, output: StudentOutput, own: SemiSupervisedBatch, teacher: Tensor, keep: Tensor) -> Tensor:
         s = self.settings
@@ -215,7 +218,7 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
             student.heads["interaction"].prototypes if s.interacts else None,  # type: ignore[arg-type]
             known,
             tau=s.tau,
-            xi=float(torch.rand(())) if isinstance(s.xi, str) else s.xi,
+            xi=torch.rand((), device=teacher.device) if isinstance(s.xi, str) else s.xi,
             temperature=s.temperature,
             positives=s.positives,
             anchors=s.anchors,
@@ -241,6 +244,13 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
                 dist.all_reduce(gradient)
                 gradient /= dist.get_world_size()
             parameter.grad = gradient
+
+    def must_be_finite(self) -> dict[str, Tensor]:
+        """The rectifier's gradient, which no term of the student's loss shows."""
+        learned = [] if self.rectifier_optimizer is None or self.rectifier is None else self.rectifier.parameters()
+        gradients = [p.grad.flatten() for p in learned if p.grad is not None]
+        rectification = {"the gradient of the rectification": torch.cat(gradients)} if gradients else {}
+        return {**super().must_be_finite(), **rectification}
 
     def after_step(self) -> None:
         """The rectifier's step, and the teacher's."""

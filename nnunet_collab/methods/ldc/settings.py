@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from nnunet_collab.core.settings import refuse_unused, require
+from pydantic import Field
+
+from nnunet_collab.core.settings import refuse_unused, require, setting
 from nnunet_collab.losses.duality import Activation
 from nnunet_collab.training.ema_trainer import TeacherSettings
 from nnunet_collab.training.settings import CNN, StudentSettings
@@ -26,6 +27,7 @@ Formulation = Literal["sound", "paper_eq2", "official"]
 Constraint = Literal["none", "size_bands", "global_mean"]
 Contrast = Literal["off", "slices", "official_diagonal"]
 MSEOn = Literal["prob", "logit"]
+Weight = Annotated[float, Field(ge=0)]
 
 LIVER = 0.9989 * math.pi * 0.1  # the released code's weight of the liver's Dice; the tumour's is the rest
 
@@ -44,11 +46,11 @@ class Recipe(NamedTuple):
     two_class_weights: tuple[float, float]
 
 
-SOUND = Recipe("softmax", "prob", "size_bands", 1.0, False, "slices", 0.1, 1.0, (0.5, 0.5))
+SOUND = Recipe("softmax", "prob", "size_bands", 1.0, False, "slices", 0.2, 1.0, (0.5, 0.5))
 RECIPES: Mapping[Formulation, Recipe] = {
     "sound": SOUND,
     "paper_eq2": SOUND._replace(two_class_weights=(0.314, 0.685)),
-    "official": Recipe("sigmoid", "logit", "global_mean", 0.0, True, "official_diagonal", 0.5, 0.0, (LIVER, 1 - LIVER)),
+    "official": Recipe("sigmoid", "logit", "global_mean", 0.0, True, "official_diagonal", 1.0, 0.0, (LIVER, 1 - LIVER)),
 }
 # Settings that a formulation has no use for; a changed one would be a mistake.
 IDLE: Mapping[Formulation, tuple[str, ...]] = {
@@ -59,71 +61,107 @@ IDLE: Mapping[Formulation, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
 class LDCSettings(TeacherSettings):
-    """[I]: the paper gives no value; what stands here is ours or that of related code."""
+    """What the paper gives no value for is ours or that of related code."""
 
-    students: tuple[StudentSettings, ...] = (CNN,)  # the paper's network: {"CNN": {"network": "cmaformer"}}
-    formulation: Formulation = "sound"
-    activation: Activation | None = None  # of consistency and constraints; regions are always sigmoid
+    students: tuple[StudentSettings, ...] = setting(
+        (CNN,), source='the paper\'s network: {"CNN": {"network": "cmaformer"}}'
+    )
+    formulation: Formulation = setting("sound", "Which form of the method; see the file of these settings.")
+    activation: Activation | None = setting(
+        None, "Of consistency and constraints. Regions are always sigmoid. null: the formulation's."
+    )
 
     # The objective on unlabeled images, or, `official`, on labeled ones; see losses.duality.
-    cross_entropy: float = 0.3  # alpha, released code; in the official formulation binary
-    dice: float = 0.5
-    squared_error: float = 0.2
-    mse_on: MSEOn | None = None
-    # beta of the foreground classes; none: equal; for two classes the paper's in `paper_eq2`, the code's in `official`
-    class_weights: tuple[float, ...] = ()
-    consistency_weight: float = 0.1  # [I] as in Mean Teacher
-    hard_target: bool = False  # the teacher's likeliest class instead of its distribution
-    threshold: float = 0.0  # confidence from which on a voxel is used
-    ramp_up: float | None = None  # share of the run over which consistency and contrast gain weight; 0: no ramp
+    cross_entropy: float = setting(
+        0.3, "alpha, weight of the cross-entropy; in the official formulation binary.", ge=0, source="released code"
+    )
+    dice: float = setting(0.5, "Weight of Dice.", ge=0, source="released code")
+    squared_error: float = setting(0.2, "Weight of the squared error.", ge=0, source="released code")
+    mse_on: MSEOn | None = setting(None, "What the squared error compares. null: the formulation's.")
+    class_weights: tuple[Weight, ...] = setting(
+        (),
+        "beta, one weight per foreground class. None: equal; for two classes the paper's in paper_eq2, the code's in "
+        "official.",
+    )
+    consistency_weight: float = setting(
+        0.2,
+        "Weight of the consistency, beside nnU-Net's whole loss.",
+        ge=0,
+        source="not in the paper; as in Mean Teacher",
+    )
+    hard_target: bool = setting(False, "Whether the teacher's likeliest class replaces its distribution.")
+    threshold: float = setting(0.0, "Confidence from which on a voxel is used.", ge=0, lt=1)
+    ramp_up: float | None = setting(
+        None,
+        "Time after start over which consistency and contrast gain weight. 0: no ramp. null: the formulation's.",
+        unit="share of the run",
+        ge=0,
+        le=1,
+    )
 
     # Constraints.
-    constraint: Constraint | None = None
-    size_source: Literal["labeled", "teacher"] = "labeled"  # of the sizes: random labeled crops, or the teacher
-    size_decay: float = 0.99  # of the running mean of the labeled crops' sizes
-    tolerance: float = 0.1  # half-width of the bands, as a share of the size
-    norm_limit: float = 0.0  # largest squared norm of the student's weights; 0: none
-    logit_limit: float = 0.0  # mean of max(0, |logit| - limit) <= 0; 0: none
-    dual_rate: float = 0.01  # step of the multipliers, released code
-    multiplier_init: float = 0.0
-    multiplier_max: float = 100.0  # [I] bound of the multipliers
-    dual_decay: float = 0.9  # [I] of the running mean of the residuals that the multipliers follow
-    rho: float | None = None  # penalty of the augmented Lagrangian; 0: plain
-    reset_each_epoch: bool | None = None  # the released code loses its multiplier after every epoch
+    constraint_weight: float = setting(
+        1.0,
+        "Weight of the constraints' augmented Lagrangian, beside nnU-Net's whole loss. 0: there are none.",
+        ge=0,
+        source="not in the paper",
+    )
+    constraint: Constraint | None = setting(None, "What the constraints hold. null: the formulation's.")
+    size_source: Literal["labeled", "teacher"] = setting(
+        "labeled", "Where the sizes of the classes are from: random labeled crops, or the teacher."
+    )
+    size_decay: float = setting(0.99, "Decay of the running mean of the labeled crops' sizes.", ge=0, lt=1)
+    tolerance: float | None = setting(
+        None,
+        "Half-width of the bands. null: 0.1 where the teacher gives the sizes; where labels do, it follows from the "
+        "spread of the sizes in labeled crops, so that the truth itself violates a band in at most 5 % of the batches.",
+        unit="share of the size",
+        ge=0,
+        lt=1,
+    )
+    norm_limit: float = setting(0.0, "Largest squared norm of the student's weights. 0: none.", ge=0)
+    logit_limit: float = setting(0.0, "Limit of mean max(0, |logit| - limit) <= 0. 0: none.", ge=0)
+    dual_rate: float = setting(0.01, "Step of the multipliers.", ge=0, source="released code")
+    multiplier_init: float = setting(0.0, "Multipliers at the start. At most multiplier_max.", ge=0)
+    multiplier_max: float = setting(100.0, "Largest multiplier.", gt=0, source="not in the paper")
+    dual_decay: float = setting(
+        0.9,
+        "Decay of the running mean of the residuals that the multipliers follow.",
+        ge=0,
+        lt=1,
+        source="not in the paper",
+    )
+    rho: float | None = setting(None, "Penalty of the augmented Lagrangian. 0: plain. null: the formulation's.", ge=0)
+    reset_each_epoch: bool | None = setting(
+        None,
+        "Whether multipliers are forgotten after every epoch, as in the released code. null: the formulation's.",
+    )
 
     # Boundaries.
-    distance_weight: float = 0.1  # [I] of the signed distance maps' squared error, labeled images; 0: not learned
-    contrast: Contrast | None = None
-    contrast_weight: float | None = None
-    temperature: float = 0.07
-    slice_gap: int = 1  # neighboring slices so near are no negatives; 0: all are
+    distance_weight: float = setting(
+        0.2,
+        "Weight of the signed distance maps' squared error on labeled images. 0: they are not learned.",
+        ge=0,
+        source="not in the paper",
+    )
+    contrast: Contrast | None = setting(None, "Which contrast of boundaries. null: the formulation's.")
+    contrast_weight: float | None = setting(None, "Weight of the contrast. null: the formulation's.", ge=0)
+    temperature: float = setting(0.07, "Temperature of the contrast.", gt=0)
+    slice_gap: int = setting(
+        1, "Slices at most this far apart are no negatives of each other. 0: all are.", unit="slices", ge=0, lt=2**31
+    )
 
     def __post_init__(self) -> None:
-        """Check what a type cannot say.
+        """Check what settings say together.
 
         Raises:
             CollabError: Naming the setting, the rule and the value.
         """
         super().__post_init__()
         require(len(self.students) == 1, "students", "must be one", [s.name for s in self.students])
-        for name in (
-            "cross_entropy", "dice", "squared_error", "consistency_weight", "norm_limit", "logit_limit", "dual_rate",
-            "rho", "distance_weight", "contrast_weight", "slice_gap",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            require(value is None or value >= 0, name, "must be >= 0", value)
-        for name in ("size_decay", "dual_decay", "threshold", "tolerance"):
-            value = getattr(self, name)
-            require(0 <= value < 1, name, "must be in [0, 1)", value)
-        for name in ("temperature", "multiplier_max"):
-            require(getattr(self, name) > 0, name, "must be > 0", getattr(self, name))
         largest = f"must be in [0, multiplier_max], which is {self.multiplier_max}"
-        require(0 <= self.multiplier_init <= self.multiplier_max, "multiplier_init", largest, self.multiplier_init)
-        share = "must be a share of the run, in [0, 1]"
-        require(self.ramp_up is None or 0 <= self.ramp_up <= 1, "ramp_up", share, self.ramp_up)
-        require(all(w >= 0 for w in self.class_weights), "class_weights", "must be >= 0", list(self.class_weights))
+        require(self.multiplier_init <= self.multiplier_max, "multiplier_init", largest, self.multiplier_init)
         require(
             self.formulation != "official" or self.contrast != "slices",
             "contrast",

@@ -24,16 +24,24 @@ from nnunet_collab.core.distributed import all_reduce_sum
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.data.loaders import BatchSource
-from nnunet_collab.data.two_streams import CENTERD
+from nnunet_collab.data.two_streams import CENTERED
 from nnunet_collab.losses.boundary_contrast import boundary_contrast, diagonal_contrast, distance_error
-from nnunet_collab.losses.duality import class_fractions, consistency_loss, paper_equation_2, teacher_target
-from nnunet_collab.methods.ldc.constraints import Constraints, check_every_class_is_labeled
+from nnunet_collab.losses.duality import class_fractions, teacher_target
+from nnunet_collab.methods.ldc.checks import (
+    check_crops_at_random_places,
+    check_every_class_is_labeled,
+    check_no_ignore_label,
+    check_pairs,
+)
+from nnunet_collab.methods.ldc.constraints import Constraints
 from nnunet_collab.methods.ldc.distance_head import DistanceHead, SliceProjection
+from nnunet_collab.methods.ldc.objective import objective
 from nnunet_collab.methods.ldc.settings import LDCSettings
-from nnunet_collab.methods.ldc.signed_distance import KEY, WithSignedDistances
+from nnunet_collab.methods.ldc.signed_distance import KEY, WithSignedDistances, class_masks, signed_distances
 from nnunet_collab.training.ema_trainer import TeacherTrainer
 from nnunet_collab.training.metrics import true_masks
-from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, slice_output
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch
+from nnunet_collab.training.student_outputs import split_output
 
 
 class LDCTrainer(TeacherTrainer):
@@ -62,9 +70,12 @@ class LDCTrainer(TeacherTrainer):
         self.contrasts_slices = self.recipe.contrast == "slices" and self.recipe.contrast_weight > 0
         super().initialize()
         self.constraints = Constraints(s, self.recipe, classes, self.first, self.device)
-        self._check_pairs()
+        if self.recipe.contrast == "official_diagonal":
+            check_pairs(self.labeled_per_batch, self.unlabeled_per_batch)
         if self.recipe.constraint == "size_bands" and s.size_source == "labeled":
-            self._check_sizes_of_labels()
+            check_no_ignore_label(self.label_manager)
+            if not self.official:  # there the truth of the same crops is compared
+                self._check_crops_at_random_places()
         if self.recipe.constraint == "global_mean" and self.recipe.activation == "softmax":
             self.print_to_log_file(
                 "WARNING: with softmax the mean over all classes is 1 / C whatever is predicted: the constraint "
@@ -92,31 +103,11 @@ class LDCTrainer(TeacherTrainer):
             self.slices = 1 if axis is None else size[axis]
             student.heads["projection"] = SliceProjection(maps, axis, size).to(self.device)
 
-    def _check_pairs(self) -> None:
-        if self.recipe.contrast == "official_diagonal" and self.labeled_per_batch != self.unlabeled_per_batch:
-            raise CollabError(
-                f"setting 'contrast': 'official_diagonal' pairs each labeled sample with an unlabeled one, so a "
-                f"batch must hold as many of both; on this process it has {self.labeled_per_batch} and "
-                f"{self.unlabeled_per_batch}. Set an even batch_size and labeled_share to 0.5."
-            )
-
-    def _check_sizes_of_labels(self) -> None:
-        if self.label_manager.has_ignore_label:
-            raise CollabError(
-                "setting 'size_source': 'labeled' takes the sizes of the classes from labeled crops, and this dataset "
-                "has an ignore label: its crops are centered on annotated voxels, the others' sizes are unknown. Set "
-                "size_source to 'teacher', or, where the formulation has none, constraint to 'none'."
-            )
-        if self.official:  # the truth of the same crops is compared
-            return
+    def _check_crops_at_random_places(self) -> None:
         share = 1 - float(self.oversample_foreground_percent)
         at_random = share if self.probabilistic_oversampling else round(self.labeled_per_batch * share)
-        if all_reduce_sum(torch.tensor(float(at_random), device=self.device)) == 0:
-            raise CollabError(
-                f"setting 'size_source': 'labeled' takes the sizes from labeled crops at random places, and a batch "
-                f"of {self.labeled_per_batch} labeled samples has none: all are centered on foreground. Lower "
-                f"oversample_foreground_percent in a trainer of your own, or use 'teacher'."
-            )
+        everywhere = all_reduce_sum(torch.tensor(float(at_random), device=self.device))
+        check_crops_at_random_places(float(everywhere), self.labeled_per_batch)
 
     def _measures_sizes(self) -> bool:
         wanted = self.recipe.constraint == "size_bands" and self.settings.size_source == "labeled"
@@ -134,7 +125,8 @@ class LDCTrainer(TeacherTrainer):
             wanted = self.label_manager.foreground_regions if self.regions else self.label_manager.foreground_labels
             check_every_class_is_labeled(data, wanted)
         source = super().training_source(data, patch_size, transforms)
-        return self.with_signed_distances(source) if self.learns_distances else source
+        in_loader = self.learns_distances and self.device.type != "cuda"
+        return self.with_signed_distances(source) if in_loader else source
 
     def with_signed_distances(self, source: BatchSource) -> WithSignedDistances:
         """The source, its batches completed by the maps of this dataset's classes or regions."""
@@ -147,13 +139,41 @@ class LDCTrainer(TeacherTrainer):
 
     # ---------------------------------------------------------------- terms
 
-    def batch_terms(self, batch: dict[str, Any]) -> list[Term]:
+    def term_weights(self) -> dict[str, float]:
+        """Of the formulation's parts; consistency and contrast rise over `ramp_up`."""
+        s, ramp = self.settings, self.ramp_over(self.recipe.ramp_up)
+        return {
+            "consistency": 0.0 if self.official else ramp * s.consistency_weight,
+            "constraints": s.constraint_weight if self.constraints.multipliers.names else 0.0,
+            "distance": s.distance_weight if self.learns_distances else 0.0,
+            "contrast": 0.0 if self.recipe.contrast == "off" else ramp * self.recipe.contrast_weight,
+        }
+
+    def labeled_terms(self, batch: dict[str, Any]) -> list[Term]:
+        """nnU-Net's loss, or the released code's own."""
+        if not self.official:
+            return super().labeled_terms(batch)
+        image, _, truth = self._to_device(batch)
+        name = self.settings.students[0].name
+        logits = self.network(image)[name].logits
+        return [Term(name, "supervised", 1.0, self._objective(logits, self._target(truth, logits), truth.keep))]
+
+    def all_terms(self, batch: dict[str, Any]) -> list[Term]:
         """All terms; if signed distance maps are learned, `batch` has those of its labeled samples."""
         ours = self.read_batch(batch)
         if self.official:
             return self._official_terms(ours)
-        distances = batch[KEY].to(self.device, non_blocking=True) if self.learns_distances else None
-        return self._terms(ours, distances, batch[CENTERD].to(self.device, non_blocking=True))
+        distances = self._signed_distances(batch, ours.target) if self.learns_distances else None
+        return self._terms(ours, distances, batch[CENTERED].to(self.device, non_blocking=True))
+
+    def _signed_distances(self, batch: dict[str, Any], target: Tensor | list[Tensor]) -> Tensor:
+        """The loader's maps, or, on a GPU, made here: there they cost next to nothing, in the loader as much again."""
+        if KEY in batch:
+            maps: Tensor = batch[KEY].to(self.device, non_blocking=True)
+            return maps
+        labels = [] if self.regions else self.label_manager.foreground_labels
+        masks = class_masks(target, labels, len(self.class_weights))
+        return signed_distances(masks, self.configuration_manager.spacing)
 
     def threshold(self) -> float:
         """Constant."""
@@ -161,94 +181,68 @@ class LDCTrainer(TeacherTrainer):
 
     def _terms(self, batch: SemiSupervisedBatch, distances: Tensor | None, centered: Tensor) -> list[Term]:
         """Those of `sound` and `paper_eq2`."""
-        s, recipe = self.settings, self.recipe
+        s, recipe, weights = self.settings, self.recipe, self.weights()
         name, count = s.students[0].name, len(batch.image)
         output: StudentOutput = self.network(torch.cat([batch.image, batch.strong[0]]))[name]
         teacher = self.teacher(batch.weak)[name]
         self.pseudo_label_curves.add(name, teacher.logits, batch.keep, s.threshold)
-        labeled, unlabeled = slice_output(output, 0, count), output.logits[count:]
-        ramp = self.ramp_over(recipe.ramp_up)
-        target, used = teacher_target(
-            teacher.logits, activation=recipe.activation, hard=s.hard_target, threshold=s.threshold
-        )
-        agreement = self._objective(unlabeled, target, batch.keep, used)
-        terms = [
-            *self.supervised_terms({name: labeled}, batch.target),
-            Term(name, "consistency", s.consistency_weight * ramp, agreement),
-        ]
+        labeled, unlabeled = split_output(output, [count, len(batch.weak)])
+        terms = self.supervised_terms({name: labeled}, batch.target)
+        if "consistency" in weights:
+            target, used = teacher_target(
+                teacher.logits, activation=recipe.activation, hard=s.hard_target, threshold=s.threshold
+            )
+            value = self.through_heads(self._objective, unlabeled, target, batch.keep, used)
+            terms.append(Term(name, "consistency", weights["consistency"], value))
         if self._measures_sizes():
             self.constraints.measure_sizes(true_masks(batch.truth, output.logits.shape[1]), ~centered)
         sizes = self.constraints.sizes.value
         if s.size_source == "teacher":
             with torch.no_grad():
                 sizes = self.constraints.fractions(teacher.logits)
-        terms += self._constraint_terms(name, 1.0, unlabeled, sizes, labeled.logits, batch.truth)
+        terms += self._constraint_terms(name, unlabeled.logits, sizes, labeled.logits, batch.truth)
         if "distance" in self.group[name].heads:
             own = self.group[name].heads["distance"](output.decoder)
-            if distances is not None:
+            if distances is not None and "distance" in weights:
                 error = distance_error(own[:count], distances, batch.truth.keep)
-                terms.append(Term(name, "distance", s.distance_weight, error))
+                terms.append(Term(name, "distance", weights["distance"], error))
             if self.contrasts_slices:
                 loss = self._slice_contrast(name, own[count:], teacher)
-                terms.append(Term(name, "contrast", recipe.contrast_weight * ramp, loss))
-        if recipe.contrast == "official_diagonal":
-            loss = diagonal_contrast(labeled.logits, unlabeled, temperature=s.temperature)
-            terms.append(Term(name, "contrast", recipe.contrast_weight * ramp, loss))
+                terms.append(Term(name, "contrast", weights["contrast"], loss))
+        if recipe.contrast == "official_diagonal" and "contrast" in weights:
+            loss = diagonal_contrast(labeled.logits, unlabeled.logits, temperature=s.temperature)
+            terms.append(Term(name, "contrast", weights["contrast"], loss))
         return terms
 
     def _official_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
         """Those of the released code."""
-        s, recipe = self.settings, self.recipe
+        s, weights = self.settings, self.weights()
         name, truth = s.students[0].name, batch.truth
         logits = self.network(batch.image)[name].logits
         loss = self._objective(logits, self._target(truth, logits), truth.keep)
-        terms = [Term(name, "supervised", s.supervised_weight, loss)]
+        terms = [Term(name, "supervised", 1.0, loss)]
         sizes = class_fractions(true_masks(truth, logits.shape[1]).float())
-        terms += self._constraint_terms(name, s.supervised_weight, logits, sizes, logits, truth)
-        if recipe.contrast == "official_diagonal":
+        terms += self._constraint_terms(name, logits, sizes, logits, truth)
+        if "contrast" in weights:
             with torch.no_grad():
                 unlabeled = self.group(batch.weak)[name].logits
-            ramp = self.ramp_over(recipe.ramp_up)
             contrast = diagonal_contrast(logits, unlabeled, temperature=s.temperature)
-            terms.append(Term(name, "contrast", recipe.contrast_weight * ramp, contrast))
+            terms.append(Term(name, "contrast", weights["contrast"], contrast))
         return terms
 
     def _objective(self, logits: Tensor, target: Tensor, keep: Tensor, used: Tensor | None = None) -> Tensor:
-        s, activation = self.settings, self.recipe.activation
-        if s.formulation == "paper_eq2":
-            return paper_equation_2(
-                logits,
-                target,
-                keep,
-                activation=activation,
-                class_weights=self.class_weights,
-                cross_entropy=s.cross_entropy,
-                used=used,
-            )
-        return consistency_loss(
-            logits,
-            target,
-            keep,
-            activation=activation,
-            class_weights=self.class_weights,
-            cross_entropy=s.cross_entropy,
-            dice=s.dice,
-            squared_error=s.squared_error,
-            mse_on=self.recipe.mse_on,
-            used=used,
-            dice_per_sample=self.official,
-        )
+        return objective(self.settings, self.recipe, self.class_weights)(logits, target, keep, used=used)
 
-    def _constraint_terms(
-        self, name: str, weight: float, logits: Tensor, sizes: Tensor, labeled: Tensor, truth: Truth
-    ) -> list[Term]:
-        if not self.constraints.multipliers.names:
+    def _constraint_terms(self, name: str, logits: Tensor, sizes: Tensor, labeled: Tensor, truth: Truth) -> list[Term]:
+        weight = self.weights().get("constraints")
+        if weight is None:
             return []
         value = self.constraints.value(
             logits,
             sizes=sizes,
             labeled=(labeled, self._target(truth, labeled), truth.keep),
             weights=[p for p in self.group[name].network.parameters() if p.requires_grad],
+            ramp=self.ramp_over(self.recipe.ramp_up),
         )
         return [Term(name, "constraints", weight, value)]
 
@@ -268,6 +262,11 @@ class LDCTrainer(TeacherTrainer):
         )
 
     # ---------------------------------------------------------------- multipliers
+
+    def must_be_finite(self) -> dict[str, Tensor]:
+        """The residuals, too, which the multipliers follow."""
+        residuals = self.constraints.residuals
+        return {**super().must_be_finite(), **({} if residuals is None else {"the residuals": residuals})}
 
     def after_step(self) -> None:
         """The multipliers' step, too."""

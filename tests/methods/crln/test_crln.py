@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from crln_in_tests import LOW, NAMES, each_configuration, each_kind, look, make_crln, rectified, scatter
+from drawing import class_by_class
 from teaching import HalfBox, batch_of, terms_of, use_half_boxes
 
 import nnunet_collab.losses.positive_supervision as positive_supervision_module
@@ -28,7 +29,9 @@ def no_chance(monkeypatch):
     """CutMix takes halves, and CPS every n-th voxel."""
     use_half_boxes(monkeypatch)
     monkeypatch.setattr(
-        positive_supervision_module, "_draw", lambda voxels, count: voxels[torch.arange(count) * 7 % len(voxels)]
+        positive_supervision_module,
+        "_draw",
+        class_by_class(lambda voxels, count: voxels[torch.arange(count) * 7 % len(voxels)]),
     )
 
 
@@ -142,20 +145,26 @@ def test_terms_and_the_gradient_of_mu_are_the_equations_by_hand(make, no_chance,
 
 
 def test_weights_are_those_of_the_settings(make):
-    changes = {"supervised_weight": 0.3, "unlabeled_weight": 0.7, "contrast_weight": 0.2}
+    changes = {"relations_weight": 0.6, "unlabeled_weight": 0.7, "contrast_weight": 0.2, "loss_scale": 0.5}
     assert {key: term.weight for key, term in terms_of(make(changes=changes)).items()} == {
-        "CNN/supervised": 0.3,
+        "CNN/supervised": 0.5,
         "CNN/relations": 0.3,
-        "CNN/pseudo": 0.7,
-        "CNN/contrast": 0.2,
+        "CNN/pseudo": 0.35,
+        "CNN/contrast": 0.1,
     }
+
+
+def test_equation_15_weighs_all_its_terms_alike(make):
+    assert {term.weight for term in terms_of(make()).values()} == {1.0}
 
 
 def test_the_weight_of_pseudo_labels_may_rise(make):
     trainer = make(changes={"epochs": 4, "iterations_per_epoch": 100, "ramp_up": 0.5})
     for iteration, want in ((0, math.exp(-5)), (100, math.exp(-1.25)), (200, 1.0), (300, 1.0)):
         trainer.iteration = iteration
-        assert terms_of(trainer)["CNN/pseudo"].weight == pytest.approx(want)
+        terms = terms_of(trainer)
+        assert terms["CNN/pseudo"].weight == terms["CNN/contrast"].weight == pytest.approx(want)
+        assert terms["CNN/relations"].weight == 1
 
 
 @pytest.mark.parametrize("iteration", [0, 2, 3, 4])
@@ -208,7 +217,7 @@ def test_thresholds_and_mu_of_values_as_printed_are_not_of_their_shares(make, mo
     assert terms["CNN/pseudo"].value.item() == pytest.approx((nll[used].sum() / batch.keep.sum()).item(), rel=1e-4)
     assert trainer.pseudo_label_curves.sums["CNN after"][1] == used.sum()
     assert torch.equal(known[0].reliable[len(batch.image) :], batch.keep & (highest > s.tau_weak))
-    assert trainer.threshold() == pytest.approx(s.tau / (2 - mu))
+    assert float(trainer.threshold()) == pytest.approx(s.tau / (2 - mu))
     truth = batch.truth
 
     def loss_of_mu(raw):

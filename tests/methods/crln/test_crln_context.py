@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from crln_in_tests import LOW, NAMES, each_configuration, each_kind, look, make_crln, rectified, scatter, train
+from drawing import class_by_class
 from teaching import HalfBox, batch_of, equal, gradients, is_zero, terms_of, use_half_boxes, weights, without_gradient
 
 import nnunet_collab.losses.positive_supervision as positive_supervision_module
@@ -59,7 +60,7 @@ def info_nce(trainer, maps, known):
 @each_kind
 def test_terms_are_the_equations_with_the_teachers_whole_patch(make, monkeypatch, kind, configuration, mixing):
     use_half_boxes(monkeypatch)
-    monkeypatch.setattr(positive_supervision_module, "_draw", every_seventh)
+    monkeypatch.setattr(positive_supervision_module, "_draw", class_by_class(every_seventh))
     trainer = scatter(make(kind=kind, configuration=configuration, changes={"noise": 0.0, "mixing": mixing}))
     terms = terms_of(trainer, kind)
     own, second = trainer.divide(batch_of(trainer, kind))
@@ -188,7 +189,7 @@ def test_a_resumed_run_steps_alike(make, tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.1])
 def test_a_share_outside_of_its_range_is_refused(make, share):
-    with pytest.raises(CollabError, match=r"setting 'context_crop': must be a share, in \(0, 1\]"):
+    with pytest.raises(CollabError, match=r"setting 'context_crop' must be a finite number in \(0, 1\]"):
         make(changes={"context_crop": share})
 
 

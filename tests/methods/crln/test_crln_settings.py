@@ -103,7 +103,7 @@ def test_every_aggregation_trains(make, aggregation):
 
 
 def test_a_single_unlabeled_sample_is_mixed_with_a_further_image(make):
-    trainer = make(changes={"batch_size": 2})
+    trainer = make(changes={"batch_size": 1})
     assert (trainer.unlabeled_per_batch, trainer.unlabeled_crops_per_batch()) == (1, 2)
     (result,) = train(trainer, 1)
     assert set(result["terms"]) == {f"CNN/{name}" for name in NAMES}
@@ -199,31 +199,32 @@ def test_a_start_beyond_the_run_is_warned_of(make, changes, warned, monkeypatch)
     ("changes", "message"),
     [
         ({"students": [{"name": "CNN"}, {"name": "CNN2"}]}, "setting 'students': must be one"),
-        ({"prototypes": 0}, "setting 'prototypes': must be >= 1"),
-        ({"anchors": 0}, "setting 'anchors': must be >= 1"),
-        ({"negatives": 0}, "setting 'negatives': must be >= 1"),
-        ({"tau": 1.0}, "setting 'tau': must be in (0, 1)"),
+        ({"prototypes": 0}, "setting 'prototypes' must be an integer in [1, 2147483648)"),
+        ({"anchors": 0}, "setting 'anchors' must be an integer in [1, 2147483648)"),
+        ({"negatives": 0}, "setting 'negatives' must be an integer in [1, 2147483648)"),
+        ({"tau": 1.0}, "setting 'tau' must be a finite number in (0, 1)"),
         ({"tau": 0.7, "tau_weak": 0.7}, "setting 'tau_weak': must be in [0, tau), tau is 0.7"),
         ({"tau": 0.7, "tau_weak": 0.8}, "setting 'tau_weak': must be in [0, tau), tau is 0.7"),
-        ({"tau_weak": -0.1}, "setting 'tau_weak': must be in [0, tau)"),
-        ({"rectify_from_iteration": -1}, "setting 'start': must be >= 0"),
-        ({"unlabeled_weight": -1}, "setting 'unlabeled_weight': must be >= 0"),
-        ({"contrast_weight": -1}, "setting 'contrast_weight': must be >= 0"),
-        ({"xi": -1}, "setting 'xi': must be >= 0 or 'uniform'; got -1.0"),
-        ({"xi": "normal"}, "setting 'xi', unless 'uniform', must be a finite number; got 'normal' (str)"),
+        ({"tau_weak": -0.1}, "setting 'tau_weak' must be a finite number in [0, 1)"),
+        ({"rectify_from_iteration": -1}, "setting 'rectify_from_iteration' must be an integer in [0, 2147483648)"),
+        ({"unlabeled_weight": -1}, "setting 'unlabeled_weight' must be a finite number >= 0"),
+        ({"contrast_weight": -1}, "setting 'contrast_weight' must be a finite number >= 0"),
+        ({"xi": -1}, "setting 'xi' must be a finite number >= 0 or 'uniform'; got -1 (int)"),
+        ({"xi": "normal"}, "setting 'xi' must be a finite number >= 0 or 'uniform'; got 'normal' (str)"),
         (
             {"rectification_space": "replace"},
-            "setting 'space' must be one of 'logit', 'probability', 'probability_raw'; got 'replace'",
+            "setting 'rectification_space' must be one of 'logit', 'probability', 'probability_raw'; got 'replace'",
         ),
-        ({"noise": -1}, "setting 'noise': must be >= 0"),
-        ({"ramp_up": 1.1}, "setting 'ramp_up': must be a share of the run, in [0, 1]"),
-        ({"temperature": 0}, "setting 'temperature': must be > 0"),
-        ({"mu_lr": 0}, "setting 'mu_lr': must be > 0"),
-        ({"ema_decay": 1.0}, "setting 'ema_decay': must be in [0, 1)"),
+        ({"noise": -1}, "setting 'noise' must be a finite number >= 0"),
+        ({"ramp_up": 1.1}, "setting 'ramp_up' must be a finite number in [0, 1]"),
+        ({"temperature": 0}, "setting 'temperature' must be a finite number > 0"),
+        ({"mu_lr": 0}, "setting 'mu_lr' must be a finite number > 0"),
+        ({"ema_decay": 1.0}, "setting 'ema_decay' must be a finite number in [0, 1)"),
         ({"rectification": "v3"}, "one of 'none', 'fixed', 'concatenation', 'learnable'"),
         (
             {"rectification": "fixed", "rectification_space": "probability"},
-            "setting 'space': has no effect with rectification 'fixed', so it must stay 'logit'; got 'probability'",
+            "setting 'rectification_space': has no effect with rectification 'fixed', so it must stay "
+            "'logit'; got 'probability'",
         ),
         ({"rectification": "none", "mu_lr": 1.0}, "setting 'mu_lr': has no effect with rectification 'none'"),
     ],

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunet_collab.methods.ldc.signed_distance import KEY, WithSignedDistances, signed_distance
+from nnunet_collab.methods.ldc.signed_distance import KEY, WithSignedDistances, signed_distance, signed_distances
 
 
 def ball(size, radius, spacing):
@@ -108,3 +109,24 @@ def test_regions_have_a_map_each_and_the_channel_of_the_ignore_label_none():
     batch = WithSignedDistances(Source(target), (1, 1), classes=[], regions=2).generate_train_batch()
     assert batch[KEY].shape == (1, 2, 5, 6)
     np.testing.assert_array_equal(batch[KEY][0, 1].numpy(), signed_distance(target[0, 1].numpy(), (1, 1)))
+
+
+@pytest.mark.parametrize(("size", "spacing"), [((7, 9), (1, 1)), ((6, 5), (2.5, 1)), ((4, 6, 5), (3, 1, 0.5))])
+def test_the_maps_of_the_device_are_those_of_the_loader(size, spacing):
+    rng = np.random.default_rng(1)
+    masks = rng.random((2, 4, *size)) < np.array([0.5, 0.1, 0.9, 0.3]).reshape(1, 4, *[1] * len(size))
+    masks[0, 1] = False
+    masks[0, 2] = True
+    masks[1, 1] = False
+    masks[1, 1][tuple(slice(1, 3) for _ in size)] = True  # away from the border of the patch
+    found = signed_distances(torch.from_numpy(masks), spacing)
+    want = np.stack([[signed_distance(mask, spacing) for mask in sample] for sample in masks])
+    assert found.dtype is torch.float32
+    np.testing.assert_allclose(found.numpy(), want, atol=1e-5)
+    for b, k in ((0, 0), (1, 1), (1, 3)):
+        np.testing.assert_allclose(found[b, k].numpy(), brute_force(masks[b, k], spacing), atol=1e-5)
+
+
+def test_the_device_reads_nothing_on_the_way():
+    with FakeTensorMode():
+        assert signed_distances(torch.rand(2, 3, 5, 6) > 0.5, (1, 2)).shape == (2, 3, 5, 6)

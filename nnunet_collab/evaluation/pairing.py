@@ -1,0 +1,123 @@
+"""Which files are compared, and what dataset.json says of them, found out without opening an image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.image_io import read_whole
+
+SHOWN = 20  # problems or names listed before "and n more"
+
+
+class Plan(NamedTuple):
+    """What will be compared with what; `plan_evaluation` makes it, worker processes receive it."""
+
+    predictions: Path
+    labels: Path
+    dataset_json: Path
+    ending: str  # of the files in both folders, e.g. ".nii.gz"
+    reader: type[Any]  # nnU-Net's reader class for it
+    classes: dict[str, tuple[int, ...]]  # class or region name -> its label values
+    ignore: int | None  # the ignore label's value
+    cases: list[str]  # file names without the ending, here and below
+    without_label: list[str]
+    without_prediction: list[str]
+    distance_unit: str  # "mm", or "pixel" for images without spacing
+    patient_pattern: str | None  # of dataset.json, see `core.patients`
+
+
+def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | None = None) -> Plan:
+    """Find the classes and pair the files by name, without opening an image; see `evaluate_folders`."""
+    for role, folder in (("predictions", predictions), ("labels", labels)):
+        if not folder.is_dir():
+            raise CollabError(f"evaluate: the folder of {role} must exist; got {folder}. Check the path.")
+    source = _find_dataset_json(predictions, labels, dataset_json)
+    ending, classes, ignore, reader, pattern = _read_dataset_json(source, labels)
+    predicted, labeled = _case_names(predictions, ending), _case_names(labels, ending)
+    if not predicted & labeled:
+        raise CollabError(
+            f"evaluate: a prediction needs a label of the same name, ending in {ending} as {source} says; got "
+            f"{listed(predicted)} in {predictions} and {listed(labeled)} in {labels}. Check the two folders."
+        )
+    return Plan(
+        *(predictions, labels, source, ending, reader, classes, ignore),
+        cases=sorted(predicted & labeled),
+        without_label=sorted(predicted - labeled),
+        without_prediction=sorted(labeled - predicted),
+        distance_unit="pixel" if reader.__name__ == "NaturalImage2DIO" else "mm",
+        patient_pattern=pattern,
+    )
+
+
+def dataset_json_places(predictions: Path, labels: Path | None) -> list[Path]:
+    """Where the dataset.json of predictions may be.
+
+    With them, where nnU-Net puts it; in the two folders above; with their labels; in the folder above those.
+    """
+    near = [predictions, *predictions.resolve().parents[:2]]
+    near += [] if labels is None else [labels, labels.resolve().parent]
+    return [folder / "dataset.json" for folder in near]
+
+
+def _find_dataset_json(predictions: Path, labels: Path, given: Path | None) -> Path:
+    """The file that was given, or the first one found around the two folders."""
+    candidates = dataset_json_places(predictions, labels) if given is None else [given]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        at = ", ".join(map(str, candidates))
+        raise CollabError(f"evaluate: dataset.json must name the classes; none at {at}. Give it with --dataset-json.")
+    return found
+
+
+def _read_dataset_json(
+    path: Path, labels: Path
+) -> tuple[str, dict[str, tuple[int, ...]], int | None, type[Any], str | None]:
+    """File ending, foreground classes, ignore value, reader class and patient pattern that a dataset.json states."""
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        ending = str(content["file_ending"])
+        values = {name: tuple(map(int, np.atleast_1d(value))) for name, value in content["labels"].items()}
+        ignore = values.pop("ignore", (None,))[0]
+        classes = {name: of_class for name, of_class in values.items() if any(of_class)}
+        if not classes:
+            raise ValueError("no foreground class")
+        # Two readers claim .tif; only trying them on a file tells which one can read it.
+        example = min(map(str, labels.glob("*.tif")), default=None) if ending == ".tif" else None
+        if example is not None:
+            read_whole(Path(example), str)  # a damaged one would be taken for a fault of dataset.json
+        reader = determine_reader_writer_from_dataset_json(content, example, verbose=False)
+    except CollabError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise CollabError(
+            "evaluate: dataset.json must be nnU-Net's, with `labels` and a `file_ending` that nnU-Net reads; "
+            f"{path} gave {type(error).__name__}: {error}. Mend it, or give another with --dataset-json."
+        ) from error
+    return ending, classes, ignore, reader, content.get("patient_pattern")
+
+
+def _case_names(folder: Path, ending: str) -> set[str]:
+    """Names of the files with that ending, without it; hidden files are not cases."""
+    names = (file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    return {name[: -len(ending)] for name in names if name.endswith(ending)}
+
+
+def listed(names: Collection[str]) -> str:
+    """How many there are and which, cut short if there are many."""
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} ({', '.join(sorted(names)[:SHOWN])}{more})" if names else "none"
+
+
+def unpaired(plan: Plan) -> list[str]:
+    """One problem for each of the two ways in which files can lack a partner."""
+    mend = "Add them, or leave these cases out with --allow-missing."
+    ways = (("prediction", "label", plan.without_label), ("label", "prediction", plan.without_prediction))
+    return [f"every {has} needs a {lacks}; without one: {listed(names)}. {mend}" for has, lacks, names in ways if names]

@@ -1,0 +1,58 @@
+"""Whether a student's weights are all that its network needs, seen by loading them as nnU-Net's predictor will."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor
+
+from nnunet_collab.core.errors import CollabError
+
+
+def require_complete(
+    file: Path,
+    student: str,
+    weights: Mapping[str, Tensor],
+    plans: dict[str, Any],
+    configuration: str,
+    dataset: dict[str, Any],
+) -> None:
+    """Raise unless the network of these plans takes these weights, all of them and no more.
+
+    Args:
+        file: The checkpoint they are of.
+        student: Its name.
+        weights: Of its network alone.
+        plans: Those it is published with.
+        configuration: Of the plans.
+        dataset: Content of dataset.json.
+
+    Raises:
+        CollabError: Naming what is missing, too many or of another shape.
+    """
+    manager = PlansManager(plans)
+    entry = manager.get_configuration(configuration)
+    with torch.random.fork_rng(devices=[]):  # building a network draws its random weights
+        network = get_network_from_plans(
+            entry.network_arch_class_name,
+            entry.network_arch_init_kwargs,
+            entry.network_arch_init_kwargs_req_import,
+            determine_num_input_channels(manager, entry, dataset),
+            manager.get_label_manager(dataset).num_segmentation_heads,
+            allow_init=False,
+            deep_supervision=False,
+        )
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CollabError(
+            f"checkpoint {file}: must hold all weights of student {student}, which cannot be published otherwise; "
+            f"found {len(weights)} of {len(network.state_dict())} ({' '.join(str(error).split())[:400]}). The file was "
+            f"changed: publish from another checkpoint, or train anew."
+        ) from error

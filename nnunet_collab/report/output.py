@@ -1,0 +1,138 @@
+"""The folder of a report: whose files may be replaced, and how it comes to be there whole or not at all.
+
+A report lists its files in `report_files.json`. A folder is an earlier report if it has that list and nothing beside
+what the list names; only such a folder is replaced, and only when that was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from nnunet_collab.core.errors import CollabError, listed
+from nnunet_collab.core.files import write_json
+
+LIST = "report_files.json"
+
+
+def refuse_output(output: Path, *, overwrite: bool) -> None:
+    """Raise unless a report may be written to `output`; to be called before anything is measured, and again after it.
+
+    Raises:
+        CollabError: If it is a link or a file, its parent does not exist, it holds anything but an earlier report, or
+            it holds one and `overwrite` is False.
+    """
+    if output.is_symlink():
+        raise CollabError(
+            f"report: -o must be a folder itself; {output} is a link to {os.readlink(output)}. Name that folder, or "
+            "another one."
+        )
+    if not output.parent.is_dir() or output.is_file():
+        raise CollabError(
+            f"report: -o must be a folder in a folder that exists; got {output}. Create that, or name another."
+        )
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if strange := sorted(_files(output) - _listed_files(output)):
+        raise CollabError(
+            f"report: -o must be new or hold an earlier report alone; {output} also holds {listed(strange)}. Name "
+            "another folder."
+        )
+    if not overwrite:
+        raise CollabError(f"report: {output} holds a report. Name another folder, or replace it with --overwrite.")
+
+
+def write_folder(output: Path, write: Callable[[Path], None], *, overwrite: bool) -> None:
+    """Let `write` fill a folder beside `output`, then put it in the place of `output`.
+
+    Raises:
+        CollabError: If the system refuses, or for the reasons of `refuse_output`: both may change while `write` runs.
+            `output` is then as it was.
+    """
+    partial = _beside(output, "partial")
+    former = _beside(output, "former")
+    try:
+        partial.mkdir()
+        write(partial)
+        write_json(partial / LIST, sorted({*_files(partial), LIST}))
+        refuse_output(output, overwrite=overwrite)
+        if output.exists():
+            output.rename(former)
+        partial.rename(output)
+    except OSError as error:
+        raise CollabError(
+            f"report: {output} could not be written ({error}). Free some disk space or fix the permissions, then run "
+            "the command again."
+        ) from error
+    finally:
+        if former.exists() and not output.exists():
+            former.rename(output)
+        for folder in (partial, former):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(output: Path) -> list[Path]:
+    """Remove the folders that reports to `output` left beside it when they were killed on this machine.
+
+    A former report that a killed command had moved aside, and not yet replaced, goes back to its place.
+
+    Returns:
+        What was removed or put back. Folders of processes that are alive, or of other machines, are left alone.
+    """
+    pattern = re.compile(rf"\.{re.escape(output.name)}\.{re.escape(_host())}\.(\d+)\.(partial|former)")
+    found = []
+    for path in sorted(output.parent.iterdir()) if output.parent.is_dir() else []:
+        match = pattern.fullmatch(path.name)
+        if not match or path.is_symlink() or not path.is_dir() or _is_alive(int(match.group(1))):
+            continue
+        if match.group(2) == "former" and not output.exists():
+            path.rename(output)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+        found.append(path)
+    return found
+
+
+def _beside(output: Path, kind: str) -> Path:
+    """A folder of this process; it is in the same folder, so that it can be renamed."""
+    return output.with_name(f".{output.name}.{_host()}.{os.getpid()}.{kind}")
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "-", socket.gethostname())
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 is Ctrl-C, and asking would stop it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
+def _files(folder: Path) -> set[str]:
+    """Everything in the folder but folders that hold something, with `/` between the names; links are not followed."""
+    found = set()
+    for root, folders, files in os.walk(folder):
+        at = Path(root)
+        empty = [at / name for name in folders if not (at / name).is_symlink() and not any((at / name).iterdir())]
+        links = [at / name for name in folders if (at / name).is_symlink()]
+        found |= {path.relative_to(folder).as_posix() for path in (*empty, *links, *(at / name for name in files))}
+    return found
+
+
+def _listed_files(folder: Path) -> set[str]:
+    """What the report in the folder lists; nothing if there is no list."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return set(map(str, json.loads((folder / LIST).read_text(encoding="utf-8"))))
+    return set()

@@ -1,0 +1,275 @@
+"""A study from its file to its report: what the command `nnunet_collab study` does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.files import write_atomically
+from nnunet_collab.study.checks import Inspect, claim_folder, find_places, make_runs
+from nnunet_collab.study.description import Description, read_description
+from nnunet_collab.study.execution import Failure, Processes, State, Stopped, Work, own_command, run_steps, work_on
+from nnunet_collab.study.lock import Lock
+from nnunet_collab.study.runs import Places, Run
+from nnunet_collab.study.slurm import array_script
+from nnunet_collab.study.status import Progress, progress_of, table, write_table
+from nnunet_collab.study.steps import Step, pending, reports, steps_of
+
+_LOOKS_EVERY_S = 2.0
+
+
+class Ended(BaseException):
+    """SIGTERM, raised where the main thread is, as Ctrl-C raises KeyboardInterrupt."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that has been checked.
+
+    Attributes:
+        file: Its TOML file.
+        described: What it says.
+        places: Where everything lies.
+        runs: In the order in which they are begun.
+        device: For nnU-Net's `-device`.
+    """
+
+    file: Path
+    described: Description
+    places: Places
+    runs: list[Run]
+    device: str
+
+    def steps(self, run: Run) -> list[Step]:
+        """Of a run."""
+        return steps_of(self.described, self.places, run, self.device)
+
+    def reports(self) -> list[Step]:
+        """Of all runs."""
+        return reports(self.described, self.places, self.runs, self.file)
+
+    def progress(self) -> list[Progress]:
+        """Of all runs, from the disk."""
+        return [progress_of(self.described, self.places, run, self.steps(run)) for run in self.runs]
+
+    def lock_of(self, run: Run) -> Lock:
+        """Beside the results, since two studies, or two folders of one, may have a run in common."""
+        name = f"{run.trainer}__{self.described.plans}__{self.described.configuration}.lock"
+        return Lock(self.places.results / ".study_locks" / name, f"run {run.name}")
+
+
+def check_study(file: Path, folder: Path | None, device: str, inspect: Inspect) -> Study:
+    """Read a study and check everything that can be checked before a training; nothing is written.
+
+    Args:
+        file: The study.
+        folder: Of the study; None is `study_<name>` in the current folder.
+        device: For nnU-Net's `-device`.
+        inspect: Says what a trainer does with its settings.
+
+    Raises:
+        CollabError: For the reasons of `read_description`, `find_places` and `make_runs`.
+    """
+    described = read_description(file)
+    places = find_places(described, folder or Path(f"study_{described.name}"))
+    return Study(file.resolve(), described, places, make_runs(described, places, inspect), device)
+
+
+def print_commands(study: Study) -> None:
+    """What `conduct` would run now, as lines for a shell; what is finished is a comment."""
+    print('# To type these by hand: eval "$(nnunet_collab env)" first. Finished steps are left out.')
+    left = False
+    for run in study.runs:
+        steps = study.steps(run)
+        todo = pending(steps)
+        left = left or bool(todo)
+        print(f"\n# {run.name}: {'finished' if not todo else f'{len(steps) - len(todo)} of {len(steps)} steps done'}")
+        _print_steps(todo)
+    todo = study.reports() if left else pending(study.reports())
+    print(f"\n# report{'' if todo else ': finished'}")
+    _print_steps(todo)
+
+
+def print_status(study: Study) -> None:
+    """The table, from the disk."""
+    print(table(study.progress(), State()), end="")
+
+
+def write_array(study: Study, options: Sequence[str]) -> Path:
+    """Write the script of a SLURM job array, one task per run.
+
+    Args:
+        study: The study.
+        options: Further words of the command in each task.
+
+    Returns:
+        The script.
+    """
+    places = study.places
+    claim_folder(study.described, places.study)
+    places.logs.mkdir(exist_ok=True)
+    words = [*own_command(), "study", str(study.file), "-o", str(places.study), *options]
+    text = array_script(study.described, places, study.runs, words)
+    script = places.study / "slurm.sh"
+
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o755)
+
+    write_atomically(script, write)
+    return script
+
+
+def conduct_one(study: Study, name: str) -> int:
+    """Do one run to its scores, without the report: a task of a job array.
+
+    Returns:
+        The exit status: 0, 1 if it failed or another process works on it, 143 or 130 if it was ended from outside.
+
+    Raises:
+        CollabError: If there is no such run.
+    """
+    run = next((run for run in study.runs if run.name == name), None)
+    if run is None:
+        names = ", ".join(run.name for run in study.runs)
+        raise CollabError(f"--run: must be one of the study's runs, {names}; got {name!r}. Correct it.")
+    claim_folder(study.described, study.places.study)
+    return _conduct(study, [run], [{}], progress=False, report=False)
+
+
+def conduct(study: Study, slots: Sequence[dict[str, str]], *, progress: bool) -> int:
+    """Do everything that is not done yet.
+
+    Args:
+        study: The study.
+        slots: Environment variables of each thread that works on runs.
+        progress: Whether a bar is shown.
+
+    Returns:
+        The exit status: 0, 1 if a run failed, 143 or 130 if the study was ended from outside.
+
+    Raises:
+        CollabError: If another process works on this study, or its folder is another's.
+    """
+    with Lock(study.places.study / "lock", f"study {study.described.name}"):
+        claim_folder(study.described, study.places.study)
+        return _conduct(study, study.runs, slots, progress=progress, report=True)
+
+
+def _conduct(
+    study: Study, runs: Sequence[Run], slots: Sequence[dict[str, str]], *, progress: bool, report: bool
+) -> int:
+    study.places.logs.mkdir(exist_ok=True)
+    state, processes = State(), Processes()
+    began = time.monotonic()
+    with _bar(study, runs, disable=not progress) as bar:
+
+        def tell(line: str) -> None:
+            bar.write(f"[{time.monotonic() - began:5.0f} s] {line}")
+
+        work = Work(study.steps, study.lock_of, study.places.logs, tell)
+        watch = _Watch(study, runs, state, bar, shows=report)
+        try:
+            with _ended_by_sigterm():
+                work_on(runs, work, processes, slots, state, watch)
+                if report and not state.failures:
+                    failure = _in_thread_of_its_own(study, work, processes, state)
+                    state.failures += [failure] if failure else []
+        except (KeyboardInterrupt, Ended) as end:
+            tell("Ended from outside; all commands are ended, too. Start the study again to continue it.")
+            return 130 if isinstance(end, KeyboardInterrupt) else 143
+        finally:
+            state.working.clear()
+            watch.look()
+    if report:
+        print(f"\n{table(study.progress(), state)}", end="")
+    for failure in state.failures:
+        print(f"\n{failure.run}: FAILED, {failure.reason}")
+    if report and not state.failures:
+        pages = [str(study.places.study / step.name / "report.html") for step in study.reports()]
+        print("\n" + "\n".join(f"report  {page}" for page in pages))
+    return 1 if state.failures else 0
+
+
+def _in_thread_of_its_own(study: Study, work: Work, processes: Processes, state: State) -> Failure | None:
+    """Write the reports; the main thread waits, so that signals reach it."""
+    found: list[Failure | None] = []
+
+    def write() -> None:
+        with suppress(Stopped):
+            found.append(run_steps("study", study.reports(), work, processes, {}, state))
+
+    thread = threading.Thread(target=write, daemon=True)
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+    except BaseException:
+        processes.stop()
+        raise
+    return found[0] if found else Failure("study", "report: its thread ended too early.")
+
+
+class _Watch:
+    """Keeps the bar and the table in the study's folder up to date."""
+
+    def __init__(self, study: Study, runs: Sequence[Run], state: State, bar: tqdm, *, shows: bool) -> None:
+        self.study, self.runs, self.state, self.bar, self.shows = study, {run.name for run in runs}, state, bar, shows
+        self.looked = 0.0
+        self.text = ""
+
+    def __call__(self) -> None:
+        if time.monotonic() - self.looked > _LOOKS_EVERY_S:
+            self.look()
+
+    def look(self) -> None:
+        self.looked = time.monotonic()
+        progress = self.study.progress()
+        made = sum(one.steps for one in progress if one.run.name in self.runs)
+        self.bar.update(made - self.bar.n)
+        text = table(progress, self.state)
+        if self.shows and text != self.text:
+            write_table(self.study.places.study / "status.txt", text)
+            self.text = text
+
+
+def _bar(study: Study, runs: Sequence[Run], *, disable: bool) -> tqdm:
+    names = {run.name for run in runs}
+    progress = [one for one in study.progress() if one.run.name in names]
+    total, made = sum(one.of for one in progress), sum(one.steps for one in progress)
+    return tqdm(desc=study.described.name, total=total, initial=made, unit="step", disable=disable or None, leave=True)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within it, SIGTERM raises `Ended`; nothing changes outside of the main thread, where signals cannot be set."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise Ended
+
+    if threading.current_thread() is not threading.main_thread() or os.name != "posix":
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print_steps(steps: Sequence[Step]) -> None:
+    for step in steps:
+        print(f"# {step.title}")
+        for command in step.commands:
+            print(command.line())

@@ -1,0 +1,97 @@
+"""A lock that the operating system takes away when its holders end, however they end.
+
+Its file says who holds it. Commands that a holder starts can hold it, too, so that a training that outlives a killed
+study still keeps a second one out of its folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from nnunet_collab.core.errors import CollabError
+
+
+class Lock:
+    """Held inside a `with`; at most one process of all holds the lock of a file.
+
+    Args:
+        path: Of its file, which stays when the lock is gone.
+        what: What it protects, for the message.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path = path
+        self.what = what
+        self.descriptor = -1
+        self._commands: list[int] = []
+
+    def __enter__(self) -> Lock:
+        """Take the lock.
+
+        Raises:
+            CollabError: If another process holds it, with its number and machine, or the disk has no locks.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(self.descriptor)
+        except OSError as error:
+            os.close(self.descriptor)
+            if isinstance(error, (BlockingIOError, PermissionError)):
+                raise CollabError(self._refusal()) from error
+            raise CollabError(
+                f"{self.path}: a lock must be taken there, so that nothing is trained twice at a time; this disk has "
+                f"none ({error}). Use a folder on another disk."
+            ) from error
+        self._write()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the lock back; commands that hold it, too, keep it."""
+        os.close(self.descriptor)
+
+    def note_command(self, pid: int) -> None:
+        """Write down that a command holds the lock, too."""
+        self._commands = [pid]
+        self._write()
+
+    def _write(self) -> None:
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "commands": self._commands,
+        }
+        content = json.dumps(holder).encode()
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, content, 0) if hasattr(os, "pwrite") else os.write(self.descriptor, content)
+
+    def _refusal(self) -> str:
+        try:
+            holder = json.loads(self.path.read_text(encoding="utf-8"))
+            commands = ", ".join(map(str, holder["commands"]))
+            who = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+            who += f", or its command, process {commands}, if that outlived it" if commands else ""
+        except (OSError, ValueError, KeyError, TypeError):  # its holder is just writing it
+            who = "another process"
+        return f"{self.what}: only one process may work on it at a time; now it is {who}. Wait for its end, or end it."
+
+
+def _lock(descriptor: int) -> None:
+    """Raises OSError if it is held by another process."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,96 @@
+"""What a trainer would do with given settings, without constructing it: that would make folders."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.json_files import json_object_or_empty
+from nnunet_collab.core.nnunet_folders import PREPROCESSED
+from nnunet_collab.core.presets import read
+from nnunet_collab.core.settings import change, to_json
+from nnunet_collab.core.shipped import doorways
+from nnunet_collab.training.planning import adapt_plans
+from nnunet_collab.training.trainer import CollabTrainer
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What a training would be.
+
+    Attributes:
+        settings: All of them, as checkpoints and plans.json record them.
+        published: Names of the students that become models.
+        labeled_batch_size: Labeled samples in each step, of all processes together.
+        patch_size: Of the training.
+    """
+
+    settings: dict[str, Any]
+    published: list[str]
+    labeled_batch_size: int
+    patch_size: list[int]
+
+
+def find_trainer(name: str) -> type[CollabTrainer]:
+    """The class of a trainer that takes this package's settings.
+
+    Raises:
+        CollabError: If there is none of that name, or it takes no settings.
+    """
+    shipped = doorways()
+    if name in shipped:
+        found: Any = getattr(importlib.import_module(shipped[name]), name)
+    else:  # of the user's own, or nnU-Net's
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+        try:
+            found = recursive_find_trainer_class_by_name(name)
+        except Exception as error:  # nnU-Net raises RuntimeError, a user's own file whatever it likes
+            raise CollabError(
+                f"trainer {name!r}: nnU-Net must find it; it does not ({error}). There are {', '.join(shipped)}, and "
+                "those in the folders of nnUNet_extTrainer. Correct the name."
+            ) from error
+    if not (isinstance(found, type) and issubclass(found, CollabTrainer)):
+        raise CollabError(
+            f"trainer {name!r}: must take settings, which set its steps and its seed; it is nnU-Net's own and takes "
+            "none. Use SupervisedTrainer, which trains what nnUNetTrainer trains, or a subclass of CollabTrainer."
+        )
+    return found
+
+
+def inspect_trainer(name: str, changes: Mapping[str, Any], plans: Mapping[str, Any], configuration: str) -> Inspected:
+    """Check the settings of a trainer as its training would.
+
+    Args:
+        name: Of the trainer.
+        changes: Settings, as in `nnUNet_collab_settings`; may name a preset.
+        plans: plans.json of the dataset.
+        configuration: E.g. `2d`.
+
+    Raises:
+        CollabError: If there is no such trainer, or it refuses the settings or the configuration.
+    """
+    kind = find_trainer(name)
+    settings = change(kind.settings, read(json.dumps(dict(changes))), name)
+    trainer = kind.__new__(kind)
+    trainer.trainer_name = name
+    trainer.check(settings)
+    adapted = copy.deepcopy(dict(plans))
+    preprocessed = Path(os.environ.get(PREPROCESSED, ""), str(plans.get("dataset_name", "")))
+    adapt_plans(adapted, configuration, settings, name, json_object_or_empty(preprocessed / "dataset.json"))
+    planned = PlansManager(adapted).get_configuration(configuration)
+    return Inspected(
+        settings=to_json(settings),
+        published=settings.published,
+        labeled_batch_size=int(planned.batch_size),
+        patch_size=[int(size) for size in planned.patch_size],
+    )
