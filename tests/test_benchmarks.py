@@ -14,6 +14,7 @@ SMOKE = ("--scale", "smoke", "--rounds", "1", "--warm-up", "0", "--threads", "1"
 RATIOS = {  # benchmark -> its arguments, and what it must end with
     "step_time": (SMOKE, ["CTRCL step / (CNN step + Transformer step)"]),
     "loss_memory": (SMOKE, ["extra peak / one student's logits"]),
+    "loss_operations": (SMOKE, ["operations of RLCL + CFCL"]),
     "semi_supervised_step": (
         SMOKE,
         ["CrossMatch / as published", "Cross Teaching / as published", "update of the teacher / Mean Teacher step"],
