@@ -167,9 +167,7 @@ def test_a_folder_is_recognized_in_every_spelling_and_the_first_one_stays(tmp_pa
 
 def test_a_folder_that_no_list_of_paths_can_hold_is_refused(tmp_path):
     folder = tmp_path / f"a{os.pathsep}b"
-    with pytest.raises(
-        CollabError, match=r"nnUNet_extTrainer: .* separates its folders, so no path .*Move the project"
-    ):
+    with pytest.raises(CollabError, match=r"nnUNet_extTrainer: .* separates its folders, so .*Move the project"):
         extended("", folder)
 
 
@@ -220,7 +218,7 @@ def test_publish_of_a_run_takes_its_finished_folds(run_folder, published, capsys
     student = run_folder.with_name("CTRCLTrainer_CNN__nnUNetPlans__2d")
     assert capsys.readouterr().out.splitlines() == [
         f"reads   {run_folder} (fold_0, fold_1)",
-        "leaves  fold_2: training is not finished",
+        "skips   fold_2: the training is not finished",
         f"wrote   {student / 'fold_0'}",
         f"wrote   {student / 'fold_1'}",
     ]
@@ -235,7 +233,7 @@ def test_publish_of_a_fold_takes_that_fold_wherever_one_stands(run_folder, publi
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("CTRCLTrainer__nnUNetPlans__2d/fold_7", "there is no such folder"),
+        ("CTRCLTrainer__nnUNetPlans__2d/fold_7", "the folder does not exist"),
         ("CTRCLTrainer__nnUNetPlans__2d/fold_0/validation", "it has another name"),
         (".", "it has another name"),
     ],

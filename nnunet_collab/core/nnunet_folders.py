@@ -110,8 +110,8 @@ def find_dataset(dataset: str) -> tuple[Path, Path]:
     known = sorted(name for name in folders if re.fullmatch(r"Dataset\d{3}_.+", name))
     names = [name for name in known if name == dataset or (dataset.isdecimal() and int(name[7:10]) == int(dataset))]
     if len(names) != 1:
-        matches = f"{dataset} matches {' and '.join(names) or 'none'}"
-        found = f"{matches}; the datasets there are {', '.join(known) or 'none'}"
+        there = f"the datasets there: {', '.join(known)}" if known else "there is no dataset"
+        found = f"{dataset} matches {' and '.join(names) or 'none'}; {there}"
         raise CollabError(
             f"-d: it must be the id or the full name of one dataset in {roots[0]} or {roots[1]}; {found}. Correct -d."
         )

@@ -142,7 +142,7 @@ def test_a_failure_while_preprocessing_is_one_message(dataset, monkeypatch, caps
 
 
 def test_processes(dataset, tmp_path, capsys):
-    assert "-np: at least one process must work; got 0." in refusal(capsys, tmp_path, "-np", "0")
+    assert "-np: the number of processes must be at least 1; got 0." in refusal(capsys, tmp_path, "-np", "0")
 
 
 @pytest.mark.parametrize("unset", [["nnUNet_raw"], ["nnUNet_preprocessed"], ["nnUNet_raw", "nnUNet_preprocessed"]])
@@ -164,7 +164,7 @@ def test_dataset(dataset, tmp_path, capsys):
     assert command("-d", NAME) == 0
     shutil.rmtree(raw.parent)
     shutil.rmtree(tmp_path / "nnUNet_preprocessed")
-    assert "7 matches none; the datasets there are none" in refusal(capsys, tmp_path)
+    assert "7 matches none; there is no dataset" in refusal(capsys, tmp_path)
 
 
 def test_not_planned(dataset, tmp_path, capsys):
@@ -179,7 +179,7 @@ def test_not_planned(dataset, tmp_path, capsys):
     shutil.rmtree(preprocessed)
     shutil.rmtree(raw / "imagesUn")
     message = refusal(capsys, tmp_path)  # the raw dataset.json is enough to see that there are no images
-    assert "preprocess_unlabeled: 2 faults, so nothing was written:\n- " in message
+    assert "preprocess_unlabeled: 2 faults; nothing was written:\n- " in message
     assert "there is no such folder" in message
 
 
@@ -189,7 +189,7 @@ def test_configurations(dataset, tmp_path, capsys):
         "-c: it must be a configuration of nnUNetPlans: 2d, 3d_fullres, 3d_cascade_fullres, 3d_bs4; got 3d_lowres."
         in message
     )
-    assert "-c: 3d_cascade_fullres is a cascade, which needs another model's segmentation. Use another one." in message
+    assert "-c: 3d_cascade_fullres is a cascade, which needs the segmentation of another model." in message
 
 
 def test_configurations_that_share_a_folder_but_not_the_preprocessing(dataset, tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_configurations_that_share_a_folder_but_not_the_preprocessing(dataset, t
     plans["configurations"]["3d_bs4"]["spacing"] = [9.0, 9.0, 9.0]
     write_json(dataset[1] / "nnUNetPlans.json", plans)
     message = refusal(capsys, tmp_path, configurations=("3d_fullres", "3d_bs4"))
-    assert "configurations with one data_identifier must preprocess alike; not so nnUNetPlans_3d." in message
+    assert "configurations with the same data_identifier must have the same preprocessing; those of" in message
 
 
 def test_no_images(dataset, tmp_path, capsys):

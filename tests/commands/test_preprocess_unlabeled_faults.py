@@ -59,8 +59,8 @@ def test_what_is_not_used_is_named_and_stops_the_command_unless_ignored(dataset,
     else:
         place.touch()
     message = refusal(capsys, tmp_path, status=1)
-    assert f"1 entry is no image named CASE_0000.nii.gz and not used: {name}." in message
-    assert "Nothing was written. --ignore-others goes on without them." in message
+    assert f"all images must be named CASE_0000.nii.gz; 1 entry is not, and not used: {name}." in message
+    assert "Nothing was written. To go on without them, add --ignore-others." in message
     assert command("--ignore-others") == 0
     assert f"not used: {name}." in capsys.readouterr().err
     assert complete_cases(dataset[1] / "nnUNetPlans_2d_imagesUn") == ["a", "b"]
@@ -77,8 +77,8 @@ def test_what_is_not_used_is_counted_and_told_beside_other_faults(dataset, tmp_p
         (dataset[0] / "imagesUn" / f"s{number:02d}.dcm").touch()
     (dataset[0] / "imagesUn" / "b_0001.nii.gz").unlink()
     message = refusal(capsys, tmp_path)
-    assert "2 faults, so nothing was written" in message
-    assert "30 entries are no image named CASE_0000.nii.gz and not used: s00.dcm, s01.dcm" in message
+    assert "2 faults; nothing was written" in message
+    assert "all images must be named CASE_0000.nii.gz; 30 entries are not, and not used: s00.dcm, s01.dcm" in message
     assert "s19.dcm and 10 more." in message
 
 
@@ -188,6 +188,6 @@ def test_a_preprocessed_file_that_is_not_whole_is_named_and_done_again(dataset, 
     capsys.readouterr()
     assert command() == 0
     out = capsys.readouterr().out
-    assert ("Missing, empty or cut off, so done again: b" in out) == bool((ending, damage) != (".pkl", "missing"))
+    assert ("are missing, empty or truncated: b" in out) == bool((ending, damage) != (".pkl", "missing"))
     assert complete_cases(folder) == ["a", "b"]
     assert json.loads((folder / "unlabeled.json").read_text())["plans"]

@@ -90,7 +90,7 @@ def test_a_preset_is_shown_beside_the_defaults(capsys):
     assert "    epochs = 36   (default: 1000)\n" in page
     assert "    students = CNN   (changed, see below)\n" in page
     assert "    CNN: lr = 0.0025, weight_decay = 0.0005, momentum = 0.9, nesterov = false," in page
-    assert "Values are those after crln_la" in page
+    assert "Values include the changes of crln_la" in page
 
 
 def test_the_variable_counts_as_it_does_in_a_training(capsys, monkeypatch):
@@ -107,7 +107,7 @@ def test_the_variable_counts_as_it_does_in_a_training(capsys, monkeypatch):
     ("words", "message"),
     [
         (["NoTrainer"], "settings: there is no trainer 'NoTrainer'; there are CMAformerTrainer, CPSTrainer"),
-        (["nnUNetTrainer"], "settings: nnUNetTrainer is nnU-Net's own and has no settings"),
+        (["nnUNetTrainer"], "settings; nnUNetTrainer is a trainer of nnU-Net and has none"),
         (
             ["CTRCLTrainer", "--preset", "crossmatch_acdc"],
             "'crossmatch_acdc' is for CrossMatchTrainer, but the trainer is",

@@ -211,8 +211,8 @@ def test_command_prints_a_page_and_writes_a_tidy_csv(folders, tmp_path, capsys):
     assert max(len(line) for line in printed.splitlines() if not line.startswith(("reads", "wrote", "writes"))) <= 100
     for part in (
         "class Dice Jaccard HD mm HD95 mm ASD mm MAE",
-        "Left out, predicted but without a label: 1 (c).",
-        "labeled but without a prediction: 1 (lonely).",
+        "Left out, because there is no label: 1 (c).",
+        "because there is no prediction: 1 (lonely).",
         "Voxels whose label is 4 (ignore) count as background",
         "left out of Dice, Jaccard and distances (both empty: 2)",
     ):
@@ -245,7 +245,7 @@ def test_command_names_pixels_voxels_and_a_single_case(tmp_path, capsys):
 def test_command_prints_voxels_where_asked(folders, capsys):
     run_command("-p", folders[0], "-l", folders[1], "--voxels")
     printed, frame = " ".join(capsys.readouterr().out.split()), evaluate(folders)
-    assert "Distances are in voxels, whatever the spacing" in printed
+    assert "Distances are in voxels and ignore the spacing" in printed
     assert "HD95 voxel ASD voxel" in printed
     assert " mm " not in printed.split("cases in Dice")[0].split("class")[-1]
     assert f"{frame[frame['class'] == 'liver']['asd_voxel'].mean():.2f}±" in printed
