@@ -1,4 +1,4 @@
-"""What the demo trains for each method: small networks and a short run, minutes on two CPU cores."""
+"""Trainings of the demo for each method: small networks and short runs, a few minutes on two CPU cores."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Training:
     """One training of the demo.
 
     Attributes:
-        trainer: Its name.
+        trainer: Name of the trainer.
         students: Names of the students, which are published as `<trainer>_<student>`.
-        settings: Of the trainer.
+        settings: Settings of the trainer.
     """
 
     trainer: str
@@ -37,12 +37,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Method:
-    """What `--method` names.
+    """One choice of `--method`.
 
     Attributes:
-        training: Of the method.
-        labeled: Cases with labels, one of them for validation if there are few.
-        unlabeled: Cases without.
+        training: Training of the method.
+        labeled: Number of cases with labels, one of them for validation if there are few.
+        unlabeled: Number of cases without labels.
         baseline: Training on the labeled cases alone, or None.
     """
 
@@ -59,7 +59,7 @@ def _training(trainer: str, students: Mapping[str, Any], **settings: Any) -> Tra
 def _with_few_labels(trainer: str, students: Mapping[str, Any], **settings: Any) -> Method:
     return Method(
         _training(trainer, students, **settings),
-        labeled=2,  # with three for training, the labels alone are enough on this phantom
+        labeled=2,  # with three training cases, the labels alone are enough on this phantom
         unlabeled=20,
         baseline=_training("SupervisedTrainer", {"CNN": _CNN}),
     )
@@ -67,8 +67,9 @@ def _with_few_labels(trainer: str, students: Mapping[str, Any], **settings: Any)
 
 _ONE = {"CNN": _CNN}
 _PAIR = {"CNN": _CNN, "Transformer": _TRANSFORMER}
-# A run of 450 iterations is short: weights that rise over a published run of 30 000 are larger and rise faster, and an
-# average with the usual decay of 0.99 would lag far behind its student. Chosen on other phantoms than the demo's own.
+# A run of 450 iterations is short. So weights that rise over a published run of 30 000 iterations are larger and rise
+# faster, and the decay is below the usual 0.99, with which the teacher would lag far behind. The values were chosen on
+# other phantoms than those of the demo.
 _SHORT_RAMP = {"ramp_up": 0.3}
 _SHORT_TEACHER = {"ema_decay": 0.95, **_SHORT_RAMP}
 

@@ -20,14 +20,14 @@ _STUDENT_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (10, 2)), (0, (2, 3)))
 _GREY = "#555555"
 _IN_A_ROW = 4
-_LEGEND: Mapping[str, Any] = {"fontsize": 9, "framealpha": 0.7, "edgecolor": "none"}  # curves shine through
+_LEGEND: Mapping[str, Any] = {"fontsize": 9, "framealpha": 0.7, "edgecolor": "none"}  # curves behind it stay visible
 
 
 def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
-    """Draw how a training went: pseudo Dice, loss terms, and what else was measured.
+    """Draw the curves of a training: pseudo Dice, loss terms, and other measured values.
 
     Args:
-        curves: `epochs`: their numbers, at least one. `pseudo_dice`: student -> values in [0, 1]. `losses`:
+        curves: `epochs`: numbers of the epochs, at least one. `pseudo_dice`: student -> values in [0, 1]. `losses`:
             `student/term` -> values. `agreement`, of the students: values in [0, 1], or None. `pseudo_labels`:
             `student/quantity` -> values in [0, 1], or none of them. `variables` that a method learns beside the
             networks: `name` or `group/name` -> values, or none of them. Every list is as long as `epochs`; NaN leaves a
@@ -87,10 +87,10 @@ def _dashes(names: Iterable[str]) -> dict[str, Any]:
 def _draw_pseudo_labels(
     axes: Axes, epochs: Sequence[float], curves: Mapping[str, Sequence[float]], colors: Mapping[str, str]
 ) -> None:
-    """Share used, entropy and quality; a legend of its own, because its dashes mean other things than the losses'."""
-    split = {name: name.rpartition("/")[::2] for name in curves}  # whose, quantity
+    """Share used, entropy and quality, with a separate legend: its dashes have another meaning than in the losses."""
+    split = {name: name.rpartition("/")[::2] for name in curves}  # student, quantity
     dashes = _dashes(quantity for _, quantity in split.values())
-    # Those that are no student's, such as a teacher's before and after rectification.
+    # Curves without a student, such as those of a teacher before and after rectification.
     others = [whose for whose in dict.fromkeys(whose for whose, _ in split.values()) if whose not in colors]
     further = {whose: _STUDENT_COLORS[-1 - i % len(_STUDENT_COLORS)] for i, whose in enumerate(others)}
     for name, (whose, quantity) in split.items():
@@ -102,7 +102,7 @@ def _draw_pseudo_labels(
 
 
 def _grouped(variables: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Sequence[float]]]:
-    """`group/name` by group, then by name; a variable without a group is one by itself."""
+    """`group/name` by group, then by name; a variable without a group is its own group."""
     groups: dict[str, dict[str, Sequence[float]]] = {}
     for key, values in variables.items():
         group, _, name = key.partition("/")
@@ -111,7 +111,7 @@ def _grouped(variables: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Se
 
 
 def _draw_variables(axes: Axes, epochs: Sequence[float], group: str, curves: Mapping[str, Sequence[float]]) -> None:
-    """What a method learns beside the networks; a legend of its own."""
+    """Variables that a method learns besides the networks, with a separate legend."""
     for i, values in enumerate(curves.values()):
         dash = _DASHES[i // len(_STUDENT_COLORS) % len(_DASHES)]
         _draw_curve(axes, epochs, values, _STUDENT_COLORS[i % len(_STUDENT_COLORS)], dash)
@@ -123,18 +123,23 @@ def _draw_variables(axes: Axes, epochs: Sequence[float], group: str, curves: Map
 
 def _check_curves(curves: Mapping[str, Any]) -> None:
     if not {"epochs", "pseudo_dice", "losses"} <= set(curves) or len(curves["epochs"]) == 0:
-        raise ValueError(f"learning_curves_figure: it takes pseudo_dice, losses and some epochs; got {sorted(curves)}")
+        raise ValueError(
+            f"learning_curves_figure: pseudo_dice, losses and at least 1 epoch are required; got {sorted(curves)}"
+        )
     n_epochs = len(curves["epochs"])
     optional = {"agreement": curves.get("agreement")}
     for family in ("pseudo_labels", "variables"):
         optional |= {f"{family} {name}": values for name, values in (curves.get(family) or {}).items()}
     for name, values in {**optional, **curves["pseudo_dice"], **curves["losses"]}.items():
         if values is not None and len(values) != n_epochs:
-            raise ValueError(f"learning_curves_figure: one value per epoch, {n_epochs}; {name} has {len(values)}")
+            raise ValueError(
+                f"learning_curves_figure: every curve must have one value per epoch, {n_epochs}; {name} has "
+                f"{len(values)}"
+            )
 
 
 def _smoothed_over(epochs: Sequence[float]) -> int:
-    """How many epochs a point of the thick line is the mean of: odd, and 1 for a short training."""
+    """Number of epochs in the moving average of the thick line: odd, and 1 for a short training."""
     return 2 * (len(epochs) // 50) + 1
 
 
