@@ -21,6 +21,8 @@ class StudentOutput(NamedTuple):
         auxiliary: Deep-supervision logits from high to low resolution, without full resolution; empty without deep
             supervision.
         maps: Other feature maps that a method uses, `(B, D_i, *s_i)` each, in the order in which it names them.
+        teaching: Logits without gradient of samples that only teach, `(B_t, C, *S)`; `logits`, `decoder` and
+            `auxiliary` do not contain these samples. None if there are none.
     """
 
     logits: Tensor
@@ -28,6 +30,7 @@ class StudentOutput(NamedTuple):
     decoder: Tensor | None
     auxiliary: tuple[Tensor, ...] = ()
     maps: tuple[Tensor, ...] = ()
+    teaching: Tensor | None = None
 
 
 class Truth(NamedTuple):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import random
 import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,12 +126,16 @@ class Workers(MultiThreadedAugmenter):  # type: ignore[misc]
 
     def _start(self) -> None:
         super()._start()
-        # At exit the workers end before the thread that watches them. Without this, the thread would report a fault.
-        atexit.register(self.abort_event.set)
+        atexit.register(self._abort)
 
     def _finish(self, *args: Any, **kwargs: Any) -> None:
-        atexit.unregister(self.abort_event.set)
+        atexit.unregister(self._abort)
         super()._finish(*args, **kwargs)
+
+    def _abort(self) -> None:
+        """Stop at exit. Otherwise the thread that reads from the workers would report their end as a fault."""
+        threading.excepthook = lambda _: None
+        self.abort_event.set()
 
 
 def in_background(

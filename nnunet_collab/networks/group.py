@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_collab.core.types import StudentOutput
-from nnunet_collab.networks.perturbation import PerturbedPass
+from nnunet_collab.networks.perturbation import OnlyTeaching, PerturbedPass
 from nnunet_collab.networks.student import Student
 
 
@@ -18,16 +18,18 @@ class StudentGroup(nn.Module):
     """The students that train together on the same batch.
 
     Args:
-        students: With distinct names.
+        students: Students with distinct names.
     """
 
     def __init__(self, students: Iterable[Student]) -> None:
         super().__init__()
         self.students = nn.ModuleDict({student.name: student for student in students})
 
-    def forward(self, image: Tensor, perturbed_passes: Sequence[PerturbedPass] = ()) -> dict[str, StudentOutput]:
-        """Every student's output on `(B, C_in, *S)`, by name; for `perturbed_passes` see `Student.forward`."""
-        return {name: student(image, perturbed_passes) for name, student in self.students.items()}
+    def forward(
+        self, image: Tensor, perturbed_passes: Sequence[PerturbedPass] = (), only_teaching: OnlyTeaching | None = None
+    ) -> dict[str, StudentOutput]:
+        """Every student's output on `(B, C_in, *S)`, by name; for the other arguments see `Student.forward`."""
+        return {name: student(image, perturbed_passes, only_teaching) for name, student in self.students.items()}
 
     def __iter__(self) -> Iterator[Student]:
         return (self[name] for name in self.students)
@@ -40,10 +42,10 @@ class StudentEnsemble(StudentGroup):
     """The same students, for prediction: logits whose softmax (or sigmoid) is the mean of the students' probabilities.
 
     nnU-Net averages logits over mirrored and overlapping windows, so its result is the mean of the students in each
-    window; `nnUNetv2_ensemble` averages whole predictions instead. Both agree closely, not bit for bit.
+    window; `nnUNetv2_ensemble` averages whole predictions instead. Both agree closely, but not bit for bit.
 
     Args:
-        students: With distinct names.
+        students: Students with distinct names.
         regions: True if the channels are overlapping regions (sigmoid), False for exclusive classes (softmax).
     """
 

@@ -80,7 +80,7 @@ def test_a_page_reads_like_this(capsys):
         in page
     )
     assert "Presets: crln_brats, crln_la, crln_pancreas." in page
-    assert "\nMixingSettings: Of every method with CutMix.\n" in page
+    assert "\nMixingSettings: Settings of every method with CutMix.\n" in page
     assert page.index("CRLNSettings: ") < page.index("MixingSettings: ") < page.index("TrainingSettings: ")
     assert "(default" not in page
 
@@ -106,7 +106,7 @@ def test_the_variable_counts_as_it_does_in_a_training(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["NoTrainer"], "settings: there is no trainer 'NoTrainer'; there are CMAformerTrainer, CPSTrainer"),
+        (["NoTrainer"], "settings: there is no trainer 'NoTrainer'; the trainers are CMAformerTrainer, CPSTrainer"),
         (["nnUNetTrainer"], "settings; nnUNetTrainer is a trainer of nnU-Net and has none"),
         (
             ["CTRCLTrainer", "--preset", "crossmatch_acdc"],
