@@ -1,4 +1,4 @@
-"""Time of a CTRCL step against the two supervised steps it replaces. Bar: at most 1.10 times their sum.
+"""Time of a CTRCL step, compared with the two supervised steps that it replaces. Bar: at most 1.10 times their sum.
 
 python benchmarks/step_time.py                                    on the CPU
 python benchmarks/step_time.py --scale 2d --transformer segformer_b2 --compile    on a GPU

@@ -127,7 +127,7 @@ def _read_table(table: Path, source: Source) -> pd.DataFrame:
 
 
 def _refuse_stale_validation(source: Source, folds: Sequence[Fold]) -> None:
-    """Raise if predictions are from an earlier training in the same folder: this one may have trained on their cases."""
+    """Raise if predictions are from an earlier training in the same folder, which may have had another split."""
     ending = str(source.facts.get("file_ending", ""))
     # zip: folds of a training are listed in the order of its folders of validation cases.
     for folder, fold in zip(source.predictions, folds, strict=False) if source.folds else ():
