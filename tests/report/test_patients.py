@@ -81,11 +81,12 @@ def test_predictions_of_nnunet_and_of_others_are_one_dataset(world, monai):
 
 def test_why_patients_are_not_known_is_told_truly(world, tmp_path):
     text = Page(report(evaluation(tmp_path / "a.csv"), "-o", tmp_path / "one") / "report.html").text
-    assert "no dataset.json, whose patient_pattern says which cases are of one patient, was found beside" in text
+    assert "no dataset.json was found next to the predictions or their labels" in text
+    assert "its patient_pattern says which cases belong to one patient." in text
     del world.facts["patient_pattern"]
     world.train("SupervisedTrainer")
     text = Page(report(world.results, "-o", tmp_path / "two") / "report.html").text
-    assert "dataset.json does not say which cases are of one patient (patient_pattern)." in text
+    assert "dataset.json does not say which cases belong to one patient (patient_pattern)." in text
 
 
 def test_a_pattern_that_does_not_fit_the_test_cases_leaves_the_column_out(world, monai):
