@@ -14,17 +14,20 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from nnunet_collab.methods.ctrcl import CTRCLSettings, CTRCLTrainer
-from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer
 from nnunet_collab.networks.blueprint import make_blueprint
 from nnunet_collab.networks.teacher import EMATeacher
 from nnunet_collab.training.compilation import compile_students
+from nnunet_collab.training.ema_trainer import TeacherTrainer
 from nnunet_collab.training.guard import NonFiniteGuard
 from nnunet_collab.training.mixing import MixingTrainer
 from nnunet_collab.training.optimization import StudentOptimizers
 from nnunet_collab.training.pseudo_label_curves import PseudoLabelCurves
-from nnunet_collab.training.semi_supervised import SemiSupervisedSettings, SemiSupervisedTrainer
+from nnunet_collab.training.semi_supervised import SemiSupervisedTrainer
+from nnunet_collab.training.semi_supervised_settings import SemiSupervisedSettings
 from nnunet_collab.training.settings import CNN, TRANSFORMER, TrainingSettings
 from nnunet_collab.training.students import build_students
 from nnunet_collab.training.supervision import supervised_loss
@@ -160,7 +163,9 @@ def make_semi_supervised_trainer(
     if isinstance(trainer, MixingTrainer):
         trainer.mixes = trainer.settings.cutmix_probability > 0
         trainer.mixes_second_batch = trainer.mixes and trainer.settings.mixing == "second_batch"
-    if isinstance(trainer, MeanTeacherTrainer):
+    if isinstance(trainer, TeacherTrainer):
+        trainer.has_teacher = trainer.averages(trainer.settings)
+    if isinstance(trainer, TeacherTrainer) and trainer.has_teacher:
         trainer.teacher = EMATeacher(trainer.group, trainer.settings.ema_decay)
     return trainer
 
@@ -229,6 +234,28 @@ def alternate(steps: Mapping[str, Callable[[], Any]], args: argparse.Namespace) 
             if turn >= args.warm_up:
                 seconds[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def flop(step: Callable[[], Any]) -> int:
+    """Floating-point operations of the convolutions and matrix products of a step, forward and backward."""
+    with CountFlop() as counter:
+        step()
+    return counter.total
+
+
+class CountFlop(TorchDispatchMode):
+    """Adds up what torch's own table says of each operation; torch's FlopCounterMode stumbles over hooks of modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation and count it."""
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def line(name: str, ratio: float, bar: float | None) -> str:

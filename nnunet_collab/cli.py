@@ -73,11 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return status_of(lambda: _run(words))
     except ImportError as error:
-        # A missing module of ours is our fault, and its traceback is needed; any other is the user's to mend.
+        # A missing module of ours is our fault, and its traceback is needed; any other is the user's to fix.
         if (error.name or "").split(".")[0] == nnunet_collab.__name__:
             raise
         return refuse(
-            f"a package that is needed cannot be imported ({error}). `nnunet_collab doctor` says how to mend it."
+            f"a package that is needed cannot be imported ({error}). `nnunet_collab doctor` says how to fix it."
         )
 
 

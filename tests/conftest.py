@@ -67,7 +67,11 @@ def on_every_rank(monkeypatch):
         tensor.copy_(total)
 
     fake = SimpleNamespace(
-        is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: ranks, all_reduce=all_reduce
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        get_world_size=lambda: ranks,
+        get_rank=lambda: here.rank,
+        all_reduce=all_reduce,
     )
 
     def run(function):

@@ -133,6 +133,14 @@ def test_largest_slice():
     assert largest_slice(labels) == 2
 
 
+@pytest.mark.parametrize(("start", "marked"), [(2.5, True), (None, False), (0.0, False), (9.0, False)])
+def test_the_moment_from_which_more_than_labels_counts_is_marked_in_every_panel(start, marked, tmp_path, saved):
+    learning_curves_figure({**curves(5), "start": start}, tmp_path / "a.png")
+    for axes in saved[-1].axes:
+        lines = [line for line in axes.lines if line.get_gid() == "start"]
+        assert [list(line.get_xdata()) for line in lines] == ([[start, start]] if marked else [])
+
+
 @pytest.mark.parametrize(("n_epochs", "agreement"), [(1, True), (5, False), (120, True)])
 def test_curves_have_a_panel_per_subject(n_epochs, agreement, tmp_path, saved):
     out = tmp_path / "curves.png"

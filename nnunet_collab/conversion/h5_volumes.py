@@ -98,11 +98,11 @@ def restored(volume: H5Volume, shape: tuple[int, ...]) -> sitk.Image:
     original, size = read_image(volume.original), tuple(reversed(shape))
     if original.GetSize() == size:
         return original
-    mend = "Give the originals this data was made from, or leave --originals out."
+    fix = "Give the originals this data was made from, or leave --originals out."
     if volume.original_label is None or original.GetDimension() != len(size):
         raise CollabError(
             f"{volume.files[0]}: the size must be that of its original {volume.original}, {original.GetSize()}; it is "
-            f"{size}. {mend}"
+            f"{size}. {fix}"
         )
     corners = []
     for label in (sitk.GetArrayFromImage(read_image(volume.original_label)), volume._array("label")):
@@ -116,7 +116,7 @@ def restored(volume: H5Volume, shape: tuple[int, ...]) -> sitk.Image:
     start = corners[0][0] - corners[1][0]
     extent = [tuple(last - first) for first, last in corners]
     if extent[0] != extent[1] or (start < 0).any() or (start + shape > original.GetSize()[::-1]).any():
-        raise CollabError(f"{volume.files[0]}: the label must be that of {volume.original}; it is another. {mend}")
+        raise CollabError(f"{volume.files[0]}: the label must be that of {volume.original}; it is another. {fix}")
     return sitk.RegionOfInterest(original, size, [int(i) for i in start[::-1]])
 
 
@@ -141,5 +141,5 @@ def _read(path: Path, key: str) -> npt.NDArray[Any]:
             return np.asarray(file[key][()])
     except (OSError, KeyError, RuntimeError) as error:
         raise CollabError(
-            f"{path}: cannot be read whole ({key}: {error}). Copy or download this file again."
+            f"{path}: cannot be read completely ({key}: {error}). Copy or download the file again."
         ) from error

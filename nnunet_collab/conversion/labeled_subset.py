@@ -102,7 +102,7 @@ def write_labeled_subset(
             write_json(split_file, split)
     except OSError as error:
         raise CollabError(
-            f"{folder}: the dataset could not be written ({error}). Free some disk space or mend the permissions, then "
+            f"{folder}: the dataset could not be written ({error}). Free some disk space or fix the permissions, then "
             "run the command again."
         ) from error
     finally:
@@ -144,7 +144,7 @@ def _labels_to_round(cases: Mapping[str, TrainingCase], labeled: Iterable[str]) 
     """Labeled cases whose label holds 3.0000002 for 3: nnU-Net would cut 2.9999998 off to 2.
 
     Raises:
-        CollabError: With every label that cannot be read whole, or holds what is no whole number.
+        CollabError: With every label that cannot be read completely, or holds what is no whole number.
     """
     to_round, problems = [], []
     for case in sorted(labeled):

@@ -1,7 +1,7 @@
 """Read the images of a public dataset, and say everything that is wrong with them before anything is converted.
 
 A converter names its cases (`Case`) and what a file of the dataset must look like (`SourceRules`); `verify_pairs` reads
-every file once and returns one line per fault, each with the file and how to mend it. An empty list means: convert.
+every file once and returns one line per fault, each with the file and how to fix it. An empty list means: convert.
 
 Two faults need care, because SimpleITK does not report them: a file that was cut off during the download
 (`core/whole_files.py`), and an image and a label of equal size that lie on different grids.
@@ -56,7 +56,7 @@ class SourceRules:
         axes: Spatial axes, 2 or 3.
         components: Values per pixel of an image file: 1, or 3 for color pictures. Labels always have 1.
         read_image: Path -> image. Replace it for sources that `read_image` cannot read (a DICOM series).
-        read_label: Path -> label. Replace it for labels that need mending first (a JPEG mask, flipped slices).
+        read_label: Path -> label. Replace it for labels that must be corrected first (a JPEG mask, flipped slices).
         label_grid: How well the label's grid must fit the image's. Wider where a source is known to be inexact.
     """
 
@@ -76,7 +76,7 @@ def verify_pairs(cases: Sequence[Case], rules: SourceRules) -> list[str]:
         rules: What the files must look like.
 
     Returns:
-        One line per fault, in the order of the cases: case, file, what was found, how to mend it.
+        One line per fault, in the order of the cases: case, file, what was found, how to fix it.
     """
     bar = tqdm(cases, desc="Checking the source", unit="case", disable=None)
     return [f"case {case.name}: {fault}" for case in bar for fault in _faults(case, rules)]

@@ -48,6 +48,6 @@ def write_image(image: sitk.Image, path: Path) -> None:
     except RuntimeError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise CollabError(
-            f"{path}: could not be written ({reason}). Free some disk space or mend the permissions, then run the "
+            f"{path}: could not be written ({reason}). Free some disk space or fix the permissions, then run the "
             "command again."
         ) from error

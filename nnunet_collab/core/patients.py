@@ -1,4 +1,4 @@
-"""Which cases are of one patient: the entry `patient_pattern` of dataset.json, which `nnunet_collab convert` writes."""
+"""The patient of each case, from the entry `patient_pattern` of dataset.json, which `nnunet_collab convert` writes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ def patient_lookup(pattern: str | None, cases: Iterable[str] = ()) -> PatientOf:
     """A function from a case's name to its patient.
 
     Args:
-        pattern: Regular expression for a whole case name, whose first group is the patient; None makes every case a
-            patient of its own.
-        cases: Names it must match. The function raises the same error for any other name that does not match.
+        pattern: Regular expression that matches a whole case name; its first group is the patient. With None, every
+            case is a separate patient.
+        cases: Case names that the pattern must match. The returned function raises the same error for any other name
+            that does not match.
 
     Raises:
-        CollabError: If the pattern is no regular expression, has no group, or does not match some case.
+        CollabError: If the pattern is not a regular expression, has no group, or does not match a case.
     """
     if pattern is None:
         return str
     rule = f"patient_pattern must match whole case names, and its first group is the patient; got {pattern!r}"
-    mend = r"Correct it in dataset.json or on the command line, e.g. '(patient\d+)_.*'."
+    fix = r"Correct it in dataset.json or on the command line, e.g. '(patient\d+)_.*'."
     try:
         regex = re.compile(pattern)
     except (re.error, TypeError, OverflowError, RecursionError) as error:
-        raise CollabError(f"{rule}, which is no regular expression ({error}). {mend}") from error
+        raise CollabError(f"{rule}, which is not a regular expression ({error}). {fix}") from error
     if regex.groups < 1:
-        raise CollabError(f"{rule}, which has no group. {mend}")
+        raise CollabError(f"{rule}, which has no group. {fix}")
 
     def patient(case: str) -> str | None:
         match = regex.fullmatch(case)
@@ -39,9 +40,9 @@ def patient_lookup(pattern: str | None, cases: Iterable[str] = ()) -> PatientOf:
     def patient_of(case: str) -> str:
         name = patient(case)
         if not name:
-            raise CollabError(f"{rule}, which finds no patient in {case}. {mend}")
+            raise CollabError(f"{rule}, which finds no patient in {case}. {fix}")
         return name
 
     if unmatched := [case for case in cases if not patient(case)]:
-        raise CollabError(f"{rule}, which finds no patient in {listed(unmatched)}. {mend}")
+        raise CollabError(f"{rule}, which finds no patient in {listed(unmatched)}. {fix}")
     return patient_of

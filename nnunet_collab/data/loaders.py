@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import random
 import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,7 +103,7 @@ class Workers(MultiThreadedAugmenter):  # type: ignore[misc]
     """batchgenerators' worker processes, which say what went wrong in one of them, and end with their parent.
 
     Raises:
-        CollabError: On drawing a batch, if making it failed for a reason the user can mend, or a worker was killed.
+        CollabError: On drawing a batch, if making it failed for a reason the user can fix, or a worker was killed.
         RuntimeError: If making it failed otherwise.
     """
 
@@ -124,12 +125,16 @@ class Workers(MultiThreadedAugmenter):  # type: ignore[misc]
 
     def _start(self) -> None:
         super()._start()
-        # At exit the workers are ended before the thread that watches them, which would take that for a fault.
-        atexit.register(self.abort_event.set)
+        atexit.register(self._abort)
 
     def _finish(self, *args: Any, **kwargs: Any) -> None:
-        atexit.unregister(self.abort_event.set)
+        atexit.unregister(self._abort)
         super()._finish(*args, **kwargs)
+
+    def _abort(self) -> None:
+        """At exit: the thread that reads from the workers would take their end, or half a batch, for a fault."""
+        threading.excepthook = lambda _: None
+        self.abort_event.set()
 
 
 def in_background(

@@ -28,12 +28,12 @@ class Locator:
     def __init__(self, model: Path, device: torch.device) -> None:
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-        mend = "Name the results folder of a trained model: .../<Trainer>__<plans>__<configuration>."
-        self.plans = read_json_object(model / "plans.json", mend)
-        self.dataset_json = read_json_object(model / "dataset.json", mend)
+        fix = "Name the results folder of a trained model: .../<Trainer>__<plans>__<configuration>."
+        self.plans = read_json_object(model / "plans.json", fix)
+        self.dataset_json = read_json_object(model / "dataset.json", fix)
         found = sorted(model.glob("fold_*/checkpoint_final.pth"))
         if not found:
-            raise CollabError(f"--locate: {model} must hold fold_*/checkpoint_final.pth; it holds none. {mend}")
+            raise CollabError(f"--locate: {model} must hold fold_*/checkpoint_final.pth; it holds none. {fix}")
         for path in found:
             checkpoints.read(path)  # refuses what nnU-Net would run as code
         self.predictor = nnUNetPredictor(

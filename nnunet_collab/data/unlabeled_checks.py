@@ -123,12 +123,12 @@ def _read(reader: Any, path: Path) -> tuple[npt.NDArray[Any], _Grid]:
         Its voxels and its grid, axes in the order of the array.
 
     Raises:
-        CollabError: If it cannot be read whole, or its voxels are colors or vectors where nnU-Net wants one value.
+        CollabError: If it cannot be read completely, or its voxels are colors or vectors where nnU-Net wants one value.
     """
     import SimpleITK as sitk
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-    from nnunet_collab.core.image_io import read_image
+    from nnunet_collab.core.image_io import read_image, read_volume
 
     if issubclass(reader, SimpleITKIO):  # which would read a file that was cut off without a word
         image = read_image(path)
@@ -140,10 +140,5 @@ def _read(reader: Any, path: Path) -> tuple[npt.NDArray[Any], _Grid]:
         size, spacing = image.GetSize()[::-1], image.GetSpacing()[::-1]
         grid = _Grid(size[0], size[1:], spacing[1:]) if len(size) == 4 else _Grid(1, size, spacing)
         return sitk.GetArrayFromImage(image), grid
-    if path.name.endswith((".nii", ".nii.gz")):
-        read_image(path)  # for the length and the checksum
-    try:
-        data, properties = reader().read_images([str(path)])
-    except Exception as error:
-        raise CollabError(f"{path}: cannot be read ({type(error).__name__}: {error}). Replace the file.") from error
-    return data, _Grid(data.shape[0], tuple(data.shape[1:]), tuple(float(mm) for mm in properties["spacing"]))
+    data, spacing_mm, _ = read_volume(path, reader, label=False)
+    return data, _Grid(data.shape[0], tuple(data.shape[1:]), tuple(float(mm) for mm in spacing_mm))

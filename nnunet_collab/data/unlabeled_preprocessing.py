@@ -255,6 +255,6 @@ def _named(case: str) -> Iterator[None]:
     except Exception as error:  # whatever nnU-Net raises
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CollabError(
-            f"case {case}: it could not be preprocessed ({reason}). Cases that are done are kept: mend the cause and "
+            f"case {case}: it could not be preprocessed ({reason}). Cases that are done are kept: fix the cause and "
             "run the same command again, without --overwrite. If a process was killed, memory ran out: lower -np."
         ) from error

@@ -57,11 +57,12 @@ def _training(trainer: str, students: Mapping[str, Any], **settings: Any) -> Tra
 
 
 def _with_few_labels(trainer: str, students: Mapping[str, Any], **settings: Any) -> Method:
+    batch = {"batch_size": 4}  # labeled samples; the method has as many unlabeled ones on top
     return Method(
-        _training(trainer, students, **settings),
+        _training(trainer, students, **batch, **settings),
         labeled=2,  # with three training cases, the labels alone are enough on this phantom
         unlabeled=20,
-        baseline=_training("SupervisedTrainer", {"CNN": _CNN}),
+        baseline=_training("SupervisedTrainer", {"CNN": _CNN}, **batch),
     )
 
 
@@ -76,14 +77,14 @@ _SHORT_TEACHER = {"ema_decay": 0.95, **_SHORT_RAMP}
 METHODS: dict[str, Method] = {
     "ctrcl": Method(_training("CTRCLTrainer", _PAIR)),
     "cross_teaching": _with_few_labels("CrossTeachingTrainer", _PAIR),
-    "cps": _with_few_labels("CPSTrainer", {"CNN1": _CNN, "CNN2": _CNN}, pseudo_weight=0.5, **_SHORT_RAMP),
-    "mean_teacher": _with_few_labels("MeanTeacherTrainer", _ONE, consistency_weight=1.0, **_SHORT_TEACHER),
-    "uamt": _with_few_labels("UAMTTrainer", _ONE, consistency_weight=1.0, **_SHORT_TEACHER),
+    "cps": _with_few_labels("CPSTrainer", {"CNN1": _CNN, "CNN2": _CNN}, pseudo_weight=1.0, **_SHORT_RAMP),
+    "mean_teacher": _with_few_labels("MeanTeacherTrainer", _ONE, consistency_weight=2.0, **_SHORT_TEACHER),
+    "uamt": _with_few_labels("UAMTTrainer", _ONE, consistency_weight=2.0, **_SHORT_TEACHER),
     "fixmatch": _with_few_labels("FixMatchTrainer", _ONE, tau=0.8, **_SHORT_RAMP),
     "unimatch": _with_few_labels("UniMatchTrainer", _ONE, tau=0.8, **_SHORT_RAMP),
     "crossmatch": _with_few_labels("CrossMatchTrainer", _ONE, tau=0.8, **_SHORT_RAMP),
     "crln": _with_few_labels(
-        "CRLNTrainer", _ONE, tau=0.8, rectify_from_iteration=100, contrast_weight=0.1, **_SHORT_RAMP
+        "CRLNTrainer", _ONE, tau=0.8, rectify_from_iteration=100, contrast_weight=0.2, **_SHORT_RAMP
     ),
     "ldc": _with_few_labels("LDCTrainer", _ONE, **_SHORT_TEACHER),
     "cmaformer": Method(

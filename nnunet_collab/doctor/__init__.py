@@ -1,1 +1,1 @@
-"""What `nnunet_collab doctor` looks at, and how to mend what it finds."""
+"""What `nnunet_collab doctor` looks at, and how to fix what it finds."""

@@ -16,13 +16,13 @@ class Finding:
     Attributes:
         status: `FAIL` if training or prediction cannot work, `warn` if it can, but not as one may expect.
         text: One line.
-        mend: What to do about it; empty if nothing need be done. May have several lines.
+        fix: What to do about it; empty if nothing need be done. May have several lines.
     """
 
     status: Status
     text: str
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
         lines = f"{self.status:<6}{self.text}"
-        return f"{lines}\n{textwrap.indent(self.mend, ' ' * 6)}" if self.mend else lines
+        return f"{lines}\n{textwrap.indent(self.fix, ' ' * 6)}" if self.fix else lines

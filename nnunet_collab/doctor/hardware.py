@@ -30,11 +30,11 @@ def check_gpus(facts: Mapping[str, Any]) -> Finding:
         names = [f"{name} ({memory:.0f} GiB)" for name, memory in facts["gpus"]]
         return Finding("ok", f"CUDA {facts['cuda']}: {', '.join(names)}")
     if facts["cuda"]:
-        mend = "With an NVIDIA GPU: does `nvidia-smi` list it, and is CUDA_VISIBLE_DEVICES right? "
+        fix = "With an NVIDIA GPU: does `nvidia-smi` list it, and is CUDA_VISIBLE_DEVICES right? "
     else:
-        mend = "With an NVIDIA GPU: install a build of torch for CUDA; this one is for the CPU. "
+        fix = "With an NVIDIA GPU: install a build of torch for CUDA; this one is for the CPU. "
     return Finding(
-        "warn", "no GPU that torch can use; training on the CPU is slow", f"{mend}Without one: train with -device cpu."
+        "warn", "no GPU that torch can use; training on the CPU is slow", f"{fix}Without one: train with -device cpu."
     )
 
 

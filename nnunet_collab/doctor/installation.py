@@ -53,13 +53,13 @@ def check_imports(torch: Outcome, timm: Outcome) -> Finding:
     if torch.error:
         return Finding("FAIL", f"torch cannot be imported: {torch.error}", _REINSTALL_TORCH)
     if "torchvision::" in timm.error:
-        mend = (
+        fix = (
             f"torch {torch.facts['version']} and torchvision {installed('torchvision')} are builds that do not fit, "
             "e.g. one for the CPU beside one for CUDA.\nUntil they do, nnU-Net finds no trainer outside of itself. "
             f"Install both from the same index, in one command:\n{_REINSTALL_TORCH}\n"
             "(for a CPU build, or another CUDA version, add one --index-url that has both)"
         )
-        return Finding("FAIL", f"timm cannot be imported: {timm.error}", mend)
+        return Finding("FAIL", f"timm cannot be imported: {timm.error}", fix)
     if timm.error:
         return Finding(
             "FAIL", f"timm cannot be imported: {timm.error}", 'python -m pip install --force-reinstall "timm<1.0.23"'

@@ -53,14 +53,14 @@ def check_trainers(outcome: Outcome, expected: dict[str, str]) -> Iterator[Findi
 def _not_found(name: str, facts: dict[str, Any]) -> Finding:
     where, elsewhere = facts["folder"], facts["folder"] and canonical(facts["folder"]) != canonical(doorway_folder())
     if facts["error"]:
-        mend = "Mend or remove the module named above; nnU-Net imports whatever sorts before the trainer it looks for."
+        fix = "Fix or remove the module named above; nnU-Net imports whatever sorts before the trainer it looks for."
         if elsewhere:
-            mend = f"Remove {where} from {VARIABLE}, or put it last."
-        return Finding("FAIL", f"{name} is not found by nnU-Net: {facts['error']}", mend)
+            fix = f"Remove {where} from {VARIABLE}, or put it last."
+        return Finding("FAIL", f"{name} is not found by nnU-Net: {facts['error']}", fix)
     if facts["module"].split(".")[0] == "nnunetv2":
         text = f"{name} is shadowed by a trainer in nnunetv2 itself ({facts['module']})"
         return Finding(
             "FAIL", text, "Remove that file, or install stock nnU-Net: python -m pip install --force-reinstall nnunetv2"
         )
-    mend = f"Remove that folder from {VARIABLE}, or put {doorway_folder()} before it."
-    return Finding("FAIL", f"{name} is shadowed by another trainer of that name in {Path(where)}", mend)
+    fix = f"Remove that folder from {VARIABLE}, or put {doorway_folder()} before it."
+    return Finding("FAIL", f"{name} is shadowed by another trainer of that name in {Path(where)}", fix)

@@ -57,7 +57,7 @@ def evaluate_folders(
 
     Raises:
         CollabError: If a folder or dataset.json is missing or unusable, no prediction has a label, files lack a
-            partner, cannot be read completely, have different grids, or hold values that dataset.json does not name.
+            partner, cannot be read completely, lie on different grids, or hold values that dataset.json does not name.
     """
     import pandas as pd
 

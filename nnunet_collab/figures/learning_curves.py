@@ -31,8 +31,9 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
             `student/term` -> values. `agreement`, of the students: values in [0, 1], or None. `pseudo_labels`:
             `student/quantity` -> values in [0, 1], or none of them. `variables` that a method learns beside the
             networks: `name` or `group/name` -> values, or none of them. Every list is as long as `epochs`; NaN leaves a
-            gap. Losses are on a log scale if none is negative and they span more than a factor of 50.
-        out: The file, .png (at least 1200 pixels wide), .pdf or .svg; its folder is created, an old file is replaced.
+            gap. `start`: the epoch from which more than the labels counts, marked in every panel, or None. Losses are
+            on a log scale if none is negative and they span more than a factor of 50.
+        out: The file, .png (at least 1200 pixels wide), .pdf or .svg; its folder is made, an old file is replaced.
 
     Raises:
         CollabError: If the format is unknown.
@@ -56,22 +57,14 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
         for name, values in curves["pseudo_dice"].items():
             _draw_curve(panels[0], epochs, values, colors[name], "-")
         panels[0].set(title="Pseudo Dice", ylabel="mean over classes, 0 to 1", ylim=(0, 1.02))
-        for name, (student, term) in split.items():
-            _draw_curve(panels[1], epochs, curves["losses"][name], colors.get(student, _GREY), dashes[term])
-        panels[1].set(title="Loss terms", ylabel="loss, no unit")
-        if (lowest := _lowest_on_log_scale(curves["losses"])) is not None:
-            panels[1].set_yscale("log", nonpositive="mask")
-            panels[1].set(ylabel="loss, no unit, log scale", ylim=(lowest, None))
+        _draw_losses(panels[1], epochs, curves["losses"], colors)
         if agreement is not None:
-            _draw_curve(panels[2], epochs, agreement, _GREY, "-")
-            least = np.floor(10 * np.nanmin([*agreement, 0.9])) / 10
-            panels[2].set(
-                title="Agreement between students", ylabel="Dice of their predictions, 0 to 1", ylim=(least, 1.005)
-            )
+            _draw_agreement(panels[2], epochs, agreement)
         if pseudo_labels:
             _draw_pseudo_labels(panels[count - len(groups) - 1], epochs, pseudo_labels, colors)
         for axes, (group, variables) in zip(panels[count - len(groups) :], groups.items(), strict=True):
             _draw_variables(axes, epochs, group, variables)
+        _mark_start(list(panels), curves.get("start"), max(epochs))
         for axes in panels:
             axes.set(xlabel="epoch", xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
@@ -158,6 +151,34 @@ def _draw_curve(axes: Axes, epochs: Sequence[float], values: Sequence[float], co
         total, count = (np.convolve(v, np.ones(width), mode="same") for v in (np.where(known, smooth, 0), known))
         smooth = np.where(known, total / np.maximum(count, 1), np.nan)
     axes.plot(epochs, smooth, color=color, linestyle=dash, linewidth=1.8, marker="o" if len(epochs) == 1 else "")
+
+
+def _draw_losses(
+    axes: Axes, epochs: Sequence[int], losses: Mapping[str, Sequence[float]], colors: Mapping[str, str]
+) -> None:
+    split = {name: name.rpartition("/")[::2] for name in losses}  # student, term
+    dashes = _dashes(term for _, term in split.values())
+    for name, (student, term) in split.items():
+        _draw_curve(axes, epochs, losses[name], colors.get(student, _GREY), dashes[term])
+    axes.set(title="Loss terms", ylabel="loss, no unit")
+    if (lowest := _lowest_on_log_scale(losses)) is not None:
+        axes.set_yscale("log", nonpositive="mask")
+        axes.set(ylabel="loss, no unit, log scale", ylim=(lowest, None))
+
+
+def _draw_agreement(axes: Axes, epochs: Sequence[int], agreement: Sequence[float]) -> None:
+    _draw_curve(axes, epochs, agreement, _GREY, "-")
+    least = np.floor(10 * np.nanmin([*agreement, 0.9])) / 10
+    axes.set(title="Agreement between students", ylabel="Dice of their predictions, 0 to 1", ylim=(least, 1.005))
+
+
+def _mark_start(panels: Sequence[Axes], start: float | None, last: int) -> None:
+    """A line in every panel where more than the labels begins to count; none if that is the beginning or the end."""
+    if start is None or not 0 < start <= last:
+        return
+    for axes in panels:
+        axes.axvline(start, color=_GREY, linewidth=1.0, linestyle=(0, (1, 2)), gid="start")
+    panels[0].annotate("start", (start, 0.02), xytext=(3, 0), textcoords="offset points", fontsize=8, color=_GREY)
 
 
 def _lowest_on_log_scale(losses: Mapping[str, Sequence[float]]) -> float | None:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_collab.core.checks import check_same_shape
+from nnunet_collab.core.checks import check_keep, check_same_shape
 from nnunet_collab.core.distributed import concatenate_over_ranks, global_mean
 
 
@@ -83,10 +83,20 @@ def distance_error(maps: Tensor, truth: Tensor, keep: Tensor) -> Tensor:
     """Mean squared error of signed distance maps. Samples with ignored voxels are left out: their boundary is unknown.
 
     Args:
-        maps: Predicted maps, `(B, K, *s)`; receives the gradient; resized to the size of the truth.
-        truth: True maps, `(B, K, *S)`.
-        keep: Voxels that count, `(B, *S)` bool. If every sample has ignored voxels, the error is 0 with zero gradient.
+        maps: `(B, K, *s)`, receives the gradient; brought to the size of the truth.
+        truth: `(B, K, *S)`.
+        keep: `(B, *S)` bool; where no sample is kept whole, the error is 0 with zero gradient.
+
+    Raises:
+        ValueError: If shapes disagree.
+        TypeError: If `keep` is not boolean.
     """
+    if maps.shape[:2] != truth.shape[:2] or maps.ndim != truth.ndim:
+        raise ValueError(
+            f"distance_error: maps and truth must have the same samples, channels and number of axes; "
+            f"got {tuple(maps.shape)} and {tuple(truth.shape)}."
+        )
+    check_keep("distance_error", keep, truth)
     with torch.autocast(maps.device.type, enabled=False):
         maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         if maps.shape != truth.shape:

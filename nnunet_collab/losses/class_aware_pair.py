@@ -188,7 +188,7 @@ def _compare(features: list[list[Tensor]], cells: _Cells) -> _Comparison:
             prototypes[-1].append((unit, length))
             for (b, _, n), f in chunks(own, 1 if own.dtype == unit.dtype else CHUNKS):
                 cosine[student, ..., at][b, :, n] = unit.expand(len(f), -1, -1) @ f.to(unit.dtype)
-            norms[student, ..., at] = torch.linalg.vector_norm(own, dim=1, keepdim=True, dtype=norms.dtype)
+            torch.linalg.vector_norm(own, dim=1, keepdim=True, dtype=norms.dtype, out=norms[student, ..., at])
     norms = blank(norms, cells.mask).clamp_min_(1e-8)
     return _Comparison(blank(cosine, cells.mask).div_(norms), norms, prototypes)
 
@@ -214,9 +214,9 @@ def _divergences(comparison: _Comparison, cells: _Cells, alpha: float, order: Or
         divergence = (response * ratio).sum(dim=3, keepdim=True)
         slopes = ratio.sub_(divergence).mul_(response)
     values = []
-    for at, weight in zip(cells.of_level, cells.weight, strict=True):
+    for at, weight, factor in zip(cells.of_level, cells.weight, alpha * cells.weight, strict=True):
         values.append(divergence[..., at].sum(dim=(1, 2, 3, 4)) * weight)
-        slopes[..., at].mul_(weight * alpha)
+        slopes[..., at].mul_(factor)
     return values, slopes.flatten(2, 3)
 
 

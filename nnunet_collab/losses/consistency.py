@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnunet_collab.core.checks import check_same_shape
+from nnunet_collab.core.checks import check_keep, check_mask, check_same_shape
 from nnunet_collab.core.distributed import global_mean
 
 
@@ -39,19 +39,13 @@ def squared_difference(
 
     Raises:
         ValueError: If shapes disagree.
+        TypeError: If `keep` or `used` is not boolean.
     """
     check_same_shape("squared_difference", student=student, teacher=teacher)
-    if keep.shape != student[:, 0].shape:
-        raise ValueError(
-            f"squared_difference: keep must have one value per voxel, so {tuple(student[:, 0].shape)}; got "
-            f"{tuple(keep.shape)}."
-        )
-    per_problem = (student.shape[0], student.shape[1] if regions else 1, *student.shape[2:])
-    if used is not None and tuple(used.shape) != per_problem:
-        raise ValueError(
-            f"squared_difference: used must have one value per problem and voxel, so {per_problem}; got "
-            f"{tuple(used.shape)}."
-        )
+    check_keep("squared_difference", keep, student)
+    if used is not None:
+        problems = student.shape[1] if regions else 1
+        check_mask("squared_difference", "used", used, (student.shape[0], problems, *student.shape[2:]))
     mask = keep.unsqueeze(1) if used is None else keep.unsqueeze(1) & used
     with torch.autocast(student.device.type, enabled=False):
         # Blank unused voxels before the softmax, not after the loss: an inf or NaN in them would stay in the

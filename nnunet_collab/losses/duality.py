@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_collab.core.checks import check_same_shape
+from nnunet_collab.core.checks import check_keep, check_mask, check_same_shape
 from nnunet_collab.core.distributed import all_reduce_sum, global_mean
 
 Activation = Literal["softmax", "sigmoid"]
@@ -110,6 +110,7 @@ def consistency_loss(
 
     Raises:
         ValueError: If shapes disagree.
+        TypeError: If a mask is not boolean.
     """
     mask = _used("consistency_loss", logits, target, keep, used)
     with torch.autocast(logits.device.type, enabled=False):
@@ -140,6 +141,7 @@ def paper_equation_2(
 
     Raises:
         ValueError: If shapes disagree.
+        TypeError: If a mask is not boolean.
     """
     mask = _used("paper_equation_2", logits, target, keep, used)
     with torch.autocast(logits.device.type, enabled=False):
@@ -198,9 +200,11 @@ def mean_excess(probabilities: Tensor, target: Tensor, keep: Tensor) -> Tensor:
 
     Raises:
         ValueError: If shapes disagree.
+        TypeError: If a mask is not boolean.
     """
     mask = _used("mean_excess", probabilities, target, keep, None)
-    difference = probabilities.masked_fill(~mask, 0) - target.detach().masked_fill(~mask, 0)
+    probabilities, target = _blanked(probabilities, target, mask)
+    difference = probabilities - target
     count = all_reduce_sum(keep.sum().to(difference.dtype) * probabilities.shape[1])
     return all_reduce_sum(difference.sum()) / count.clamp_min(1)
 
@@ -241,10 +245,10 @@ def augmented_lagrangian(residuals: Tensor, multipliers: Tensor, equality: Tenso
 
 def _used(caller: str, logits: Tensor, target: Tensor, keep: Tensor, used: Tensor | None) -> Tensor:
     check_same_shape(caller, logits=logits, target=target)
-    if keep.shape != logits[:, 0].shape:
-        raise ValueError(
-            f"{caller}: keep must have one value per voxel, so {tuple(logits[:, 0].shape)}; got {tuple(keep.shape)}."
-        )
+    check_keep(caller, keep, logits)
+    if used is not None:
+        problems = 1 if used.ndim > 1 and used.shape[1] == 1 else logits.shape[1]
+        check_mask(caller, "used", used, (logits.shape[0], problems, *logits.shape[2:]))
     return keep.unsqueeze(1) if used is None else keep.unsqueeze(1) & used
 
 

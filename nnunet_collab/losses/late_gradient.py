@@ -50,7 +50,7 @@ class _Tie(torch.autograd.Function):
     ) -> Tensor:
         ctx.pending, ctx.through_prototypes = pending, through_prototypes
         ctx.save_for_backward(features, *parts)
-        return value.clone()
+        return value.view_as(value)
 
     @staticmethod
     @once_differentiable
@@ -97,9 +97,10 @@ def _add_pending(gradient: Tensor, pending: list[tuple[Tensor, ...]]) -> Tensor 
 
 def sum_over_cells(weights: Tensor, features: Tensor, mask: Tensor) -> Tensor:
     """Sums of the features `(B, D, N)` of the cells that count, `(K, D)`, each with its weight `(B, K, N)`."""
-    total = weights.new_zeros(weights.shape[1], features.shape[1])
+    total, old = weights.new_empty(weights.shape[1], features.shape[1]), 0
     for (b, _, n), f in chunks(features):
-        total.addbmm_(weights[b, :, n], _blank(f, mask[b, :, n], total.dtype).mT)
+        total.addbmm_(weights[b, :, n], _blank(f, mask[b, :, n], total.dtype).mT, beta=old)
+        old = 1
     return total
 
 

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_collab.core.checks import check_mask
 from nnunet_collab.core.distributed import all_reduce_sum, world_size
 
 ANCHORS, NEGATIVES = 256, 512  # per class; per anchor (section 4.2)
@@ -103,7 +104,17 @@ def positive_supervision(
 
     Returns:
         This rank's share, scalar float32: averaged over the ranks, it is the mean over the classes.
+
+    Raises:
+        ValueError: If shapes disagree.
+        TypeError: If `known.reliable` is not boolean.
     """
+    voxels = (known.confidence.shape[0], *known.confidence.shape[2:])
+    if tuple(known.labels.shape) != voxels:
+        raise ValueError(
+            f"positive_supervision: labels have one value per voxel, so {voxels}; got {tuple(known.labels.shape)}."
+        )
+    check_mask("positive_supervision", "reliable", known.reliable, voxels)
     classes = known.confidence.shape[1]
     members = torch.stack([(known.labels == c) & known.reliable for c in range(classes)], dim=1)
     drawn = _draw(known, tau, anchors, negatives)

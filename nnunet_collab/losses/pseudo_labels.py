@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_collab.core.checks import check_same_shape
+from nnunet_collab.core.checks import check_keep, check_same_shape
 from nnunet_collab.core.distributed import all_reduce_sum, global_mean
 
 Criterion = Literal["dice", "dice_foreground", "dice_nnunet", "ce", "dice_ce", "kl"]
@@ -182,13 +182,7 @@ def _dice_loss(
 
 def _check(student: Tensor, teacher: Tensor, keep: Tensor, criterion: str) -> None:
     check_same_shape("pseudo_label_loss", student=student, teacher=teacher)
-    expected = (student.shape[0], *student.shape[2:])
-    if tuple(keep.shape) != expected:
-        raise ValueError(
-            f"pseudo_label_loss: keep must have one value per voxel, so {expected}; got {tuple(keep.shape)}."
-        )
-    if keep.dtype is not torch.bool:
-        raise TypeError(f"pseudo_label_loss: keep must be torch.bool (True = use the voxel); got {keep.dtype}.")
+    check_keep("pseudo_label_loss", keep, student)
     if criterion not in get_args(Criterion):
         raise ValueError(
             f"pseudo_label_loss: criterion must be one of {', '.join(get_args(Criterion))}; got {criterion!r}."

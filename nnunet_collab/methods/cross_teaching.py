@@ -22,11 +22,8 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.settings import setting
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
-from nnunet_collab.training.semi_supervised import (
-    SemiSupervisedBatch,
-    SemiSupervisedSettings,
-    SemiSupervisedTrainer,
-)
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, SemiSupervisedTrainer
+from nnunet_collab.training.semi_supervised_settings import SemiSupervisedSettings
 from nnunet_collab.training.settings import CNN, StudentSettings
 
 

@@ -28,10 +28,11 @@ from nnunet_collab.core.schedules import sigmoid_ramp
 from nnunet_collab.core.settings import COUNT, refuse_unused, setting
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
-from nnunet_collab.networks.perturbation import PerturbAt, PerturbedPass
+from nnunet_collab.networks.perturbation import OnlyTeaching, PerturbAt, PerturbedPass
 from nnunet_collab.training.self_taught import SelfTaughtSettings, SelfTaughtTrainer
-from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, split_output
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch
 from nnunet_collab.training.settings import CNN, StudentSettings
+from nnunet_collab.training.student_outputs import split_output
 
 
 class CrossMatchSettings(SelfTaughtSettings):
@@ -131,11 +132,16 @@ class CrossMatchTrainer(SelfTaughtTrainer):
         cut = [self.draw_cutmix(own) for _ in own.strong]
         strong = [cut[i](view, second and second.strong[i]) for i, view in enumerate(own.strong)]
         keep = [cut[i](own.keep, second and second.keep) for i in range(2)]
-        (output,) = self.network(torch.cat([own.image, own.weak, *strong]), self._perturbed_passes(n_l, n_u)).values()
-        labeled, w, s1, s2, w_w, w_s, s2_w, s2_s = split_output(output, [n_l, *[n_u] * 7])
-        # Teaching predictions use no dropout of the network itself, only that of the method.
-        at_hand = (w.logits.detach(), w_w.logits.detach(), w_s.logits.detach())
-        clean, clean_w, clean_s = self._predictions(own) if self.has_dropout or self.has_teacher else at_hand
+        # What teaches is never dropped by the network itself, only where the method drops it.
+        alone = self.has_dropout or self.has_teacher
+        (output,) = self.network(
+            torch.cat([own.image, own.weak, *strong]),
+            self._perturbed_passes(n_l, n_u),
+            OnlyTeaching(n_l, n_l + n_u, decoded=not alone),
+        ).values()
+        labeled, s1, s2, w_w, w_s, s2_w, s2_s = split_output(output, [n_l, *[n_u] * 6])
+        at_hand = (output.teaching, w_w.logits.detach(), w_s.logits.detach())
+        clean, clean_w, clean_s = self._predictions(own) if alone else at_hand
         fill, fill_w, fill_s = self._predictions(second) if second else (None, None, None)
         teacher = [cut[0](clean, fill), cut[1](clean, fill)]
         name = s.students[0].name

@@ -23,10 +23,11 @@ from torch import Tensor
 from nnunet_collab.core.settings import refuse_unused, setting
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.pseudo_labels import Criterion, pseudo_label_loss
-from nnunet_collab.networks.perturbation import PerturbedPass
+from nnunet_collab.networks.perturbation import OnlyTeaching, PerturbedPass
 from nnunet_collab.training.self_taught import SelfTaughtSettings, SelfTaughtTrainer
-from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, split_output
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch
 from nnunet_collab.training.settings import CNN, StudentSettings
+from nnunet_collab.training.student_outputs import split_output
 
 
 class FixMatchSettings(SelfTaughtSettings):
@@ -86,23 +87,24 @@ class FixMatchTrainer(SelfTaughtTrainer):
             mix(view, second and second.strong[i]) for i, (mix, view) in enumerate(zip(mixes, own.strong, strict=False))
         ]
         sizes = [len(own.image), *[len(own.weak)] * len(strong)]
-        images, perturbed_passes = [own.image, *strong], []
+        images, perturbed_passes, only_teaching = [own.image, *strong], [], None
+        # The weak views are in the batch already if features are dropped; they teach by a pass of their own if the
+        # teacher is the average, or if the network drops something by itself.
+        alone = "feature" not in weights or self.has_dropout or self.has_teacher
         if "feature" in weights:
             start = sum(sizes)
             images.append(own.weak)
             perturbed_passes.append(PerturbedPass(start, start + len(own.weak), s.feature_drop))
-            sizes += [len(own.weak)] * 2
-        outputs = self.network(torch.cat(images), perturbed_passes)
-        # If features are dropped, the weak views are in the batch already. They need a separate pass if the teacher is
-        # the average, or if the network has dropout of its own.
-        alone = "feature" not in weights or self.has_dropout or self.has_teacher
+            only_teaching = OnlyTeaching(start, start + len(own.weak), decoded=not alone)
+            sizes.append(len(own.weak))
+        outputs = self.network(torch.cat(images), perturbed_passes, only_teaching)
         clean = self.teaching_logits(own.weak) if alone else {}
         filling = {} if second is None else self.teaching_logits(second.weak)
         views = {name: split_output(output, sizes) for name, output in outputs.items()}
         terms = self.supervised_terms({name: parts[0] for name, parts in views.items()}, own.target)
         for name in (student.name for student in s.students if not student.frozen):
             parts = views[name][1:]
-            weak = clean[name] if alone else parts[-2].logits.detach()
+            weak = clean[name] if alone else outputs[name].teaching
             self.pseudo_label_curves.add(name, weak, own.keep, s.tau)
             if "strong" in weights:
                 losses = [

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_collab.core.types import StudentOutput
-from nnunet_collab.networks.perturbation import PerturbedPass
+from nnunet_collab.networks.perturbation import OnlyTeaching, PerturbedPass
 from nnunet_collab.networks.student import Student
 
 
@@ -25,9 +25,11 @@ class StudentGroup(nn.Module):
         super().__init__()
         self.students = nn.ModuleDict({student.name: student for student in students})
 
-    def forward(self, image: Tensor, perturbed_passes: Sequence[PerturbedPass] = ()) -> dict[str, StudentOutput]:
-        """Every student's output on `(B, C_in, *S)`, by name; for `perturbed_passes` see `Student.forward`."""
-        return {name: student(image, perturbed_passes) for name, student in self.students.items()}
+    def forward(
+        self, image: Tensor, perturbed_passes: Sequence[PerturbedPass] = (), only_teaching: OnlyTeaching | None = None
+    ) -> dict[str, StudentOutput]:
+        """Every student's output on `(B, C_in, *S)`, by name; for the other arguments see `Student.forward`."""
+        return {name: student(image, perturbed_passes, only_teaching) for name, student in self.students.items()}
 
     def __iter__(self) -> Iterator[Student]:
         return (self[name] for name in self.students)

@@ -36,23 +36,42 @@ class PerturbedPass(NamedTuple):
     at: PerturbAt = "all"
 
 
-def append_perturbed_passes(features: Any, perturbed_passes: Sequence[PerturbedPass]) -> Any:
-    """The encoder's output, followed by the perturbed samples of every pass in the order of the passes.
+class OnlyTeaching(NamedTuple):
+    """Samples of the batch whose own prediction is taught nothing, so that the decoder's pass leaves them out.
+
+    Attributes:
+        start: First sample.
+        stop: One behind the last sample.
+        decoded: True to decode them apart, without gradient; False if nobody asks for their prediction.
+    """
+
+    start: int
+    stop: int
+    decoded: bool = True
+
+
+def append_perturbed_passes(
+    features: Any, perturbed_passes: Sequence[PerturbedPass], left_out: OnlyTeaching | None = None
+) -> Any:
+    """The encoder's output with the samples of every pass appended, perturbed, in the order of the passes.
 
     Args:
-        features: Feature map `(B, D, *s)`, or a sequence of such maps, finest first.
-        perturbed_passes: The passes to append.
+        features: `(B, D, *s)`, or a sequence of such maps, finest first.
+        perturbed_passes: What to append.
+        left_out: Samples that the result has in the passes alone.
 
     Returns:
-        The same kind of object for a batch of `B + sum(stop - start)` samples.
+        The same kind of object for a batch of `B + sum(stop - start)` samples, less those left out.
     """
     if isinstance(features, Tensor):
-        return _append(features, perturbed_passes, deepest=True)
+        return _append(features, perturbed_passes, left_out, deepest=True)
     last = len(features) - 1
-    return type(features)([_append(f, perturbed_passes, deepest=i == last) for i, f in enumerate(features)])
+    return type(features)([_append(f, perturbed_passes, left_out, deepest=i == last) for i, f in enumerate(features)])
 
 
-def _append(feature: Tensor, perturbed_passes: Sequence[PerturbedPass], *, deepest: bool) -> Tensor:
+def _append(
+    feature: Tensor, perturbed_passes: Sequence[PerturbedPass], left_out: OnlyTeaching | None, *, deepest: bool
+) -> Tensor:
     drop = F.dropout2d if feature.ndim == 4 else F.dropout3d
     masks = []
     for perturbed_pass in perturbed_passes:
@@ -62,21 +81,34 @@ def _append(feature: Tensor, perturbed_passes: Sequence[PerturbedPass], *, deepe
         masks.append(
             drop(whole, perturbed_pass.rate, training=True) if deepest or perturbed_pass.at == "all" else whole
         )
-    appended: Tensor = _AppendProducts.apply(feature, [(p.start, p.stop) for p in perturbed_passes], *masks)
+    appended: Tensor = _AppendProducts.apply(
+        feature,
+        [(p.start, p.stop) for p in perturbed_passes],
+        (len(feature), len(feature)) if left_out is None else (left_out.start, left_out.stop),
+        *masks,
+    )
     return appended
 
 
 class _AppendProducts(torch.autograd.Function):
-    """`torch.cat([feature, feature[start:stop] * mask, ...])` written in one go: full-resolution features are large."""
+    """`torch.cat([feature[:a], feature[b:], feature[start:stop] * mask, ...])`, `a` to `b` left out.
+
+    Written in one go: full-resolution features are large.
+    """
 
     @staticmethod
-    def forward(ctx: Any, feature: Tensor, spans: list[tuple[int, int]], *masks: Tensor) -> Tensor:
-        ctx.spans = spans
+    def forward(
+        ctx: Any, feature: Tensor, spans: list[tuple[int, int]], left_out: tuple[int, int], *masks: Tensor
+    ) -> Tensor:
+        ctx.spans, ctx.left_out = spans, left_out
         ctx.save_for_backward(*masks)
-        total = len(feature) + sum(stop - start for start, stop in spans)
+        a, b = left_out
+        kept = len(feature) - (b - a)
+        total = kept + sum(stop - start for start, stop in spans)
         result = feature.new_empty((total, *feature.shape[1:]))
-        result[: len(feature)] = feature
-        end = len(feature)
+        result[:a] = feature[:a]
+        result[a:kept] = feature[b:]
+        end = kept
         for (start, stop), mask in zip(spans, masks, strict=True):
             begin, end = end, end + stop - start
             torch.mul(feature[start:stop], mask, out=result[begin:end])
@@ -85,9 +117,13 @@ class _AppendProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (of_result,) = grads
+        a, b = ctx.left_out
         end = len(of_result) - sum(stop - start for start, stop in ctx.spans)
-        gradient = of_result[:end].clone()
+        gradient = of_result.new_empty((end + b - a, *of_result.shape[1:]))
+        gradient[:a] = of_result[:a]
+        gradient[a:b] = 0
+        gradient[b:] = of_result[a:end]
         for (start, stop), mask in zip(ctx.spans, ctx.saved_tensors, strict=True):
             begin, end = end, end + stop - start
             gradient[start:stop].addcmul_(of_result[begin:end], mask)
-        return gradient, None, *[None] * len(ctx.spans)
+        return gradient, None, None, *[None] * len(ctx.spans)

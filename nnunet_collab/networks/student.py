@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.pooling import average_pool
 from nnunet_collab.core.types import StudentOutput
-from nnunet_collab.networks.perturbation import PerturbedPass, append_perturbed_passes
+from nnunet_collab.networks.blueprint import is_unet
+from nnunet_collab.networks.perturbation import OnlyTeaching, PerturbedPass, append_perturbed_passes
 
 
 class Student(nn.Module):
@@ -52,6 +54,8 @@ class Student(nn.Module):
         self._decoder_map: Tensor | None = None
         self._recording = False
         self._perturbed_passes: tuple[PerturbedPass, ...] = ()
+        self._only_teaching: OnlyTeaching | None = None
+        self._teaching: Tensor | None = None
         self._taps = {level: _Tap(self, level) for level in taps}
         self._hooks = [
             _submodule(name, network, module_name).register_forward_hook(self._taps[level])
@@ -64,13 +68,16 @@ class Student(nn.Module):
         if frozen:
             self.requires_grad_(False).eval()
 
-    def forward(self, image: Tensor, perturbed_passes: Sequence[PerturbedPass] = ()) -> StudentOutput:
+    def forward(
+        self, image: Tensor, perturbed_passes: Sequence[PerturbedPass] = (), only_teaching: OnlyTeaching | None = None
+    ) -> StudentOutput:
         """One training forward.
 
         Args:
             image: `(B, C_in, *S)`.
             perturbed_passes: Samples that pass the decoder once more, with perturbed features; see
                 `networks.perturbation`.
+            only_teaching: Samples that pass the decoder without gradient, or in the perturbed passes alone.
 
         Returns:
             Logits at full resolution, the tapped features, and the deep-supervision logits if they are switched on. The
@@ -78,23 +85,34 @@ class Student(nn.Module):
             features.
 
         Raises:
-            CollabError: If perturbed_passes are given, but the network has no submodule `encoder`.
+            CollabError: If perturbed_passes or only_teaching are asked of a network without a submodule `encoder`.
         """
-        if perturbed_passes:
+        if perturbed_passes or only_teaching:
             self.require_encoder()
+        apart = only_teaching if self.decodes_apart else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            self._recording, self._perturbed_passes = True, tuple(perturbed_passes)
+            self._recording, self._perturbed_passes, self._only_teaching = True, tuple(perturbed_passes), apart
             try:
                 output = self.network(image)
             finally:
-                self._recording, self._perturbed_passes = False, ()
+                self._recording, self._perturbed_passes, self._only_teaching = False, (), None
+                teaching, self._teaching = self._teaching, None
                 encoder, decoder = self._encoder_map, self._decoder_map
                 maps = tuple(getattr(self, name) for name in self._further)
                 self._encoder_map = self._decoder_map = None
                 for name in self._further:
                     setattr(self, name, None)
         outputs = list(output) if isinstance(output, (list, tuple)) else [output]
-        return StudentOutput(outputs[0], encoder, decoder, tuple(outputs[1:]), maps)
+        result = StudentOutput(outputs[0], encoder, decoder, tuple(outputs[1:]), maps, teaching)
+        return result if only_teaching is None or apart else _left_out(result, only_teaching)
+
+    @property
+    def decodes_apart(self) -> bool:
+        """Whether some samples can pass the decoder for themselves: in one that is known, and without batch statistics.
+
+        Other networks decode the whole batch together, and what only teaches is detached.
+        """
+        return is_unet(self.network) and not any(isinstance(m, _BatchNorm) for m in self.network.modules())
 
     def require_encoder(self) -> None:
         """Raise if features cannot be perturbed.
@@ -199,8 +217,30 @@ class _Perturb:
         self.student = [student]
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        perturbed_passes = self.student[0]._perturbed_passes
-        return append_perturbed_passes(output, perturbed_passes) if perturbed_passes else None
+        student = self.student[0]
+        perturbed_passes, only_teaching = student._perturbed_passes, student._only_teaching
+        if only_teaching is not None and only_teaching.decoded:
+            with torch.no_grad():
+                features = [f[only_teaching.start : only_teaching.stop] for f in output]
+                logits = student.network.decoder(features)  # type: ignore[operator]
+                student._teaching = logits[0] if isinstance(logits, (list, tuple)) else logits
+        if not perturbed_passes and only_teaching is None:
+            return None
+        return append_perturbed_passes(output, perturbed_passes, only_teaching)
+
+
+def _left_out(output: StudentOutput, samples: OnlyTeaching) -> StudentOutput:
+    """The output as if these samples, which passed the decoder with the others, had not."""
+
+    def others(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor[: samples.start], tensor[samples.stop :]])
+
+    return output._replace(
+        logits=others(output.logits),
+        decoder=None if output.decoder is None else others(output.decoder),
+        auxiliary=tuple(map(others, output.auxiliary)),
+        teaching=output.logits[samples.start : samples.stop].detach() if samples.decoded else None,
+    )
 
 
 def _submodule(student: str, network: nn.Module, name: str) -> nn.Module:

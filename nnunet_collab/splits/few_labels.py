@@ -75,23 +75,23 @@ def validate_split(splits: list[dict[str, list[str]]], cases: Collection[str], p
     Raises:
         CollabError: On a malformed fold, unknown cases, a case in two roles of a fold, a patient in two roles of one.
     """
-    mend = f"Correct {SPLIT_FILE}, or move it away: then folds are dealt by patient."
-    for number, fold in enumerate(check_split(splits, SPLIT_FILE, mend)):
+    fix = f"Correct {SPLIT_FILE}, or move it away: then folds are dealt by patient."
+    for number, fold in enumerate(check_split(splits, SPLIT_FILE, fix)):
         where = f"{SPLIT_FILE}, fold {number}"
         roles = {role: fold.get(role, []) for role in ROLES}
         if unknown := sorted({case for names in roles.values() for case in names} - set(cases)):
-            raise CollabError(f"{where}: it must name cases of the dataset; there is no {listed(unknown)}. {mend}")
-        check_roles(where, roles, patient_of, mend)
+            raise CollabError(f"{where}: it must name cases of the dataset; there is no {listed(unknown)}. {fix}")
+        check_roles(where, roles, patient_of, fix)
 
 
-def check_roles(where: str, roles: Mapping[str, Sequence[str]], patient_of: PatientOf, mend: str) -> None:
+def check_roles(where: str, roles: Mapping[str, Sequence[str]], patient_of: PatientOf, fix: str) -> None:
     """Refuse a case or a patient with two roles.
 
     Args:
         where: Of the split, for the message.
         roles: Role -> cases.
         patient_of: Case -> patient.
-        mend: What to do about it.
+        fix: What to do about it.
 
     Raises:
         CollabError: Naming case or patient and both roles.
@@ -104,7 +104,7 @@ def check_roles(where: str, roles: Mapping[str, Sequence[str]], patient_of: Pati
                 if role_of.setdefault(name, role) != role:
                     raise CollabError(
                         f"{where}: a {what} must have one role; {what} {name} is in {role_of[name]} and in {role}. "
-                        f"{mend}"
+                        f"{fix}"
                     )
 
 

@@ -24,10 +24,12 @@ class Curves:
 
     Args:
         logger: nnU-Net's `MetaLogger`; it also feeds W&B.
+        start: Epoch from which more than the labels counts, in fractions; None where nothing starts later.
     """
 
-    def __init__(self, logger: Any) -> None:
+    def __init__(self, logger: Any, start: float | None = None) -> None:
         self.logger = logger
+        self.start = start
 
     @property
     def values(self) -> dict[str, list[Any]]:
@@ -143,6 +145,7 @@ class Curves:
             "agreement": None if agreement is None else agreement[:epochs],
             "pseudo_labels": {name: values[:epochs] for name, values in of_pseudo_labels.items()},
             "variables": {name: values[:epochs] for name, values in self.family("variable").items()},
+            "start": self.start,
             "seconds_per_epoch": [round(end - start, 3) for start, end in times],
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
             "processes": world_size(),

@@ -12,7 +12,8 @@ from nnunet_collab.core.types import StudentOutput
 from nnunet_collab.networks.group import StudentGroup
 from nnunet_collab.networks.teacher import EMATeacher
 from nnunet_collab.training.compilation import compile_students
-from nnunet_collab.training.semi_supervised import SemiSupervisedSettings, SemiSupervisedTrainer
+from nnunet_collab.training.semi_supervised import SemiSupervisedTrainer
+from nnunet_collab.training.semi_supervised_settings import SemiSupervisedSettings
 
 
 class TeacherSettings(SemiSupervisedSettings):

@@ -46,6 +46,7 @@ class EndOnSignals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
+        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        threading.excepthook = lambda _: None  # threads that miss the workers would print more than the one line
         print(f"Ended by {signal.Signals(number).name}. {self.advice}", file=sys.stderr, flush=True)
         raise SystemExit(128 + number)

@@ -7,11 +7,8 @@ from typing import ClassVar, Literal
 
 from nnunet_collab.core.settings import setting
 from nnunet_collab.training.cutmix import CutMix
-from nnunet_collab.training.semi_supervised import (
-    SemiSupervisedBatch,
-    SemiSupervisedSettings,
-    SemiSupervisedTrainer,
-)
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, SemiSupervisedTrainer
+from nnunet_collab.training.semi_supervised_settings import SemiSupervisedSettings
 
 
 class MixingSettings(SemiSupervisedSettings):

@@ -1,77 +1,21 @@
-"""What all methods share that learn from labeled and unlabeled images.
-
-Each batch holds labeled samples, as nnU-Net makes them, and views of unlabeled ones. Unlabeled are
-
-- the images of `imagesUn`, preprocessed by `nnunet_collab preprocess_unlabeled`,
-- the cases that the split declares `unlabeled`; their labels are not opened,
-- the voxels of the ignore label in the labeled cases, unless `unlabeled_voxels` is switched off.
-"""
+"""What all methods share that learn from labeled and unlabeled images: their terms and their curves."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_collab.core.distributed import gather_objects, world_size
-from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.nnunet_folders import RAW, SPLIT_FILE, UNLABELED
-from nnunet_collab.core.settings import COUNT, setting
+from nnunet_collab.core.distributed import gather_objects
 from nnunet_collab.core.types import StudentOutput, Term, Truth
-from nnunet_collab.data.loaders import BatchSource
-from nnunet_collab.data.locations import located_cases, locations_folder, read_record
-from nnunet_collab.data.two_streams import LabeledCrops, RandomCrops, TwoStreams
-from nnunet_collab.data.unlabeled_dataset import UnlabeledDataset, has_image
-from nnunet_collab.data.unlabeled_preprocessing import unlabeled_cases, unlabeled_folder
-from nnunet_collab.data.views import WeakAndStrongViews
 from nnunet_collab.losses.pseudo_labels import pseudo_labels
-from nnunet_collab.splits.few_labels import check_roles, of_patients
-from nnunet_collab.training import preflight
-from nnunet_collab.training.case_files import check_unlabeled_images
-from nnunet_collab.training.case_roles import refuse_missing
 from nnunet_collab.training.metrics import dice, overlap_counts, predicted_masks, true_masks
 from nnunet_collab.training.pseudo_label_curves import PseudoLabelCurves, collapsed
-from nnunet_collab.training.settings import CollaborativeSettings
-from nnunet_collab.training.trainer import CollabTrainer
-
-
-class SemiSupervisedSettings(CollaborativeSettings):
-    """Of every method that learns from unlabeled images, too. Weights are relative to nnU-Net's whole loss, 1."""
-
-    unlabeled_batch_size: int | None = setting(
-        None,
-        "Unlabeled samples per step, of all processes together, on top of nnU-Net's batch. null: as many as labeled "
-        "ones. To train on labels alone, use SupervisedTrainer.",
-        unit="samples",
-        **COUNT,
-    )
-    loss_scale: float = setting(
-        1.0,
-        "Factor of the whole loss. Published programs weigh nnU-Net's loss with less than 1; presets repeat that.",
-        gt=0,
-    )
-    centered_share: float = setting(
-        1 / 3,
-        "Unlabeled crops that are centered on predicted foreground, where nnunet_collab preprocess_unlabeled --locate "
-        "has found it; all others lie at random places. 0: all do.",
-        unit="share of the crops",
-        ge=0,
-        le=1,
-        source="nnU-Net's share of labeled crops",
-    )
-    unlabeled_voxels: bool = setting(True, "Whether the voxels of the ignore label are unlabeled data, too.")
-    unlabeled_deep_supervision: bool = setting(
-        True,
-        "Whether pseudo labels also teach the auxiliary outputs of lower resolution, with nnU-Net's weights, where a "
-        "student has them.",
-    )
+from nnunet_collab.training.student_outputs import at_size, slice_output
+from nnunet_collab.training.unlabeled_images import UnlabeledImagesTrainer
 
 
 class SemiSupervisedBatch(NamedTuple):
@@ -94,128 +38,13 @@ class SemiSupervisedBatch(NamedTuple):
     keep: Tensor
 
 
-class SemiSupervisedTrainer(CollabTrainer):
+class SemiSupervisedTrainer(UnlabeledImagesTrainer):
     """Base of the methods with unlabeled images; they override `unsupervised_terms` or `semi_supervised_terms`."""
 
-    settings: ClassVar[SemiSupervisedSettings] = SemiSupervisedSettings()
-    strong_views: ClassVar[int] = 0  # that the method needs of each unlabeled patch
-    kept_passes: ClassVar[float] = 1.0  # of each unlabeled patch whose activations are kept for the gradient
-
     def initialize(self) -> None:
-        """Build everything, and tell the unlabeled samples to the processes.
-
-        Raises:
-            CollabError: If a process would have no unlabeled sample.
-        """
+        """Build everything, and the curves of pseudo labels."""
         super().initialize()
-        self.labeled_per_batch = self.batch_size
-        self.unlabeled_per_batch = self._unlabeled_on_this_process()
         self.pseudo_label_curves = PseudoLabelCurves(regions=self.label_manager.has_regions)
-
-    def _unlabeled_on_this_process(self) -> int:
-        size = self.settings.unlabeled_batch_size
-        if size is None:
-            return int(self.batch_size)
-        if size < world_size():
-            raise CollabError(
-                f"setting 'unlabeled_batch_size': {world_size()} processes share it, so it must be at least "
-                f"{world_size()}; got {size}. Raise it, or train with fewer processes."
-            )
-        each, rest = divmod(size, world_size())
-        return each + int(self.local_rank < rest)
-
-    # ---------------------------------------------------------------- data
-
-    def training_source(self, data: Any, patch_size: Any, transforms: Any) -> BatchSource:
-        """Labeled samples by nnU-Net's loader, unlabeled ones at random places, from one pool of workers."""
-        labeled = self.labeled_source(data, self.labeled_per_batch, patch_size, transforms, LabeledCrops)
-        unlabeled = self.unlabeled_dataset(data)
-        n_l, n_u = self.labeled_per_batch, self.unlabeled_per_batch
-        self.print_to_log_file(
-            f"each batch on this process: {n_l} labeled samples of {len(data.identifiers)} cases, as nnU-Net has them, "
-            f"and {n_u} unlabeled ones of {len(unlabeled.identifiers)}. A step keeps activations for about "
-            f"{1 + self.kept_passes * n_u / n_l:.1f} times as many samples as nnU-Net's; if memory does not suffice, "
-            f"lower unlabeled_batch_size."
-        )
-        crops = RandomCrops(
-            unlabeled,
-            self.unlabeled_crops_per_batch(),
-            patch_size,
-            self.configuration_manager.patch_size,
-            self.label_manager,
-            transforms=WeakAndStrongViews(transforms, self.strong_views),
-            centered_share=self.settings.centered_share if unlabeled.located else 0.0,
-        )
-        return TwoStreams(labeled, crops)
-
-    def unlabeled_crops_per_batch(self) -> int:
-        """How many unlabeled patches a batch draws."""
-        return self.unlabeled_per_batch
-
-    def unlabeled_dataset(self, labeled: Any) -> UnlabeledDataset:
-        """All unlabeled images of this fold.
-
-        Args:
-            labeled: nnU-Net's dataset of the labeled training cases.
-
-        Raises:
-            CollabError: If there is none, or those of imagesUn are not preprocessed as they must be.
-        """
-        own = Path(self.preprocessed_dataset_folder)
-        base = Path(self.preprocessed_dataset_folder_base)
-        splits = base / SPLIT_FILE
-        raw = Path(os.environ[RAW], self.plans_manager.dataset_name)
-        in_split = preflight.unlabeled_in_split(splits, self.fold)
-        refuse_missing(f"{splits}, fold {self.fold}", [case for case in in_split if not has_image(own, case)], own)
-        extra = self._without_validated(
-            unlabeled_cases(base, self.plans_manager.plans, self.configuration_name, self.dataset_json, raw), in_split
-        )
-        folder = unlabeled_folder(base, self.configuration_manager.data_identifier)
-        folders = {**dict.fromkeys(in_split, own), **dict.fromkeys(extra, folder)}
-        check_unlabeled_images(folders)
-        scribbles = self.label_manager.has_ignore_label and self.settings.unlabeled_voxels
-        if not folders and not scribbles:
-            raise CollabError(
-                f"{self.trainer_name}: learns from unlabeled images, too, and found none: {raw / UNLABELED} has no "
-                f"image CASE_0000{self.dataset_json['file_ending']} of a patient who is not validated on, {splits} "
-                f"declares no case unlabeled in fold {self.fold}. Put images into {UNLABELED} and run "
-                f"nnunet_collab preprocess_unlabeled, or declare cases unlabeled with nnunet_collab split."
-            )
-        self.case_roles.require_same_cases("unlabeled", folders)
-        return UnlabeledDataset(
-            folders,
-            located=self._located(folders),
-            partially_labeled=labeled if scribbles else None,
-            ignore_label=self.label_manager.ignore_label,
-        )
-
-    def _located(self, cases: Iterable[str]) -> dict[str, Path]:
-        """The folder with the places of predicted foreground of each case that has them."""
-        base = Path(self.preprocessed_dataset_folder_base)
-        folder = locations_folder(base, self.configuration_manager.data_identifier)
-        found = sorted(located_cases(folder) & {*cases}) if self.settings.centered_share > 0 else []
-        self.case_roles.require_same_cases("located", found)
-        if found:
-            model = read_record(folder).get("model", "an unknown model")
-            self.print_to_log_file(
-                f"{self.settings.centered_share:.0%} of the crops of {len(found)} unlabeled cases are centered on the "
-                f"foreground that {model} predicts"
-            )
-        return dict.fromkeys(found, folder)
-
-    def _without_validated(self, extra: list[str], in_split: list[str]) -> list[str]:
-        """The cases of imagesUn that are of no patient who is validated on."""
-        train = self.case_roles.cases["train"]
-        val = [] if self.fold == "all" else self.case_roles.cases["val"]  # with all, nnU-Net validates on train
-        roles = {"train": train, "val": val, "unlabeled": in_split, UNLABELED: extra}
-        mend = f"Rename the case in {UNLABELED} or remove it."
-        check_roles(f"{UNLABELED} and the split of fold {self.fold}", roles, str, mend)
-        left_out = of_patients(extra, val, self.dataset_json.get("patient_pattern"))
-        if left_out:
-            self.print_to_log_file(
-                f"left out of {UNLABELED}, because their patient is validated on in this fold: {', '.join(left_out)}"
-            )
-        return sorted({*extra} - {*left_out})
 
     def read_batch(self, batch: Mapping[str, Any]) -> SemiSupervisedBatch:
         """The batch on the device, its views apart."""
@@ -366,25 +195,3 @@ class SemiSupervisedTrainer(CollabTrainer):
             per_class = dice(sum(o["pseudo_labels"][name] for o in outputs))
             value = float(np.nanmean(per_class)) if np.isfinite(per_class).any() else float("nan")
             self.curves.log(f"pseudo_quality/{name}", value, self.current_epoch)
-
-
-def slice_output(output: StudentOutput, start: int, stop: int | None) -> StudentOutput:
-    """The samples `start` to `stop` of a student's output, without its feature maps."""
-    auxiliary = tuple(logits[start:stop] for logits in output.auxiliary)
-    return StudentOutput(output.logits[start:stop], None, None, auxiliary)
-
-
-def split_output(output: StudentOutput, sizes: Sequence[int]) -> list[StudentOutput]:
-    """The groups of samples of a student's output, one after the other, without their feature maps."""
-    ends = list(accumulate(sizes))
-    return [slice_output(output, end - size, end) for end, size in zip(ends, sizes, strict=True)]
-
-
-def at_size(tensor: Tensor, size: Sequence[int]) -> Tensor:
-    """`(B, C, *S)` or a mask `(B, *S)` sampled at the nearest voxels of a grid of another size."""
-    if tuple(tensor.shape[-len(size) :]) == tuple(size):
-        return tensor
-    channels = tensor if tensor.ndim == len(size) + 2 else tensor.unsqueeze(1)
-    values = channels if channels.is_floating_point() else channels.float()
-    sampled = F.interpolate(values, size=tuple(size), mode="nearest-exact").to(tensor.dtype)
-    return sampled if tensor.ndim == sampled.ndim else sampled[:, 0]

@@ -136,6 +136,11 @@ class TrainingSettings(Settings):
         require(self.run_name not in names, "run_name", "must not be a student's name", self.run_name)
 
     @property
+    def start_epoch(self) -> float | None:
+        """The epoch from which more than the labels counts, in fractions; None where nothing starts later."""
+        return None
+
+    @property
     def published(self) -> list[str]:
         """Names of the students that are validated and published."""
         return list(self.publish) or [s.name for s in self.students if not s.frozen]
@@ -172,6 +177,11 @@ class CollaborativeSettings(TrainingSettings):
     def start_iteration(self) -> int:
         """First iteration in which the students learn from more than labels."""
         return round(self.start * (self.iterations if self.start < 1 else self.iterations_per_epoch))
+
+    @property
+    def start_epoch(self) -> float | None:
+        """The epoch in which `start_iteration` lies, in fractions."""
+        return self.start_iteration / self.iterations_per_epoch
 
     def ramp(self, iteration: int, share: float, *, steps: int = 0) -> float:
         """Factor of a weight at this iteration: 0 before `start`, then rising; see `schedules.sigmoid_ramp`.

@@ -106,7 +106,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         )
         self.iteration = 0  # counted over the whole run; every schedule and every seed depends on it
         self.guard = NonFiniteGuard(settings.max_bad_steps, self.print_to_log_file)
-        self.curves = Curves(self.logger)
+        self.curves = Curves(self.logger, settings.start_epoch)
         self.case_roles = CaseRoles()
         self._resume_states: dict[str, Any] | None = None
         self.results = ResultsFolders(

@@ -164,7 +164,7 @@ def test_faults_of_files(acdc, raw):
     (data / "slices" / "patient005_frame01_slice_2.h5").unlink()
     write_h5(data / "slices" / "patient005_frame02_slice_2.h5", image[0, 1:], label[0, 1:])
     message = refusal(raw, "ssl4mis", source)
-    assert f"{data / 'patient001_frame01.h5'}: cannot be read whole (image: " in message
+    assert f"{data / 'patient001_frame01.h5'}: cannot be read completely (image: " in message
     assert f"{data / 'patient002_frame01.h5'}: the size must be that of patient002_frame01.h5" in message
     assert f"{data / 'patient003_frame01.h5'}: label values must be 0, 1, 2, 3; found 4" in message
     assert "patient004_frame01.h5: there must be one file per case; found" in message
@@ -178,7 +178,7 @@ def test_a_file_without_the_arrays(la, raw):
     source, _ = la
     with h5py.File(source / "2018LA_Seg_Training Set" / LA_SCANS[0] / "mri_norm2.h5", "w") as file:
         file.create_dataset("other", data=np.zeros(3))
-    assert "cannot be read whole (image: " in refusal(raw, "ssl4mis", source)
+    assert "cannot be read completely (image: " in refusal(raw, "ssl4mis", source)
 
 
 def test_acdc_originals_that_do_not_fit(acdc, raw):

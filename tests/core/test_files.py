@@ -62,7 +62,7 @@ def test_a_failure_in_the_middle_keeps_the_old_file_and_no_temporary_one(tmp_pat
     message = str(caught.value)
     assert message.startswith(f"{path}: could not be written (")
     assert str(error) in message
-    assert "The file that was there before is untouched. Free some disk space or mend the permissions" in message
+    assert "The file that was there before is untouched. Free some disk space or fix the permissions" in message
 
 
 def test_without_an_old_file_the_message_says_so(tmp_path):

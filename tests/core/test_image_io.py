@@ -107,7 +107,9 @@ def test_truncated_file_is_refused(tmp_path, ending, write, axes, readers, with_
     for share in (0.9, 0.6, 0.3, 0.05, 0):
         path.write_bytes(whole[: int(len(whole) * share)])
         for read in readings(path, readers, with_itk):
-            with pytest.raises(CollabError, match=r"cut\..+: cannot be read whole \(.+\)\. Copy or download this file"):
+            with pytest.raises(
+                CollabError, match=r"cut\..+: cannot be read completely \(.+\)\. Copy or download the file"
+            ):
                 read()
 
 
@@ -132,9 +134,9 @@ def test_no_image_at_all_is_refused(tmp_path, ending):
     for content in (b"", b"<html>404</html>" * 40):
         path = tmp_path / f"page.{ending}"
         path.write_bytes(content)
-        with pytest.raises(CollabError, match="cannot be read whole"):
+        with pytest.raises(CollabError, match="cannot be read completely"):
             read_image(path)
-    with pytest.raises(CollabError, match="cannot be read whole"):
+    with pytest.raises(CollabError, match="cannot be read completely"):
         read_image(tmp_path / f"missing.{ending}")
 
 
@@ -214,9 +216,7 @@ def test_no_module_reads_an_image_by_itself():
     """What does not go through `read_whole` measures what is left of a truncated file."""
     package = Path(nnunet_collab.__file__).parent
     modules = [*package.rglob("*.py"), *(package.parent / "dataset_conversion").glob("*.py")]
-    # The readers themselves; a DICOM series, which is a folder of files; images of imagesUn, of formats of nnU-Net's
-    # other readers.
-    allowed = {"image_io.py", "whole_files.py", "pancreas.py", "preprocess_unlabeled.py"}
+    allowed = {"image_io.py", "whole_files.py", "pancreas.py"}  # pancreas.py: a DICOM series, a folder of files
     words = ("ReadImage", "read_images(", "read_seg(", "nib.load", "imread", "ImageFileReader")
     found = {path.name for path in modules if any(word in path.read_text(encoding="utf-8") for word in words)}
     assert found - allowed == set()

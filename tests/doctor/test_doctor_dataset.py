@@ -65,7 +65,7 @@ def test_a_dataset_that_is_planned_only(preprocessed):
     (finding,) = dataset.check_dataset("27")
     assert finding.status == "FAIL"
     assert "preprocessed nothing; planned only 2d, 2d_small, 3d_lowres, 3d_fullres" in finding.text
-    assert finding.mend == "nnUNetv2_preprocess -d 27 -plans_name nnUNetPlans -c 2d"
+    assert finding.fix == "nnUNetv2_preprocess -d 27 -plans_name nnUNetPlans -c 2d"
 
 
 def test_other_plans_that_are_not_preprocessed_are_no_failure(preprocessed):
@@ -80,7 +80,7 @@ def test_a_dataset_of_which_cases_are_missing(preprocessed):
     (finding,) = dataset.check_dataset("27")
     assert finding.status == "warn"
     assert finding.text.endswith("3d_fullres (2 cases); planned only 2d, 2d_small, 3d_lowres; the dataset has 3 cases")
-    assert finding.mend == "nnUNetv2_preprocess -d 27 -plans_name nnUNetPlans -c 3d_fullres"
+    assert finding.fix == "nnUNetv2_preprocess -d 27 -plans_name nnUNetPlans -c 3d_fullres"
 
 
 def test_a_dataset_that_is_not_planned(preprocessed):
@@ -131,8 +131,8 @@ def test_inheritance_that_runs_in_a_circle_ends():
         pytest.param(
             "dataset.json", '{"numTraining": 3}', "it must say channel_names", id="doctor-dataset-json-entries"
         ),
-        pytest.param("splits_final.json", "[]", "must be a list of one fold or more", id="doctor-split-without-folds"),
-        pytest.param("splits_final.json", "{}", "must be a list of one fold or more", id="doctor-split-is-an-object"),
+        pytest.param("splits_final.json", "[]", "must be a list of at least one fold", id="doctor-split-without-folds"),
+        pytest.param("splits_final.json", "{}", "must be a list of at least one fold", id="doctor-split-is-an-object"),
         pytest.param("nnUNetPlans.json", "{}", "must be a JSON object with entries", id="doctor-plans-empty"),
         pytest.param(
             "nnUNetPlans.json", '{"configurations": {"2d": 1}}', "its `configurations`", id="doctor-plans-form"
@@ -149,7 +149,7 @@ def test_a_file_that_cannot_be_used_is_a_failure(preprocessed, file, content, fo
 def test_a_raw_dataset_without_dataset_json_is_a_failure(preprocessed, tmp_path):
     (tmp_path / "nnUNet_raw" / preprocessed.name).mkdir()
     texts = [finding.text for finding in dataset.check_dataset("27") if finding.status == "FAIL"]
-    assert any("nnUNet_raw" in text and "dataset.json: it must be there; it is not" in text for text in texts)
+    assert any("nnUNet_raw" in text and "dataset.json: the file must exist; it does not" in text for text in texts)
 
 
 def test_unlabeled_cases_are_counted_and_what_is_not_used_is_named(preprocessed, tmp_path):
@@ -160,7 +160,7 @@ def test_unlabeled_cases_are_counted_and_what_is_not_used_is_named(preprocessed,
     for name in ("u_0000.nii.gz", "v_0000.nii.gz", ".DS_Store"):
         (images / name).touch()
     found = next(dataset.check_dataset("27"))
-    assert (found.status, found.mend) == ("warn", "nnunet_collab preprocess_unlabeled -d 27 -c CONFIGURATION")
+    assert (found.status, found.fix) == ("warn", "nnunet_collab preprocess_unlabeled -d 27 -c CONFIGURATION")
     assert found.text == "Dataset027_ACDC: imagesUn holds 2 cases; preprocessed for no configuration"
     preprocess(preprocessed, "nnUNetPlans_3d_fullres_imagesUn", 2)
     found = next(dataset.check_dataset("27"))

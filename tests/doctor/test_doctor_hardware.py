@@ -18,12 +18,12 @@ def test_gpus_are_named_with_their_memory():
     assert hardware.check_gpus(GPU) == Finding("ok", "CUDA 13.2: NVIDIA H200 (140 GiB)")
 
 
-@pytest.mark.parametrize(("cuda", "mend"), [(None, "install a build of torch for CUDA"), ("13.2", "nvidia-smi")])
-def test_no_gpu_is_a_warning(cuda, mend):
+@pytest.mark.parametrize(("cuda", "fix"), [(None, "install a build of torch for CUDA"), ("13.2", "nvidia-smi")])
+def test_no_gpu_is_a_warning(cuda, fix):
     finding = hardware.check_gpus({**NO_GPU, "cuda": cuda})
     assert finding.status == "warn"
-    assert mend in finding.mend
-    assert finding.mend.endswith("Without one: train with -device cpu.")
+    assert fix in finding.fix
+    assert finding.fix.endswith("Without one: train with -device cpu.")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_whether_networks_will_be_compiled(found, environment, status, text, mon
 def test_compilation_needs_a_c_compiler(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     finding = hardware.check_compilation(GPU, {})
-    assert (finding.status, finding.mend.split()[:2]) == ("warn", ["export", "nnUNet_compile=f"])
+    assert (finding.status, finding.fix.split()[:2]) == ("warn", ["export", "nnUNet_compile=f"])
     monkeypatch.setattr(shutil, "which", lambda name: name if name == "my-cc" else None)
     assert hardware.check_compilation(GPU, {"CC": "my-cc"}).status == "ok"
 

@@ -22,7 +22,7 @@ def test_the_variable_must_contain_the_doorways(tmp_path):
     assert [f.status for f in trainers.check_variable(f"{tmp_path}{os.pathsep}{ours}{os.sep}")] == ["ok"]
     (unset,) = trainers.check_variable("")
     assert unset.text == f"nnUNet_extTrainer is not set, so it does not contain {ours}"
-    assert unset.mend.startswith('eval "$(nnunet_collab env)"')
+    assert unset.fix.startswith('eval "$(nnunet_collab env)"')
     (other,) = trainers.check_variable(str(tmp_path))
     assert (other.status, other.text) == ("FAIL", f"nnUNet_extTrainer does not contain {ours}")
 
@@ -66,7 +66,7 @@ def test_a_trainer_of_the_same_name_in_another_folder_is_named(other):
     finding = search(other)[-1]
     assert finding.status == "FAIL"
     assert finding.text == f"CTRCLTrainer is shadowed by another trainer of that name in {other}"
-    assert finding.mend == f"Remove that folder from nnUNet_extTrainer, or put {doorway_folder()} before it."
+    assert finding.fix == f"Remove that folder from nnUNet_extTrainer, or put {doorway_folder()} before it."
 
 
 def test_a_file_that_breaks_the_search_is_named(other):
@@ -74,7 +74,7 @@ def test_a_file_that_breaks_the_search_is_named(other):
     finding = search(other)[-1]
     assert finding.status == "FAIL"
     assert "not found by nnU-Net: ModuleNotFoundError: No module named 'no_such_package'" in finding.text
-    assert finding.mend == f"Remove {other} from nnUNet_extTrainer, or put it last."
+    assert finding.fix == f"Remove {other} from nnUNet_extTrainer, or put it last."
 
 
 def test_a_stock_trainer_of_the_same_name_is_named(other, monkeypatch):

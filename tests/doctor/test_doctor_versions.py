@@ -24,7 +24,7 @@ def test_python_versions(python, status):
     finding = installation.check_python(python)
     assert finding.status == status
     assert finding.text == f"Python {'.'.join(map(str, python))} (supported 3.10 to 3.13)"
-    assert ("venv" in finding.mend) == (status == "FAIL")
+    assert ("venv" in finding.fix) == (status == "FAIL")
 
 
 def packages(monkeypatch, **versions):
@@ -54,7 +54,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
     found = packages(monkeypatch, nnunetv2="2.8.1", torch="2.15.0", timm="1.0.22")
     finding = found["torch 2.15.0, torchvision is not installed, timm 1.0.22"]
     assert finding.status == "FAIL"
-    assert finding.mend.startswith("python -m pip install")
+    assert finding.fix.startswith("python -m pip install")
 
 
 def test_imports_that_work_are_ok():

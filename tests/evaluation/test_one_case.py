@@ -138,7 +138,9 @@ def test_truncated_file_is_refused_and_never_measured(tmp_path, ending, side, sh
     assert plan.reader is (NaturalImage2DIO if flat else Tiff3DIO if "tif" in ending else SimpleITKIO)
     file = tmp_path / side / f"c{plan.ending}"
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
-    with pytest.raises(CollabError, match=rf"{side}/c\..*: cannot be read whole \(.+\)\. Copy or download this file"):
+    with pytest.raises(
+        CollabError, match=rf"{side}/c\..*: cannot be read completely \(.+\)\. Copy or download the file"
+    ):
         evaluate_folders(tmp_path / "p", tmp_path / "l", processes=1, progress=False)
 
 

@@ -23,7 +23,7 @@ from tiny import LABELS, make_semi_supervised_batch
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.losses.pseudo_labels import pseudo_label_loss
 from nnunet_collab.methods.cross_teaching import CPSTrainer, CrossTeachingTrainer
-from nnunet_collab.training.semi_supervised import slice_output
+from nnunet_collab.training.student_outputs import slice_output
 
 STUDENTS = {CrossTeachingTrainer: ("CNN", "Transformer"), CPSTrainer: ("CNN1", "CNN2")}
 

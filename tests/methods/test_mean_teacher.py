@@ -26,7 +26,7 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.inference.publish import publish_fold
 from nnunet_collab.losses.consistency import MeanProbability, squared_difference
 from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer, UAMTTrainer
-from nnunet_collab.training.semi_supervised import slice_output
+from nnunet_collab.training.student_outputs import slice_output
 
 METHODS = (MeanTeacherTrainer, UAMTTrainer)
 FEW_PASSES = {MeanTeacherTrainer: {}, UAMTTrainer: {"mc_passes": 2, "entropy_threshold_start": 1.0}}

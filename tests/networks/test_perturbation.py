@@ -14,7 +14,7 @@ import nnunet_collab.networks.perturbation as module
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.networks.blueprint import build_network, make_blueprint
 from nnunet_collab.networks.group import StudentGroup
-from nnunet_collab.networks.perturbation import PerturbedPass, append_perturbed_passes
+from nnunet_collab.networks.perturbation import OnlyTeaching, PerturbedPass, append_perturbed_passes
 from nnunet_collab.networks.student import Student
 
 # Strides, patch.
@@ -224,3 +224,49 @@ def test_a_network_without_an_encoder_is_refused_when_flows_are_asked_for():
     message = str(caught.value)
     assert "student 'CNN': features are perturbed between the encoder and the decoder" in message
     assert "needs a submodule called 'encoder'; Conv2d has none. Use the planned UNet" in message
+
+
+@pytest.mark.parametrize("decoded", [True, False])
+@pytest.mark.parametrize("network", [*NETWORKS, "batch norm"])
+@each_case
+def test_samples_that_only_teach_are_left_out_and_change_no_other_and_no_gradient(case, network, decoded, monkeypatch):
+    student, image = make_student(monkeypatch, network.replace("batch norm", "unet"), case), image_of(case)
+    if network == "batch norm":
+        norm = torch.nn.BatchNorm2d if case == "2d" else torch.nn.BatchNorm3d
+        student.network.decoder.stages[0].convs[0].norm = norm(8).double()
+    found = []
+    for only in (None, OnlyTeaching(1, 2, decoded)):
+        torch.manual_seed(5)
+        found.append(student(image, FLOWS, only))
+    whole, output = found
+    assert whole.teaching is None
+    others = [0, *range(2, len(whole.logits))]
+    for got, want in zip(
+        (output.logits, output.decoder, *output.auxiliary), (whole.logits, whole.decoder, *whole.auxiliary), strict=True
+    ):
+        torch.testing.assert_close(got, want[others], rtol=1e-9, atol=1e-10)
+    if decoded:
+        torch.testing.assert_close(output.teaching, whole.logits[1:2], rtol=1e-9, atol=1e-10)
+        assert not output.teaching.requires_grad
+    else:
+        assert output.teaching is None
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    pairs = [
+        torch.autograd.grad(weighted_sum(t), parameters, allow_unused=True)
+        for t in ((output.logits, *output.auxiliary), (whole.logits[others], *(a[others] for a in whole.auxiliary)))
+    ]
+    for got, want in zip(*pairs, strict=True):
+        assert (got is None) == (want is None)
+        if want is not None:
+            torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("decoded", [True, False])
+def test_what_only_teaches_is_decoded_without_gradient_or_not_at_all(decoded, monkeypatch):
+    student, image = make_student(monkeypatch, deep_supervision=False), image_of()
+    sizes = []
+    student.network.decoder.register_forward_pre_hook(
+        lambda _, args: sizes.append((len(args[0][0]), torch.is_grad_enabled()))
+    )
+    student(image, FLOWS[:1], OnlyTeaching(0, 1, decoded))
+    assert sizes == [*[(1, False)] * decoded, (2 + 2, True)]

@@ -124,7 +124,7 @@ def test_every_unreadable_image_is_named(raw, capsys):
     assert main(["split", "-d", "27", "--audit"]) == 2
     err = capsys.readouterr().err
     assert "split --audit: every image must be readable; these are not:\n- " in err
-    assert all(f"{path}: cannot be read whole" in err for path in bad)
+    assert all(f"{path}: cannot be read completely" in err for path in bad)
     with pytest.raises(CollabError, match="these are not"):
         equal_images({Entry("imagesTr", "a"): [bad[0]]})
 

@@ -209,7 +209,7 @@ def test_splits_that_are_refused(bad, message):
 
 @pytest.mark.parametrize("bad", [[], {}, None])
 def test_no_split_at_all(bad):
-    with pytest.raises(CollabError, match="it must be a list of one fold or more; it is "):
+    with pytest.raises(CollabError, match="it must be a list of at least one fold; it is "):
         validate_split(bad, set(CASES), patient)
 
 

@@ -117,7 +117,7 @@ def test_presets_count():
 @pytest.mark.parametrize(
     ("name", "settings", "configuration", "message"),
     [
-        ("FixMatchTrainer", {"tua": 0.5}, "2d", "unknown setting 'tua'. Valid are: "),
+        ("FixMatchTrainer", {"tua": 0.5}, "2d", "unknown setting 'tua'. Valid settings: "),
         ("FixMatchTrainer", {"tau": "high"}, "2d", "setting 'tau' must be a finite number"),
         ("FixMatchTrainer", {"tau": 1.5}, "2d", "setting 'tau' must be a finite number in (0, 1); got 1.5"),
         ("FixMatchTrainer", {"patch_size": [8, 8, 8]}, "2d", "2d is 2D and takes 2 sizes"),

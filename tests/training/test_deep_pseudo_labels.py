@@ -14,7 +14,7 @@ from nnunet_collab.methods.crossmatch import CrossMatchTrainer
 from nnunet_collab.methods.fixmatch import FixMatchTrainer, UniMatchTrainer
 from nnunet_collab.methods.ldc.trainer import LDCTrainer
 from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer, UAMTTrainer
-from nnunet_collab.training.semi_supervised import at_size
+from nnunet_collab.training.student_outputs import at_size
 
 LOW = {"tau": 0.38}
 METHODS = {

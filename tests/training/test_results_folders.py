@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 
 import pytest
 
@@ -106,7 +107,8 @@ def handlers():
 
 @pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_in_order_with_one_line(number, status, capfd):
+def test_signals_end_in_order_with_one_line(number, status, capfd, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # put back afterwards
     signals = EndOnSignals("Continue with --c.")
     signals.install()
     cleaned = []

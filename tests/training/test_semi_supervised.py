@@ -45,7 +45,7 @@ def test_the_labeled_batch_is_the_planned_one_and_unlabeled_samples_come_on_top(
 @pytest.mark.parametrize(("size", "ranks", "want"), [(5, 2, [3, 2]), (2, 2, [1, 1]), (7, 3, [3, 2, 2])])
 def test_processes_share_the_unlabeled_samples(make, monkeypatch, size, ranks, want):
     trainer = make(changes={"unlabeled_batch_size": size})
-    monkeypatch.setattr("nnunet_collab.training.semi_supervised.world_size", lambda: ranks)
+    monkeypatch.setattr("nnunet_collab.training.unlabeled_images.world_size", lambda: ranks)
     found = []
     for rank in range(ranks):
         trainer.local_rank = rank
@@ -55,7 +55,7 @@ def test_processes_share_the_unlabeled_samples(make, monkeypatch, size, ranks, w
 
 def test_more_processes_than_unlabeled_samples_are_refused(make, monkeypatch):
     trainer = make(changes={"unlabeled_batch_size": 1})
-    monkeypatch.setattr("nnunet_collab.training.semi_supervised.world_size", lambda: 2)
+    monkeypatch.setattr("nnunet_collab.training.unlabeled_images.world_size", lambda: 2)
     with pytest.raises(CollabError, match="2 processes share it, so it must be at least 2; got 1"):
         trainer._unlabeled_on_this_process()
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from nnunet_collab.core.errors import CollabError
 
 
 class CenterCrop:
@@ -35,3 +39,25 @@ class CenterCrop:
         """Put a box back into a patch that is 0 or False outside."""
         margins = [n for pair in zip(self.before[::-1], self.after[::-1], strict=True) for n in pair]  # last axis first
         return box if self.whole else F.pad(box, margins)
+
+
+def context_of(patch: Sequence[int], share: float, network: Any) -> CenterCrop:
+    """The box that the student sees of unlabeled patches.
+
+    Args:
+        patch: Size of the patch.
+        share: Setting `context_crop`.
+        network: UNet of the student, whose strides tell which sizes it takes.
+
+    Raises:
+        CollabError: If the share leaves the whole patch or a single voxel at the lowest resolution.
+    """
+    strides = [math.prod(axis) for axis in zip(*network.encoder.strides, strict=True)]
+    context = CenterCrop(patch, share, strides)
+    if share < 1 and (context.whole or list(context.size) == strides):
+        what = "the whole patch" if context.whole else "a single voxel at the lowest resolution"
+        raise CollabError(
+            f"setting 'context_crop': {share:g} of the patch {list(patch)} is {list(context.size)}, since the "
+            f"network takes multiples of {strides}: that leaves {what}. Choose another share, or 1."
+        )
+    return context

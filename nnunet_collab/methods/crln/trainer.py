@@ -16,7 +16,6 @@ nor CPS uses M or the prototypes (table 5), there is no DIM and no l_s(M(x_l), y
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -28,7 +27,7 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.losses.positive_supervision import Supervision, positive_supervision
 from nnunet_collab.losses.pseudo_labels import pseudo_label_loss, pseudo_labels
-from nnunet_collab.methods.crln.center_crop import CenterCrop
+from nnunet_collab.methods.crln.center_crop import context_of
 from nnunet_collab.methods.crln.interaction import DynamicInteraction
 from nnunet_collab.methods.crln.projection import VoxelProjection
 from nnunet_collab.methods.crln.rectifier import Kind, Rectifier
@@ -37,7 +36,8 @@ from nnunet_collab.networks.blueprint import is_unet
 from nnunet_collab.networks.student import Student
 from nnunet_collab.training.ema_trainer import TeacherTrainer
 from nnunet_collab.training.mixing import MixingTrainer
-from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, slice_output
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch
+from nnunet_collab.training.student_outputs import slice_output
 
 STAGES = 3  # of the decoder that are tapped
 
@@ -92,26 +92,13 @@ class CRLNTrainer(MixingTrainer, TeacherTrainer):
             ).to(self.device)
         if s.contrasts:
             student.heads["projection"] = VoxelProjection(dims, last, coarse).to(self.device)
-        self.context = self._context(network)
+        self.context = context_of(self.configuration_manager.patch_size, self.settings.context_crop, network)
         # Here, where every rank draws the same weights.
         self.rectifier: Rectifier | None = None
         if s.rectification != "none":
             kind: Kind = s.rectification
             rectifier = Rectifier(kind, space=s.rectification_space, tau=s.tau, num_classes=classes, dims=dims)
             self.rectifier = rectifier.to(self.device)
-
-    def _context(self, network: Any) -> CenterCrop:
-        """The box that the student sees of unlabeled patches."""
-        patch, share = self.configuration_manager.patch_size, self.settings.context_crop
-        strides = [math.prod(axis) for axis in zip(*network.encoder.strides, strict=True)]
-        context = CenterCrop(patch, share, strides)
-        if share < 1 and (context.whole or list(context.size) == strides):
-            what = "the whole patch" if context.whole else "a single voxel at the lowest resolution"
-            raise CollabError(
-                f"setting 'context_crop': {share:g} of the patch {list(patch)} is {list(context.size)}, since the "
-                f"network takes multiples of {strides}: that leaves {what}. Choose another share, or 1."
-            )
-        return context
 
     # ---------------------------------------------------------------- terms
 

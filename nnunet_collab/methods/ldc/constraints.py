@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from statistics import NormalDist
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from nnunet_collab.core.distributed import all_reduce_sum, world_size
-from nnunet_collab.core.errors import CollabError
 from nnunet_collab.losses.duality import (
     activate,
     augmented_lagrangian,
@@ -158,31 +157,3 @@ class Constraints:
         self.multipliers.load_state_dict(state["multipliers"])
         self.sizes.load_state_dict(state["sizes"])
         self.squared_sizes.load_state_dict(state["squared_sizes"])
-
-
-def check_every_class_is_labeled(data: Any, wanted: Iterable[int | Sequence[int]]) -> None:
-    """Raise if the labeled cases do not show a class whose size is needed.
-
-    Args:
-        data: nnU-Net's dataset of the labeled training cases.
-        wanted: Foreground labels or regions.
-
-    Raises:
-        CollabError: If no case has a class.
-    """
-    missing = {_as_plain(c) for c in wanted}
-    for case in data.identifiers:
-        found = data.load_case(case)[3]["class_locations"]
-        missing -= {_as_plain(c) for c, places in found.items() if len(places)}
-        if not missing:
-            return
-    raise CollabError(
-        f"setting 'size_source': 'labeled' takes the size of each class from the labeled cases, but none of the "
-        f"{len(data.identifiers)} of this fold has label {', '.join(sorted(map(str, missing)))}. Label a case that "
-        f"has it, or set size_source to 'teacher' or constraint to 'none'."
-    )
-
-
-def _as_plain(label: int | Sequence[int]) -> int | tuple[int, ...]:
-    """A label or region in one form, from either of nnU-Net's forms; its labels may be numpy integers."""
-    return tuple(int(c) for c in label) if isinstance(label, Sequence) else int(label)

@@ -26,14 +26,22 @@ from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.data.loaders import BatchSource
 from nnunet_collab.data.two_streams import CENTERED
 from nnunet_collab.losses.boundary_contrast import boundary_contrast, diagonal_contrast, distance_error
-from nnunet_collab.losses.duality import class_fractions, consistency_loss, paper_equation_2, teacher_target
-from nnunet_collab.methods.ldc.constraints import Constraints, check_every_class_is_labeled
+from nnunet_collab.losses.duality import class_fractions, teacher_target
+from nnunet_collab.methods.ldc.checks import (
+    check_crops_at_random_places,
+    check_every_class_is_labeled,
+    check_no_ignore_label,
+    check_pairs,
+)
+from nnunet_collab.methods.ldc.constraints import Constraints
 from nnunet_collab.methods.ldc.distance_head import DistanceHead, SliceProjection
+from nnunet_collab.methods.ldc.objective import objective
 from nnunet_collab.methods.ldc.settings import LDCSettings
 from nnunet_collab.methods.ldc.signed_distance import KEY, WithSignedDistances, class_masks, signed_distances
 from nnunet_collab.training.ema_trainer import TeacherTrainer
 from nnunet_collab.training.metrics import true_masks
-from nnunet_collab.training.semi_supervised import SemiSupervisedBatch, split_output
+from nnunet_collab.training.semi_supervised import SemiSupervisedBatch
+from nnunet_collab.training.student_outputs import split_output
 
 
 class LDCTrainer(TeacherTrainer):
@@ -62,9 +70,12 @@ class LDCTrainer(TeacherTrainer):
         self.contrasts_slices = self.recipe.contrast == "slices" and self.recipe.contrast_weight > 0
         super().initialize()
         self.constraints = Constraints(s, self.recipe, classes, self.first, self.device)
-        self._check_pairs()
+        if self.recipe.contrast == "official_diagonal":
+            check_pairs(self.labeled_per_batch, self.unlabeled_per_batch)
         if self.recipe.constraint == "size_bands" and s.size_source == "labeled":
-            self._check_sizes_of_labels()
+            check_no_ignore_label(self.label_manager)
+            if not self.official:  # there the truth of the same crops is compared
+                self._check_crops_at_random_places()
         if self.recipe.constraint == "global_mean" and self.recipe.activation == "softmax":
             self.print_to_log_file(
                 "WARNING: with softmax the mean over all classes is 1 / C whatever is predicted: the constraint "
@@ -92,31 +103,11 @@ class LDCTrainer(TeacherTrainer):
             self.slices = 1 if axis is None else size[axis]
             student.heads["projection"] = SliceProjection(maps, axis, size).to(self.device)
 
-    def _check_pairs(self) -> None:
-        if self.recipe.contrast == "official_diagonal" and self.labeled_per_batch != self.unlabeled_per_batch:
-            raise CollabError(
-                f"setting 'contrast': 'official_diagonal' pairs each labeled sample with an unlabeled one, so a "
-                f"batch must hold as many of both; on this process it has {self.labeled_per_batch} and "
-                f"{self.unlabeled_per_batch}. Leave unlabeled_batch_size at its default."
-            )
-
-    def _check_sizes_of_labels(self) -> None:
-        if self.label_manager.has_ignore_label:
-            raise CollabError(
-                "setting 'size_source': 'labeled' takes the sizes of the classes from labeled crops, and this dataset "
-                "has an ignore label: its crops are centered on annotated voxels, the others' sizes are unknown. Set "
-                "size_source to 'teacher', or, where the formulation has none, constraint to 'none'."
-            )
-        if self.official:  # the truth of the same crops is compared
-            return
+    def _check_crops_at_random_places(self) -> None:
         share = 1 - float(self.oversample_foreground_percent)
         at_random = share if self.probabilistic_oversampling else round(self.labeled_per_batch * share)
-        if all_reduce_sum(torch.tensor(float(at_random), device=self.device)) == 0:
-            raise CollabError(
-                f"setting 'size_source': 'labeled' takes the sizes from labeled crops at random places, and a batch "
-                f"of {self.labeled_per_batch} labeled samples has none: all are centered on foreground. Lower "
-                f"oversample_foreground_percent in a trainer of your own, or use 'teacher'."
-            )
+        everywhere = all_reduce_sum(torch.tensor(float(at_random), device=self.device))
+        check_crops_at_random_places(float(everywhere), self.labeled_per_batch)
 
     def _measures_sizes(self) -> bool:
         wanted = self.recipe.constraint == "size_bands" and self.settings.size_source == "labeled"
@@ -240,30 +231,7 @@ class LDCTrainer(TeacherTrainer):
         return terms
 
     def _objective(self, logits: Tensor, target: Tensor, keep: Tensor, used: Tensor | None = None) -> Tensor:
-        s, activation = self.settings, self.recipe.activation
-        if s.formulation == "paper_eq2":
-            return paper_equation_2(
-                logits,
-                target,
-                keep,
-                activation=activation,
-                class_weights=self.class_weights,
-                cross_entropy=s.cross_entropy,
-                used=used,
-            )
-        return consistency_loss(
-            logits,
-            target,
-            keep,
-            activation=activation,
-            class_weights=self.class_weights,
-            cross_entropy=s.cross_entropy,
-            dice=s.dice,
-            squared_error=s.squared_error,
-            mse_on=self.recipe.mse_on,
-            used=used,
-            dice_per_sample=self.official,
-        )
+        return objective(self.settings, self.recipe, self.class_weights)(logits, target, keep, used=used)
 
     def _constraint_terms(self, name: str, logits: Tensor, sizes: Tensor, labeled: Tensor, truth: Truth) -> list[Term]:
         weight = self.weights().get("constraints")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate, pairwise
 
+import nnunet_collab.networks.cmaformer.released as released
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.networks.cmaformer import released
 from nnunet_collab.networks.cmaformer.layers import Gate
 
 STEPS = 5

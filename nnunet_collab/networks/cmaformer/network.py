@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from nnunet_collab.networks.cmaformer import released
+import nnunet_collab.networks.cmaformer.released as released
 from nnunet_collab.networks.cmaformer.attention import Attention
 from nnunet_collab.networks.cmaformer.coder import CMADecoder, CMAEncoder
 from nnunet_collab.networks.cmaformer.design import Design, step_strides

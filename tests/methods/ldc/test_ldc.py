@@ -25,7 +25,8 @@ from tiny_data import full_plans, write_data
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.losses.boundary_contrast import boundary_contrast
 from nnunet_collab.losses.duality import class_fractions, consistency_loss, paper_equation_2
-from nnunet_collab.methods.ldc.constraints import Constraints, check_every_class_is_labeled
+from nnunet_collab.methods.ldc.checks import check_every_class_is_labeled
+from nnunet_collab.methods.ldc.constraints import Constraints
 from nnunet_collab.methods.ldc.settings import LIVER, LDCSettings
 from nnunet_collab.methods.ldc.signed_distance import signed_distance
 from nnunet_collab.methods.ldc.trainer import LDCTrainer

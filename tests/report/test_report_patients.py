@@ -131,7 +131,7 @@ def test_truncated_file_is_refused_by_report(world, tmp_path, which):
         "image": world.raw / "imagesTr" / f"{case}_0000.nii.gz",
     }[which]
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * 0.6)])
-    with pytest.raises(CollabError, match=rf"{file.name}: cannot be read whole"):
+    with pytest.raises(CollabError, match=rf"{file.name}: cannot be read completely"):
         report(world.results, "-o", tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
