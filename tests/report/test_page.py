@@ -236,7 +236,7 @@ def test_what_is_missing_is_said_where_it_would_be(tmp_path, monkeypatch):
         "The results folder of the training was not found for: one. Set nnUNet_results.",
         "None of the methods recorded its settings.",
         "No published numbers are on file for this dataset.",
-        "Every case counts as a patient of its own",
+        "Every case counts as a separate patient",
     ):
         assert sentence in text
     assert "Differences are to" not in text

@@ -49,7 +49,7 @@ def test_patients_title_and_overlays_are_found_beside_the_labels(world, monai, t
         "With 4 patients no p can be below 0.125, before correction.",
     ):
         assert sentence in text
-    assert "Every case counts as a patient of its own" not in text
+    assert "Every case counts as a separate patient" not in text
     assert {path.name for path in (folder / "figures").iterdir()} >= {"overlay_1.png", "overlay_2.png"}
     assert (pd.read_csv(folder / "tests.csv")["units"] == 4).all()
 
