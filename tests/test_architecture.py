@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -121,6 +122,16 @@ def test_imports_point_down(path):
         return
     assert layer_of(path) in MAY_IMPORT, "a new layer: say here what it may import"
     assert forbidden_imports(path.read_text(), layer_of(path)) == []
+
+
+def test_contributing_shows_the_floors():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE)
+    shown = {floor: set(re.findall(r"`(\w+)`", imports)) for floor, imports in rows}
+    beside = {"launch", "dataset_conversion", "cli", "__main__"}
+    folders = set(MAY_IMPORT) - beside
+    shown["commands"] = folders - {"commands"} - shown["commands"]  # "all of these but"
+    assert shown == {floor: MAY_IMPORT[floor] for floor in folders}
 
 
 def test_no_modules_import_each_other_in_a_circle():

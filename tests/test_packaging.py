@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -110,13 +111,31 @@ def test_pip_makes_the_console_command(installation, elsewhere):
     assert run(command, "env", cwd=elsewhere) == as_module
 
 
+def test_the_sdist_carries_what_its_own_tests_need(tmp_path, elsewhere):
+    build = f"import os; os.chdir({str(ROOT)!r}); import hatchling.build as b; print(b.build_sdist({str(tmp_path)!r}))"
+    run(sys.executable, "-m", "pip", "install", "--target", tmp_path / "backend", "hatchling", cwd=elsewhere)
+    run(sys.executable, "-c", build, cwd=elsewhere, PYTHONPATH=str(tmp_path / "backend"))
+    (path,) = tmp_path.glob("nnunet_collab-*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    folders = ("nnunet_collab", "trainers", "dataset_conversion", "studies", "tests", "benchmarks", "docs")
+    wanted = {
+        file.relative_to(ROOT).as_posix()
+        for folder in folders
+        for file in (ROOT / folder).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    wanted |= {".ci/run", "Makefile", "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"}
+    assert wanted - names == set()
+
+
 def test_the_wheel_carries_the_package_its_scripts_its_presets_and_its_license(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     package = ROOT / "nnunet_collab"
     wanted = {path.relative_to(ROOT).as_posix() for path in package.rglob("*.py")}
     wanted |= {f"nnunet_collab/presets/{name}.json" for name in preset_names()}
-    wanted |= {"nnunet_collab/report/page.html", "nnunet_collab/report/published.json"}
+    wanted |= {"nnunet_collab/report/page.html", "nnunet_collab/report/published.json", "nnunet_collab/py.typed"}
     wanted |= {f"nnunet_collab/trainers/{name}.py" for name in TRAINERS}
     wanted |= {f"nnunet_collab/dataset_conversion/{name}.py" for name in CONVERTERS}
     assert {"nnunet_collab/trainers/CTRCLTrainer.py", "nnunet_collab/dataset_conversion/acdc.py"} <= wanted

@@ -11,7 +11,7 @@ from nnunet_collab.doctor.finding import Finding
 from nnunet_collab.doctor.probe import Outcome
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
-NNUNET = ">=2.8,<3"
+NNUNET = ">=2.8,<2.9"
 _INSTALL_NNUNET = f'python -m pip install "nnunetv2{NNUNET}"'
 _REINSTALL_TORCH = 'python -m pip install --force-reinstall "torch>=2.1.2,!=2.9.*" torchvision'
 
@@ -31,7 +31,7 @@ def check_packages() -> Iterator[Finding]:
     if not nnunet:
         yield Finding("FAIL", f"nnunetv2 is not installed (supported {NNUNET})", _INSTALL_NNUNET)
     else:
-        fits = (2, 8) <= numbers(nnunet) < (3,)
+        fits = (2, 8) <= numbers(nnunet) < (2, 9)
         text = f"nnunetv2 {nnunet} (supported {NNUNET})"
         yield Finding("ok", text) if fits else Finding("FAIL", text, _INSTALL_NNUNET)
     torch = installed("torch")

@@ -89,7 +89,8 @@ def test_works_where_nothing_is_installed(tmp_path):
     status, output = run_doctor(tmp_path, options=["-S"])
     assert status == 1
     assert (
-        'FAIL  nnunetv2 is not installed (supported >=2.8,<3)\n      python -m pip install "nnunetv2>=2.8,<3"' in output
+        'FAIL  nnunetv2 is not installed (supported >=2.8,<2.9)\n      python -m pip install "nnunetv2>=2.8,<2.9"'
+        in output
     )
     assert "FAIL  torch is not installed, torchvision is not installed, timm is not installed" in output
     assert "FAIL  torch cannot be imported: ModuleNotFoundError: No module named 'torch'" in output

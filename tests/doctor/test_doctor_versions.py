@@ -32,10 +32,21 @@ def packages(monkeypatch, **versions):
     return {finding.text: finding for finding in installation.check_packages()}
 
 
-@pytest.mark.parametrize(("version", "status"), [("2.7.9", "FAIL"), ("2.8.0", "ok"), ("2.11", "ok"), ("3.0", "FAIL")])
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [
+        ("2.7.9", "FAIL"),
+        ("2.8.0", "ok"),
+        ("2.8.11", "ok"),
+        ("2.9.0", "FAIL"),
+        ("2.9rc1", "FAIL"),
+        ("2.11", "FAIL"),
+        ("3.0", "FAIL"),
+    ],
+)
 def test_versions_of_nnunet(version, status, monkeypatch):
     found = packages(monkeypatch, nnunetv2=version, torch="2.15.0", torchvision="0.29", timm="1.0.22")
-    assert found[f"nnunetv2 {version} (supported >=2.8,<3)"].status == status
+    assert found[f"nnunetv2 {version} (supported >=2.8,<2.9)"].status == status
     assert found["torch 2.15.0, torchvision 0.29, timm 1.0.22"].status == "ok"
 
 
