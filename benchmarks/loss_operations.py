@@ -1,4 +1,4 @@
-"""Operations that CTRCL's collaborative losses add to a step, about kernel launches on a GPU. Bar: at most 300.
+"""Operations that CTRCL's collaborative losses add to a step (about one GPU kernel launch each). Bar: at most 300.
 
 A whole training step of both students is run without and with the collaborative terms, uncompiled; views do not count.
 
@@ -24,7 +24,7 @@ class Operations(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Nothing is launched for a view, for memory that nothing is written to, or for a question about dtypes.
+        # Views, memory without writes, and queries of dtypes launch no kernel.
         name = func._schema.name.split("::")[1]
         self.count += not func.is_view and name not in ("empty", "empty_like", "new_empty", "detach", "promote_types")
         return func(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""Time of a CTRCL step against the two supervised steps it replaces.
+"""Time of a CTRCL step, compared with the two supervised steps that it replaces.
 
 Bar: at most 1.10 times their sum, and 1.05 with planned networks, which are larger.
 

@@ -37,12 +37,12 @@ class PerturbedPass(NamedTuple):
 
 
 class OnlyTeaching(NamedTuple):
-    """Samples of the batch whose own prediction is taught nothing, so that the decoder's pass leaves them out.
+    """Samples of the batch whose own prediction has no loss, so the decoder's pass leaves them out.
 
     Attributes:
         start: First sample.
-        stop: One behind the last sample.
-        decoded: True to decode them apart, without gradient; False if nobody asks for their prediction.
+        stop: Index after the last sample.
+        decoded: True: decode them separately, without gradient. False: their prediction is not needed.
     """
 
     start: int
@@ -58,7 +58,7 @@ def append_perturbed_passes(
     Args:
         features: `(B, D, *s)`, or a sequence of such maps, finest first.
         perturbed_passes: What to append.
-        left_out: Samples that the result has in the passes alone.
+        left_out: Samples that the result has only in the passes.
 
     Returns:
         The same kind of object for a batch of `B + sum(stop - start)` samples, less those left out.

@@ -116,7 +116,7 @@ def test_regions_and_the_ignore_label_agree_with_nnunet(tmp_path):
 @pytest.mark.slow
 def test_two_spawned_processes_give_the_same_table_and_a_dead_one_is_told_as_such(folders):
     pd.testing.assert_frame_equal(evaluate(folders, processes=2), evaluate(folders))
-    with pytest.raises(CollabError, match=r"one died, most often because memory ran out\. Use -np 1"):  # noqa: SIM117
+    with pytest.raises(CollabError, match=r"one was, probably because memory ran out\. Use -np 1"):  # noqa: SIM117
         with workers(2, progress=False) as run:
             run("dying", os._exit, [1, 1])
 
@@ -124,7 +124,7 @@ def test_two_spawned_processes_give_the_same_table_and_a_dead_one_is_told_as_suc
 @pytest.mark.parametrize("where", ["predicted", "", "labels"])
 def test_dataset_json_is_found_near_the_folders_or_given(folders, tmp_path, where):
     (folders[0] / "dataset.json").unlink()
-    assert "dataset.json must name the classes; none at" in complaint(folders)
+    assert "dataset.json must name the classes; there is none at" in complaint(folders)
     describe(tmp_path / where)
     assert plan_evaluation(*folders).dataset_json.samefile(tmp_path / where / "dataset.json")
     describe(tmp_path / "other", {"background": 0, "all": [1, 2]})

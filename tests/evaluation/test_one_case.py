@@ -162,7 +162,7 @@ def test_other_direction_is_refused(tmp_path, ending, geometry):
     file = f"{tmp_path / 'p' / 'c'}{ending}"
     told = [problem for problem in problems if problem.startswith(f"{file}: the direction must be that of its label")]
     assert len(told) == 1
-    assert told[0].endswith("(x, y, z). Predict the very image that this label was drawn on.")
+    assert told[0].endswith("(x, y, z). Predict the image on which this label was drawn.")
 
 
 @pytest.mark.parametrize("reader", ["NibabelIO", "SimpleITKIO"])

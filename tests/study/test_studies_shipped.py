@@ -126,7 +126,7 @@ def test_presets_count():
         ("FixMatchTrainer", {"preset": "no"}, "2d", "must be inline JSON, a JSON file or a preset"),
         ("FixMatchTrainer", {}, "3d_cascade", "configuration '3d_cascade': must be one of the plans'"),
         ("CrossTeachingTrainer", {"students": [{"name": "A"}]}, "2d", "two students teach each other"),
-        ("CrossMatchTrainer", {"students": [{"name": "A"}, {"name": "B"}]}, "2d", "one network distils from itself"),
+        ("CrossMatchTrainer", {"students": [{"name": "A"}, {"name": "B"}]}, "2d", "one network learns from itself"),
     ],
 )  # fmt: skip
 def test_what_a_trainer_refuses_is_refused_before(name, settings, configuration, message):
