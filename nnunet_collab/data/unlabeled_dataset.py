@@ -1,7 +1,7 @@
-"""The unlabeled side of a training set: images whose labels are never opened.
+"""The unlabeled images of a training set. Their labels are never opened.
 
-It stands where an nnU-Net dataset stands in `nnUNetDataLoader`, but its "segmentation" says only where unsupervised
-losses apply: 0 there, -1 outside of the image, `ANNOTATED` where a label is. Neither label files nor the property
+The dataset replaces an nnU-Net dataset in `nnUNetDataLoader`. Its "segmentation" says only where unsupervised losses
+apply: it is 0 there, -1 outside of the image, and `ANNOTATED` at annotated voxels. Neither label files nor property
 files, which hold `class_locations`, are read.
 """
 
@@ -19,7 +19,7 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.data.locations import load_locations
 from nnunet_collab.data.preprocessed_files import image_file, is_whole, open_array
 
-# Not -1: what is outside of the image is blanked in images normalized with a mask, and annotated voxels must not be.
+# Not -1: in images normalized with a mask, voxels outside of the image are set to 0. Annotated voxels must be kept.
 ANNOTATED = -2
 
 
@@ -27,11 +27,11 @@ class UnlabeledDataset:
     """Preprocessed images by case name.
 
     Args:
-        folders: Case name -> the folder of its preprocessed image.
-        partially_labeled: nnU-Net's dataset of labeled cases whose voxels of the ignore label are unlabeled data,
-            too; only the place of that label is used.
-        ignore_label: That label; needed with `partially_labeled`.
-        located: Case name -> the folder with the places of its predicted foreground; see `data.locations`.
+        folders: Case name -> folder of its preprocessed image.
+        partially_labeled: nnU-Net's dataset of labeled cases with an ignore label. Voxels of this label are also
+            unlabeled data; only the positions of this label are used.
+        ignore_label: The ignore label; needed with `partially_labeled`.
+        located: Case name -> folder with the locations of its predicted foreground; see `data.locations`.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class UnlabeledDataset:
         self.identifiers = sorted({*self.folders, *known})
 
     def load_case(self, identifier: str) -> tuple[Any, Any, None, dict[str, Any]]:
-        """Image `(C, *S)`, where to learn `(1, *S)`, nothing, and properties with places of predicted classes alone.
+        """Image `(C, *S)`, learn mask `(1, *S)`, None, and properties with only the locations of predicted classes.
 
         Raises:
-            CollabError: If the image is not there, or cut off.
+            CollabError: If the image is missing or truncated.
         """
         if identifier in self.folders:
             image = open_image(self.folders[identifier], identifier)
@@ -69,14 +69,14 @@ def open_image(folder: Path, identifier: str) -> Any:
     """A preprocessed image `(C, *S)` in one of nnU-Net's formats, without its label.
 
     Raises:
-        CollabError: If there is none, or it is cut off.
+        CollabError: If the image is missing or truncated.
     """
     if (path := image_file(folder, identifier)) is not None:
         try:
             return open_array(path)
         except (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise CollabError(
-                f"{path}: the preprocessed image of the unlabeled case {identifier!r} must be whole; it is not "
+                f"{path}: the preprocessed image of the unlabeled case {identifier!r} must be complete; it is not "
                 f"({error}). Delete the file, then run nnunet_collab preprocess_unlabeled for images in imagesUn, "
                 f"nnUNetv2_preprocess for cases of imagesTr."
             ) from error
@@ -87,13 +87,13 @@ def open_image(folder: Path, identifier: str) -> Any:
 
 
 def has_image(folder: Path, identifier: str) -> bool:
-    """Whether `open_image` finds one that is whole."""
+    """Whether `open_image` finds a complete image."""
     path = image_file(folder, identifier)
     return path is not None and is_whole(path)
 
 
 class _Where:
-    """An array of zeros in which nothing is stored: unsupervised losses apply everywhere."""
+    """An array of zeros that takes no memory: unsupervised losses apply everywhere."""
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
@@ -101,13 +101,13 @@ class _Where:
         self.dtype = np.dtype(np.int16)
 
     def __getitem__(self, window: Any) -> npt.NDArray[np.int16]:
-        # A copy, since nnU-Net makes a tensor of it, and the shared zero cannot be written to.
+        # A copy, because nnU-Net makes a tensor of it and the shared zero is read-only.
         zeros: npt.NDArray[np.int16] = np.broadcast_to(np.int16(0), self.shape)[window].copy()
         return zeros
 
 
 class _Unannotated(_Where):
-    """A label file seen as 0 at the ignore label, -1 outside and `ANNOTATED` everywhere else, crop by crop."""
+    """A label file, read crop by crop: 0 at the ignore label, -1 outside of the image, `ANNOTATED` elsewhere."""
 
     def __init__(self, labels: Any, ignore_label: int | None) -> None:
         super().__init__(labels.shape)

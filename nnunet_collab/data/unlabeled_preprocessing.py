@@ -1,10 +1,11 @@
-"""Preprocess images that have no label, with the plans of the labeled ones, and find them again.
+"""Preprocess images without labels, with the plans of the labeled cases, and list the preprocessed cases.
 
-They lie in `imagesUn` of the raw dataset, and come out in a folder beside that of the labeled cases, never in it:
-nnU-Net takes everything there for a labeled case. A record in the folder, `unlabeled.json`, holds a fingerprint of
-all that determines the preprocessing, so that cases of other plans are never mixed with these.
+The raw images are in `imagesUn` of the raw dataset. The preprocessed ones are in a separate folder beside that of the
+labeled cases, because nnU-Net treats every case in that folder as labeled. The record `unlabeled.json` in the separate
+folder holds a fingerprint of everything that determines the preprocessing, so that cases of different plans are never
+mixed.
 
-A case is whole once its `.pkl` is there: all files are written elsewhere and renamed, that one last.
+All files of a case are written to another folder and then renamed, `.pkl` last. So a case with a `.pkl` is complete.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from nnunet_collab.data.preprocessed_files import is_whole
 RECORD = "unlabeled.json"
 _ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")  # in the order in which they are renamed
 _PARTIAL = ".partial"
-# Entries of a configuration that do not determine its preprocessing; those from UNet_class_name on are of old plans.
+# Entries of a configuration that do not affect its preprocessing. Entries from UNet_class_name on are from old plans.
 _OF_TRAINING = {
     "batch_size", "patch_size", "architecture", "batch_dice", "inherits_from", "previous_stage", "next_stage",
     "median_image_size_in_voxels", "resampling_fn_probabilities", "resampling_fn_probabilities_kwargs",
@@ -42,11 +43,11 @@ _OF_TRAINING = {
 
 
 def preprocessing_fingerprint(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> str:
-    """SHA-256 (hexadecimal) of everything that determines how an image of this configuration is preprocessed.
+    """SHA-256 (hexadecimal) of everything that determines the preprocessing of this configuration.
 
     Args:
         plans: Content of a plans file.
-        configuration: Its name in the plans; inheritance is resolved.
+        configuration: Name of the configuration in the plans; inheritance is resolved.
         dataset_json: Content of dataset.json.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -65,8 +66,8 @@ def preprocessing_fingerprint(plans: dict[str, Any], configuration: str, dataset
 
 
 def unlabeled_folder(preprocessed_dataset: Path, data_identifier: str) -> Path:
-    """Where preprocessed unlabeled cases are: beside the labeled ones, `<preprocessed_dataset>/<data_identifier>`."""
-    name = require_plain_name(f"{preprocessed_dataset}, data_identifier of the plans", data_identifier, "Plan it anew.")
+    """The folder of preprocessed unlabeled cases: `<preprocessed_dataset>/<data_identifier>_imagesUn`."""
+    name = require_plain_name(f"{preprocessed_dataset}, data_identifier of the plans", data_identifier, "Plan again.")
     return preprocessed_dataset / f"{name}_{UNLABELED}"
 
 
@@ -82,16 +83,16 @@ def unlabeled_cases(
     Args:
         preprocessed_dataset: `$nnUNet_preprocessed/DatasetXXX_Name`.
         plans: Content of the plans file.
-        configuration: Its name in the plans.
+        configuration: Name of the configuration in the plans.
         dataset_json: Content of dataset.json.
-        raw_dataset: `$nnUNet_raw/DatasetXXX_Name`; None, or a folder that is gone, if the raw data are not at hand.
+        raw_dataset: `$nnUNet_raw/DatasetXXX_Name`; None or a missing folder if the raw data are not available.
 
     Returns:
-        The cases of imagesUn: those that were taken out of it are not used any more, though their preprocessed images
-        are kept. Where there is no such folder, all that were preprocessed.
+        The cases of imagesUn. Cases that were removed from it are not used, even if their preprocessed images exist. If
+        there is no imagesUn, all preprocessed cases.
 
     Raises:
-        CollabError: If they were preprocessed with other plans, or imagesUn holds cases that were not preprocessed.
+        CollabError: If the cases were preprocessed with other plans, or if cases of imagesUn are not preprocessed.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -108,7 +109,7 @@ def unlabeled_cases(
     if missing := sorted(images.keys() - set(done)):
         raise CollabError(
             f"{configuration}: every case of imagesUn must be preprocessed; {len(missing)} of {len(images)} are not in "
-            f"{folder}: {listed(missing)}. Run: {command} (or take them out of imagesUn)."
+            f"{folder}: {listed(missing)}. Run: {command} (or remove them from imagesUn)."
         )
     return sorted(images)
 
@@ -117,9 +118,9 @@ def refuse_other_plans(folder: Path, fingerprint: str, command: str) -> None:
     """Refuse a folder whose cases were preprocessed with other plans.
 
     Args:
-        folder: Of preprocessed unlabeled cases; it may be missing.
-        fingerprint: Of the plans that count now.
-        command: What redoes the cases, without --overwrite.
+        folder: Folder of preprocessed unlabeled cases; it may be missing.
+        fingerprint: Fingerprint of the current plans.
+        command: Command that preprocesses the cases again, without --overwrite.
 
     Raises:
         CollabError: If the folder's record has another fingerprint, or there are cases without a record.
@@ -131,17 +132,17 @@ def refuse_other_plans(folder: Path, fingerprint: str, command: str) -> None:
     if recorded != fingerprint and (recorded is not None or complete_cases(folder)):
         raise CollabError(
             f"{folder}: unlabeled cases must be preprocessed as the labeled ones; these were preprocessed with other "
-            f"plans. --overwrite redoes it: {command} --overwrite"
+            f"plans. Preprocess them again: {command} --overwrite"
         )
 
 
 def complete_cases(folder: Path) -> list[str]:
-    """Names of the cases in a folder all of whose files are there and whole, sorted; none if there is no folder."""
+    """Names of the cases in a folder whose files are all complete, sorted; empty if the folder is missing."""
     return [case for case in _recorded(folder) if _is_whole_case(folder, case)]
 
 
 def broken_cases(folder: Path) -> list[str]:
-    """Names of the cases that were whole once, of which a file is missing, empty or cut off now; sorted."""
+    """Names of the cases that were complete before, but of which a file is missing, empty or truncated; sorted."""
     return [case for case in _recorded(folder) if not _is_whole_case(folder, case)]
 
 
@@ -163,18 +164,18 @@ def preprocess_cases(
     *,
     processes: int,
 ) -> None:
-    """Preprocess cases into the folder, which is made if need be; whatever is there of these cases is replaced.
+    """Preprocess cases. The folder is created if it is missing, and existing files of these cases are replaced.
 
     Args:
         folder: `unlabeled_folder` of the configuration.
-        cases: Name -> one image per channel.
+        cases: Case -> one image per channel.
         plans: Content of the plans file.
-        configuration: Its name in the plans.
+        configuration: Name of the configuration in the plans.
         dataset_json: Content of dataset.json.
-        processes: How many work at a time; 1 is this one.
+        processes: Number of worker processes; with 1, this process does the work.
 
     Raises:
-        CollabError: If a case fails; those that are done are kept, so a second run goes on from there.
+        CollabError: If a case fails. Finished cases are kept, so that a second run continues.
     """
     from tqdm import tqdm
 
@@ -198,23 +199,23 @@ def preprocess_case(
     configuration: str,
     dataset_json: dict[str, Any],
 ) -> None:
-    """Preprocess one case without a label, in the form in which nnU-Net keeps labeled ones.
+    """Preprocess one case without a label, in the format of nnU-Net's labeled cases.
 
-    The segmentation is -1 outside the body (zero in all channels) and 0 inside; `class_locations` is empty.
+    The segmentation is -1 outside the body (0 in all channels) and 0 inside. `class_locations` is empty.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(plans)
     chosen = manager.get_configuration(configuration)
     aside = folder / _PARTIAL / case
-    for ending in _ENDINGS:  # what an interruption left; blosc2 does not write over a file
+    for ending in _ENDINGS:  # files of an interrupted run; blosc2 does not overwrite a file
         Path(f"{aside}{ending}").unlink(missing_ok=True)
     preprocessor = chosen.preprocessor_class(verbose=False)
     preprocessor.run_case_save(str(aside), [str(image) for image in images], None, manager, chosen, dataset_json)
     record = Path(f"{aside}.pkl")
     properties = {**pickle.loads(record.read_bytes()), "class_locations": {}}
     record.write_bytes(pickle.dumps(properties))
-    (folder / f"{case}.pkl").unlink(missing_ok=True)  # from here on, the old case is not whole any more
+    (folder / f"{case}.pkl").unlink(missing_ok=True)  # marks the old case as incomplete
     for ending in _ENDINGS:
         with open(f"{aside}{ending}", "rb+") as file:
             os.fsync(file.fileno())
@@ -222,14 +223,14 @@ def preprocess_case(
 
 
 def _results(work: partial[None], cases: Mapping[str, Sequence[Path]], processes: int) -> Iterator[None]:
-    """Do the work of every case; yields as each is done."""
+    """Process every case; yields after each one."""
     if processes == 1:
         for case, images in cases.items():
             with _named(case):
                 work(case, images)
             yield
         return
-    context = multiprocessing.get_context("spawn")  # forking after torch has started its threads may hang
+    context = multiprocessing.get_context("spawn")  # a fork after torch has started its threads can hang
     with ProcessPoolExecutor(
         min(processes, len(cases)), mp_context=context, initializer=_leave_ctrl_c_to_parent
     ) as pool:
@@ -240,11 +241,11 @@ def _results(work: partial[None], cases: Mapping[str, Sequence[Path]], processes
                     future.result()
                 yield
         finally:
-            pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C, do not begin the remaining cases
+            pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C, do not start the remaining cases
 
 
 def _leave_ctrl_c_to_parent() -> None:
-    """A worker finishes its case after Ctrl-C, instead of printing a traceback of its own."""
+    """Ignore Ctrl-C in a worker, so that it finishes its case and prints no traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -252,9 +253,9 @@ def _leave_ctrl_c_to_parent() -> None:
 def _named(case: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # whatever nnU-Net raises
+    except Exception as error:  # any error of nnU-Net
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CollabError(
-            f"case {case}: it could not be preprocessed ({reason}). Cases that are done are kept: fix the cause and "
-            "run the same command again, without --overwrite. If a process was killed, memory ran out: lower -np."
+            f"case {case}: it could not be preprocessed ({reason}). Finished cases are kept. Fix the cause and run the "
+            "same command again, without --overwrite. If a process was killed, memory ran out: lower -np."
         ) from error

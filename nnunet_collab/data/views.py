@@ -1,10 +1,10 @@
-"""Weak and strong views of an unlabeled patch, made in the loader's workers.
+"""Weak and strong views of an unlabeled patch, made in the workers of the loader.
 
-The geometry (crop, rotation, scaling, mirroring) is nnU-Net's own and is applied once, so that the views agree voxel by
-voxel; the weak view is what it leaves. Each strong view then changes the intensities, always and visibly: nnU-Net's own
-intensity augmentation leaves about a third of the patches as they are.
+The geometric transforms (crop, rotation, scaling, mirroring) are those of nnU-Net. They are applied once, so that the
+voxels of all views correspond; the result is the weak view. Each strong view then always changes the intensities
+visibly: nnU-Net's own intensity augmentation does not change about one third of the patches.
 
-Nothing here assumes intensities in [0, 1]: the transforms work on z-scored CT and MR.
+The transforms do not need intensities in [0, 1]. They work with z-scored CT and MR images.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
 
 GEOMETRY = (SpatialTransform, MirrorTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
-# In an image normalized with its mask the outside is 0 up to ringing of the interpolation.
+# In an image normalized with its mask, voxels outside are 0, except for small errors of the interpolation.
 OUTSIDE = 1e-3
-# Voxels from which on an axis is blurred. The few slices of an anisotropic patch are too far apart, and fewer than the
-# kernel needs.
+# Smallest number of voxels along an axis that is blurred. The slices of an anisotropic patch are too far apart, and
+# fewer than the kernel needs.
 BLURRED_FROM = 9
 
 
 class WeakAndStrongViews(BasicTransform):  # type: ignore[misc]
-    """From one crop to its views, stacked as channels, so that nnU-Net's loader needs no change.
+    """Makes the views of a crop and stacks them as channels, so that nnU-Net's loader works without a change.
 
     Args:
-        planned: What `nnUNetTrainer.get_training_transforms` returns; its geometry is used.
-        strong: Number of strong views, each with random numbers of its own.
+        planned: Result of `nnUNetTrainer.get_training_transforms`; its geometric transforms are used.
+        strong: Number of strong views, each with its own random numbers.
 
-    The transform takes `image` `(C, *crop)` and `segmentation` `(1, *crop)`, which is 0 where unsupervised losses
-    apply, -1 outside of the image (padding, the outside of a mask) and lower at annotated voxels, which are left out as
-    well, but seen. It returns as `image` `((1 + strong) * C, *S)`, the weak view first, and the `segmentation` that
-    belongs to it, with -1 wherever losses do not apply. Where the geometry reaches beyond the crop (in its corners, if
-    it shrinks the image) both are 0: image without anything in it, as the labeled samples have it there, too. Nothing
-    is changed in place.
+    The transform takes `image` `(C, *crop)` and `segmentation` `(1, *crop)`. The segmentation is 0 where unsupervised
+    losses apply, -1 outside of the image (padding, outside of a mask), and lower at annotated voxels. These are also
+    excluded from the losses, but visible in the image. The transform returns `image` `((1 + strong) * C, *S)`, with the
+    weak view first, and the corresponding `segmentation`, with -1 where losses do not apply. Where the geometric
+    transforms reach beyond the crop (in corners, if the image is made smaller) both are 0, as in labeled samples.
+    Nothing is changed in place.
     """
 
     def __init__(self, planned: ComposeTransforms, strong: int) -> None:
@@ -66,17 +66,17 @@ class WeakAndStrongViews(BasicTransform):  # type: ignore[misc]
         weak, where = data["image"], data["segmentation"]
         views = [weak, *(self.intensities(image=weak.clone())["image"] for _ in range(self.strong))]
         if self.mask is not None:
-            # It writes in place, and the weak view may be a view of the caller's image.
+            # The mask transform writes in place, and the weak view can share memory with the caller's image.
             outside = -(where == -1).short()
             views = [self.mask(image=view.clone(), segmentation=outside)["image"] for view in views]
         return {"image": torch.cat(views), "segmentation": where.clamp(min=-1)}
 
 
 def strong_intensities() -> ComposeTransforms:
-    """Brightness and contrast always; gamma, blur and noise in half of the views.
+    """Brightness and contrast in every view; gamma, blur and noise each in half of the views.
 
-    The strengths are those of the color jitter (0.5) and blur (p 0.5) of UniMatch and CrossMatch; additive brightness
-    in units of the patch's standard deviation takes the place of jitter that needs intensities in [0, 1].
+    The strengths are those of the color jitter (0.5) and blur (p 0.5) of UniMatch and CrossMatch. Their jitter needs
+    intensities in [0, 1]; it is replaced by additive brightness in units of the patch's standard deviation.
     """
     return ComposeTransforms(
         [
@@ -116,14 +116,14 @@ class _ShiftTransform(BasicTransform):  # type: ignore[misc]
         return {"share": torch.empty(shape).uniform_(-self.largest, self.largest)}
 
     def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
-        # Even a patch of one intensity changes: normalized images have a standard deviation of about 1.
+        # At least 0.1, so that a constant patch changes, too. Normalized images have a standard deviation of about 1.
         deviation = img.flatten(1).std(dim=1).clamp(min=0.1).view_as(params["share"])
         shifted: Tensor = img + params["share"] * deviation
         return shifted
 
 
 class _BlurTransform(BasicTransform):  # type: ignore[misc]
-    """Blurs with a Gaussian of random width, in voxels, along all axes but short ones."""
+    """Blurs with a Gaussian of random width (in voxels) along all axes that are not short."""
 
     def __init__(self, narrowest: float, widest: float) -> None:
         super().__init__()

@@ -106,7 +106,7 @@ def test_other_plans(dataset, tmp_path, worked, capsys):
     plans["configurations"]["2d"]["normalization_schemes"] = ["NoNormalization"] * 2
     write_json(preprocessed / "nnUNetPlans.json", plans)
     message = refusal(capsys, tmp_path)
-    assert "these were preprocessed with other plans. --overwrite redoes it: " in message
+    assert "these were preprocessed with other plans. Preprocess them again: " in message
     assert "nnunet_collab preprocess_unlabeled -d 7 -c 2d -p nnUNetPlans --overwrite" in message
     worked.clear()
     assert command("--overwrite") == 0

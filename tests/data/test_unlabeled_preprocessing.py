@@ -272,7 +272,7 @@ def test_cases_of_other_plans_are_refused(dataset):
     preprocess(raw, preprocessed)
     plans = make_plans() | {"plans_name": "mine"}
     plans["configurations"]["2d"]["spacing"] = [2.0, 2.0]
-    message = r"these were preprocessed with other plans\. --overwrite redoes it: nnunet_collab preprocess_unlabeled "
+    message = r"these were preprocessed with other plans\. Preprocess them again: nnunet_collab preprocess_unlabeled "
     with pytest.raises(CollabError, match=message + "-d 7 -c 2d -p mine --overwrite"):
         ask(raw, preprocessed, plans=plans)
 
