@@ -1,5 +1,6 @@
-"""Time of a CTRCL step against the two supervised steps it replaces. Bar: at most 1.10 times their sum, and 1.05 with
-planned networks, which are larger.
+"""Time of a CTRCL step against the two supervised steps it replaces.
+
+Bar: at most 1.10 times their sum, and 1.05 with planned networks, which are larger.
 
 python benchmarks/step_time.py --threads 1 --classes 105          on the CPU; threads 1: seconds of the processor alone
 python benchmarks/step_time.py --scale 2d --transformer segformer_b2 --compile    on a GPU
