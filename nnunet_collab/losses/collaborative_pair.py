@@ -186,13 +186,13 @@ def _slab_values(first: Tensor, second: Tensor, true: Tensor, keep: Tensor, opti
 
     A dropped voxel may hold an inf or a NaN, so it is removed before anything is summed over voxels.
     """
-    logits, y = _both(first, second, true, options)
-    log_p = logits.log_softmax(dim=2)
+    log_p, y = _both(first, second, true, options)
+    log_p = log_p.log_softmax(dim=2)
     p = log_p.exp()
     log_true = log_p.gather(2, y)
     closed = options.order == "target_first" and options.mode != "ensemble"
     towards = _divergence_from_peer(log_p, p) if closed else None
-    share, right = _share_of_peer(log_p, p, log_true, y, options)
+    share, right = _share_of_peer(log_p, p, log_true, y, options, spare=closed)  # log_p is of no use after it
     taught = keep.unsqueeze(1)
     if options.regions:
         taught = taught.expand(-1, first.shape[1], -1).flatten(0, 1).unsqueeze(1)
@@ -219,14 +219,15 @@ def _slab_gradients(
     first: Tensor, second: Tensor, true: Tensor, share: Tensor, taught: Tensor, scale: Tensor, options: _Options
 ) -> Tensor:
     """Gradients with respect to the logits of both students, `(2, B, K, n)`, times `scale` `(2,)`."""
-    logits, y = _both(first, second, true, options)
+    log_p, y = _both(first, second, true, options)
     if options.regions:
         share, taught = (t.flatten(1, 2).unsqueeze(2) for t in (share, taught))
     if options.order == "target_first":
-        p = logits.softmax(dim=2)
-        gradients = p.sub_(_soft_labels(p, share, y, options))
+        gradients = log_p.softmax(dim=2)
+        del log_p
+        gradients.sub_(_soft_labels(gradients, share, y, options))
     else:
-        log_p = logits.log_softmax(dim=2)
+        log_p = log_p.log_softmax(dim=2)
         p = log_p.exp()
         _, gradients = _divergence(log_p, p, _soft_labels(p, share, y, options), options.order)
     gradients = blank(gradients.mul_(scale.view(2, 1, 1, 1)), bit_mask(taught, gradients.dtype))
@@ -239,18 +240,24 @@ def _divergence_from_peer(log_p: Tensor, p: Tensor) -> Tensor:
     return torch.stack((sums[1], -sums[0]))
 
 
-def _share_of_peer(log_p: Tensor, p: Tensor, log_true: Tensor, y: Tensor, options: _Options) -> tuple[Tensor, Tensor]:
-    """Lambda of the soft label that each student learns from, and whether its peer is right; `(2, B, 1, n)`."""
+def _share_of_peer(
+    log_p: Tensor, p: Tensor, log_true: Tensor, y: Tensor, options: _Options, *, spare: bool
+) -> tuple[Tensor, Tensor]:
+    """Lambda of the soft label that each student learns from, and whether its peer is right; `(2, B, 1, n)`.
+
+    `log_p` may be overwritten if it is `spare`.
+    """
     if options.mode != "rlcl":
         return torch.ones_like(log_true), torch.ones_like(log_true, dtype=torch.bool)
-    log_mistaken = log_p.scatter(2, y, -torch.inf).amax(dim=2, keepdim=True)
-    right = log_true > log_mistaken
     true = log_true.exp()
     weight = true if "similarity" in options.factors else torch.ones_like(true)
-    if "alignment" in options.factors:
-        weight = weight / (1 + log_mistaken.exp() - true)
     if "certainty" in options.factors:
         weight = weight * (p * log_p).sum(dim=2, keepdim=True).exp()
+    others = log_p.scatter_(2, y, -torch.inf) if spare else log_p.scatter(2, y, -torch.inf)
+    log_mistaken = others.amax(dim=2, keepdim=True)
+    if "alignment" in options.factors:
+        weight = weight / (1 + log_mistaken.exp() - true)
+    right = log_true > log_mistaken
     return torch.where(right, 1, weight).flip(0), right.flip(0)
 
 
