@@ -1,4 +1,4 @@
-"""What the benchmarks share: a trainer that steps on made-up batches, without datasets, folders or logs."""
+"""Common parts of the benchmarks: a trainer for synthetic batches, without datasets, folders or logs."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ SCALES = {
     "3d_small": {"patch": (8, 96, 96), "batch": 2, "features": [16, 32, 64, 96, 96, 96]},
     # The network and the batch of SSL4MIS and of the published program of CrossMatch, half of it labeled.
     "2d_published_acdc": {"patch": (256, 256), "batch": 24, "features": [16, 32, 64, 128, 256]},
-    "smoke": {"patch": (64, 64), "batch": 4, "features": [4, 8, 8, 8, 8, 8]},  # only whether it runs
+    "smoke": {"patch": (64, 64), "batch": 4, "features": [4, 8, 8, 8, 8, 8]},  # only to check that it runs
 }
 CLASSES = 4  # unless --classes says otherwise
 
 
 class _Labels:
-    """The part of nnU-Net's LabelManager that a step asks for."""
+    """The part of nnU-Net's LabelManager that a step needs."""
 
     has_regions = False
     ignore_label = None
@@ -156,7 +156,7 @@ def make_trainer(
 def make_semi_supervised_trainer(
     args: argparse.Namespace, settings: SemiSupervisedSettings, trainer_class: type[SemiSupervisedTrainer]
 ) -> Any:
-    """The same for a method with unlabeled images; half of the batch is labeled."""
+    """A trainer of a method with unlabeled images; half of the batch is labeled."""
     trainer = make_trainer(args, settings, trainer_class)
     trainer.labeled_per_batch = trainer.unlabeled_per_batch = SCALES[args.scale]["batch"] // 2
     trainer.pseudo_label_curves = PseudoLabelCurves(regions=False)
@@ -217,9 +217,9 @@ def make_batch(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def alternate(steps: Mapping[str, Callable[[], Any]], args: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of each step; variants take turns, so that a slow moment of the machine hits all of them.
+    """Median seconds of each step; variants alternate, so that a slow moment of the machine affects all of them.
 
-    With one CPU thread the seconds are those that the processor spent on it: other work on the machine adds none.
+    With one CPU thread, CPU time is measured, which does not include other work on the machine.
     """
     device: str = args.device
     one_thread = device == "cpu" and torch.get_num_threads() == 1
@@ -259,7 +259,7 @@ class CountFlop(TorchDispatchMode):
 
 
 def line(name: str, ratio: float, bar: float | None) -> str:
-    """A ratio, and whether it keeps its bar."""
+    """A ratio, and whether it meets its bar."""
     verdict = "" if bar is None else (": met" if ratio <= bar else ": MISSED")
     return f"{name} = {ratio:.3f}{verdict}"
 

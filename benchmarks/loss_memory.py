@@ -1,7 +1,7 @@
 """Peak memory that CTRCL's losses add to a step. Bar: at most 3 times one student's full-resolution logits.
 
-A whole training step of both students is run without and with the collaborative terms. On CUDA the allocator counts; on
-the CPU every tensor that an operation makes is counted until it is freed.
+A whole training step of both students is run without and with the collaborative terms. On CUDA the numbers are those of
+the allocator; on the CPU every tensor that an operation creates is counted until it is freed.
 
     python benchmarks/loss_memory.py --scale 2d_small
 """
@@ -23,7 +23,7 @@ BAR = 3.0
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make, and their peak."""
+    """Counts the bytes of the storages that operations create, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def _peak(trainer: CTRCLTrainer, settings: CTRCLSettings, batch: dict[str, Any])
 
 
 def peak_of_step(trainer: Any, batch: dict[str, Any]) -> int:
-    """Peak bytes of one whole step beyond what exists between steps."""
+    """Peak memory of one whole step in bytes, without the memory in use between steps."""
     trainer.optimizers.zero_grad()
     if trainer.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -1,9 +1,10 @@
 """Time and memory of `nnunet_collab evaluate` on an abdominal volume: Dice, Jaccard, HD, HD95, ASD in mm and in voxels.
 
-The volume holds eight lumpy organs; the prediction is the truth with a rough border and, in each organ, a stray voxel
-far away, which a distance transform of the organs' boxes would pay for. Reading, checking and measuring are all timed.
-What they are divided by is the plain way (plain_evaluation.py) on the same files, in the same process, in turn with it.
-An extra class is a ball of 9 mm; its price is the time with eight of them more, less that without, divided by eight.
+The volume has eight irregular organs. The prediction is the truth with a rough border and, for each organ, a stray
+voxel far away, which makes a distance transform of the organ's bounding box slow. The time includes reading, checking
+and measuring. It is divided by the time of the plain way (plain_evaluation.py) on the same files, in the same process;
+both alternate. An extra class is a ball of 9 mm. Its cost is the time with eight more of them, minus the time without,
+divided by eight.
 
     python benchmarks/metrics_time.py                      # one volume of 512 x 512 x 150 in one process
 """
@@ -60,7 +61,7 @@ def write(folder: Path, case: str, shape: tuple[int, int, int], seed: int, rough
 
 
 def add_small_classes(folder: Path, case: str) -> None:
-    """As many balls of 9 mm as there are organs, side by side near a corner, slightly moved from file to file."""
+    """One ball of 9 mm per organ, side by side near a corner, at slightly different places in each file."""
     path = folder / f"{case}.nii.gz"
     image = sitk.ReadImage(str(path))
     labels = sitk.GetArrayFromImage(image)
@@ -90,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         truth, predicted = Path(name, "truth"), Path(name, "predicted")
-        # In a process of its own, so that its memory is not counted.
+        # In a separate process, so that its memory is not counted.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as maker:
             maker.submit(write, truth, "case", args.shape, 0, 4.0).result()
             maker.submit(write, predicted, "case", args.shape, 1, 5.0).result()

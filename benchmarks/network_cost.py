@@ -1,8 +1,8 @@
 """Parameters, operations and memory of CMAformer and SegFormer against the plans' UNet, on nnU-Net's ACDC plans.
 
-Everything is counted on tensors without contents, so it needs neither a GPU nor time: floating-point operations (two
-per multiply-add) of a forward pass, and the peak of what the tensors of a training step hold (weights, activations that
-the backward pass needs, gradients; without an optimizer's state). One patch, float32; kernels' workspaces do not count.
+Everything is counted on tensors without data, so it needs no GPU and little time: floating-point operations (two per
+multiply-add) of a forward pass, and the peak memory of the tensors of a training step (weights, activations for the
+backward pass, gradients; without the optimizer's state). One patch, float32; kernels' workspaces do not count.
 
     python benchmarks/network_cost.py
 """

@@ -1,6 +1,6 @@
-"""`nnunet_collab evaluate` as it is easiest to read: every file read twice, every class as a mask of the whole image.
+"""The simplest form of `nnunet_collab evaluate`: every file is read twice, every class is a mask of the whole image.
 
-What the package does faster must give these values to the last bit (tests/evaluation/test_one_case.py), in less time
+The faster code of the package must give these values to the last bit (tests/evaluation/test_one_case.py), in less time
 (benchmarks/metrics_time.py).
 """
 
@@ -66,7 +66,7 @@ def _surfaces(prediction: np.ndarray, truth: np.ndarray) -> list[np.ndarray]:
         prediction, truth = prediction[window], truth[window]
     points = []
     for mask in (prediction, truth):
-        padded = np.pad(mask, 1)  # so that what rolls round is False
+        padded = np.pad(mask, 1)  # so that the values that wrap around are False
         interior = padded.copy()
         for axis in range(mask.ndim):
             interior &= np.roll(padded, 1, axis)

@@ -1,9 +1,9 @@
-"""Time of the semi-supervised steps, against the published programs' way to compute them and against plain steps.
+"""Time of the semi-supervised steps, compared with the published programs and with plain steps.
 
 python benchmarks/semi_supervised_step.py                                    on the CPU
 python benchmarks/semi_supervised_step.py --scale 2d --compile               on a GPU
 
-The networks are equal on both sides of each ratio: the planned UNet, and for Cross Teaching a SegFormer beside it; no
+The networks are equal on both sides of each ratio: the planned UNet, and for Cross Teaching also a SegFormer; no
 deep supervision, which the published programs do not have. "As published" repeats how those programs organize a step:
 CrossMatch takes two passes without gradient for the images that fill its boxes (through the second of which go the
 labeled images, too) and two training passes, Cross Teaching

@@ -1,6 +1,8 @@
-"""Time of a CTRCL step against the two supervised steps it replaces. Bar: at most 1.10 times their sum.
+"""Time of a CTRCL step, compared with the two supervised steps that it replaces.
 
-python benchmarks/step_time.py                                    on the CPU
+Bar: at most 1.10 times their sum, and 1.05 with planned networks, which are larger.
+
+python benchmarks/step_time.py --threads 1 --classes 105          on the CPU; threads 1: seconds of the processor alone
 python benchmarks/step_time.py --scale 2d --transformer segformer_b2 --compile    on a GPU
 """
 
@@ -10,7 +12,8 @@ from dataclasses import replace
 
 import harness
 
-BAR = 1.10
+BAR, BAR_PLANNED = 1.10, 1.05
+PLANNED = ("2d", "3d", "2d_batch4", "2d_batch2")
 
 
 def main() -> None:
@@ -37,8 +40,9 @@ def main() -> None:
     for name, value in seconds.items():
         print(f"{name:24}{value * 1e3:12.1f}{value / alone:24.3f}")
     ratio = seconds["both, CTRCL"] / alone
-    verdict = "met" if ratio <= BAR else "MISSED"
-    print(f"CTRCL step / (CNN step + Transformer step) = {ratio:.3f}, bar {BAR:.2f}: {verdict}")
+    bar = BAR_PLANNED if args.scale in PLANNED else BAR
+    verdict = "met" if ratio <= bar else "MISSED"
+    print(f"CTRCL step / (CNN step + Transformer step) = {ratio:.3f}, bar {bar:.2f}: {verdict}")
 
 
 if __name__ == "__main__":

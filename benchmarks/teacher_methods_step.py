@@ -1,11 +1,11 @@
-"""Time of CRLN's and LDC's steps against Mean Teacher's, and what CPS adds to the peak memory of CRLN's.
+"""Time of the steps of CRLN and LDC, compared with Mean Teacher, and the peak memory that CPS adds to CRLN.
 
 python benchmarks/teacher_methods_step.py --scale 2d_tiny                    on the CPU
 python benchmarks/teacher_methods_step.py --scale 3d                         on a GPU
 
 All three train the same network on equal batches, half of them unlabeled, without deep supervision. CRLN fills its
-boxes from the batch, rectifies from the first step and finds uncertain and sure voxels of every class. Bars: CRLN 1.6
-and LDC 1.3 times Mean Teacher's step; CPS 5 % of the step's peak.
+boxes from the batch, rectifies from the first step and finds uncertain and certain voxels of every class. Bars: CRLN
+1.6 and LDC 1.3 times Mean Teacher's step; CPS 5 % of the step's peak.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nnunet_collab.methods.ldc.trainer import LDCTrainer
 from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer
 from nnunet_collab.training.semi_supervised import SemiSupervisedTrainer
 
-# Every class has uncertain voxels and sure ones, whatever the weights.
+# Every class has uncertain and certain voxels, for any weights.
 ALL_VOXELS = {"rectify_from_iteration": 0, "tau": 0.999, "tau_weak": 0.0}
 
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def make(args: argparse.Namespace, trainer_class: type[SemiSupervisedTrainer], **changes: Any) -> Any:
-    """A whole trainer, as nnU-Net makes it, whose dataset is never looked at."""
+    """A complete trainer, as nnU-Net creates it; its dataset is never read."""
     scale = harness.SCALES[args.scale]
     configuration = {
         "data_identifier": "none",

@@ -1,10 +1,10 @@
-"""Time to draw a batch: labeled samples and two views of unlabeled ones, against nnU-Net's loader, per sample.
+"""Time per sample to draw a batch of labeled samples and views of unlabeled ones, compared with nnU-Net's loader.
 
-python benchmarks/two_streams.py        draws in this process, on one core, from made-up preprocessed cases
+python benchmarks/two_streams.py        draws in this process, on one core, from synthetic preprocessed cases
 
-An unlabeled sample with a weak and a strong view counts as one sample, which may cost up to half more than a labeled
-one. Bar: 1.5. A labeled sample with LDC's signed distance maps of three classes, as the loader makes them where there
-is no GPU: bar 1.3.
+An unlabeled sample with a weak and a strong view counts as one sample, which may take 1.5 times as long as a labeled
+one (bar 1.5). A labeled sample with LDC's signed distance maps of three classes, as the loader makes them without a
+GPU, has the bar 1.3.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
             seconds: dict[str, list[float]] = {source: [] for source in sources}
             for turn in range(ROUNDS + 2):
                 for source, loader in sources.items():
-                    with seeded((0, turn)):  # the same random decisions for all
+                    with seeded((0, turn)):  # the same random numbers for all sources
                         start = time.process_time()
                         loader.generate_train_batch()
                     if turn >= 2:
@@ -107,7 +107,7 @@ def write_cases(folder: Path, shape: tuple[int, ...], patch: tuple[int, ...]) ->
         segmentation = np.zeros((1, *shape), np.int16)
         rows, columns = np.ogrid[: shape[1], : shape[2]]
         distance = np.hypot(rows - shape[1] / 2, columns - shape[2] / 2)
-        for label, radius in ((1, 40), (2, 28), (3, 16)):  # each class around the next
+        for label, radius in ((1, 40), (2, 28), (3, 16)):  # each class surrounds the next one
             segmentation[:, :, distance < radius] = label
         places = {label: np.argwhere(segmentation == label)[::50] for label in (1, 2, 3)}
         chunks = (1, *([1] if len(patch) == 2 else []), *patch)

@@ -6,11 +6,11 @@ The source, as downloaded:
     training/patient001/patient001_4d.nii.gz              not used
     training/patient001/patient001_frame01.nii.gz         image at end-diastole or end-systole
     training/patient001/patient001_frame01_gt.nii.gz      its label: 0 background, 1 RV, 2 myocardium, 3 LV
-    testing/patient101/...                                the same; may be missing, or come without labels
+    testing/patient101/...                                the same; may be missing, or be without labels
 
-Both frames of a patient are always in the same role. The challenge's own split is the default: testing/ is the test
-set. With `--split ssl4mis`, the split of the semi-supervised papers: 70, 10 and 20 of the 100 patients in training/ to
-train, validate and test, by the public lists of SSL4MIS, whose first 3, 7 or 14 patients are the labeled ones.
+Both frames of a patient always have the same role. The default is the split of the challenge: testing/ is the test set.
+`--split ssl4mis` selects the split of the semi-supervised papers: 70, 10 and 20 of the 100 patients in training/ for
+training, validation and test, from the public lists of SSL4MIS. Their first 3, 7 or 14 patients are the labeled ones.
 
 Run with
 `nnunet_collab convert acdc SOURCE -d ID` or `python dataset_conversion/acdc.py SOURCE -d ID`.
@@ -33,13 +33,13 @@ DATASET_NAME = "ACDC"
 OPTIONS = {
     "--split": {
         "choices": ["challenge", "ssl4mis"],
-        "help": "challenge: 100 training and 50 test patients (default); ssl4mis: 70, 10 and 20 of the 100, as the "
+        "help": "challenge: 100 training and 50 test patients (default); ssl4mis: 70, 10 and 20 of the 100, as in the "
         "semi-supervised papers",
     }
 }
 
 INFO = DatasetInfo(
-    channel_names={"0": "cineMRI"},  # not "CT", so that nnU-Net standardizes each image by itself
+    channel_names={"0": "cineMRI"},  # not "CT", so that nnU-Net standardizes each image separately
     labels={"background": 0, "RV": 1, "MYO": 2, "LV": 3},
     file_ending=".nii.gz",
     patient_pattern=r"(patient\d+)_frame\d+",
@@ -53,7 +53,7 @@ INFO = DatasetInfo(
     reference="https://www.creatis.insa-lyon.fr/Challenge/acdc/",
 )
 RULES = SourceRules(label_values={0: 0, 1: 1, 2: 2, 3: 3})
-# The lists of SSL4MIS name 100 patients; those that are neither here nor there are trained on.
+# The lists of SSL4MIS name 100 patients. Patients in neither of the first two lists are training patients.
 SSL4MIS_TEST = (11, 13, 84, 33, 93, 22, 68, 24, 83, 81, 80, 1, 7, 66, 8, 65, 75, 64, 59, 52)
 SSL4MIS_VALIDATION = (28, 85, 82, 87, 19, 30, 78, 45, 2, 39)
 SSL4MIS_FIRST = (99, 38, 50, 100, 58, 21, 49, 20, 72, 40, 60, 89, 4, 56, 98, 96, 31, 18, 94, 47, 48, 55, 97, 74, 43, 41)
@@ -65,14 +65,14 @@ def convert(source: Path, target: Target, split: str = "challenge") -> Path:
 
     Args:
         source: The folder that holds `training/`, or that holds `database/training/` as in the official archive.
-        target: Where to.
+        target: The dataset to write.
         split: "challenge" or "ssl4mis".
 
     Returns:
-        The dataset's folder.
+        Folder of the dataset.
 
     Raises:
-        CollabError: If source or target must be refused; nothing has been written then.
+        CollabError: If source or target are refused. Nothing is written then.
     """
     root = source / "database" if (source / "database").is_dir() else source
     if not (root / "training").is_dir():
@@ -83,7 +83,7 @@ def convert(source: Path, target: Target, split: str = "challenge") -> Path:
     patients = _patient_folders(root / "training")
     if not patients:
         raise CollabError(
-            f"{root / 'training'}: it must hold one folder per patient, patient001 and so on; there is none. Unpack "
+            f"{root / 'training'}: it must hold one folder per patient, patient001 and so on; none was found. Unpack "
             "the archive again."
         )
     train, problems = _find_cases(patients, labels_needed=True)
@@ -91,7 +91,7 @@ def convert(source: Path, target: Target, split: str = "challenge") -> Path:
     if split == "ssl4mis":
         return write_raw_dataset(_ssl4mis(root / "training", train, problems, groups), target)
     test_patients = _patient_folders(root / "testing")
-    # Until 2022 the organizers kept the labels of the test cases: none at all is fine, a few missing is not.
+    # Until 2022 the labels of the test cases were not public. So all may be missing, but not only some of them.
     labels_needed = any(
         FRAME.fullmatch(path.name) and "_gt" in path.name for p in test_patients for path in p.iterdir()
     )
@@ -103,7 +103,7 @@ def convert(source: Path, target: Target, split: str = "challenge") -> Path:
 
 
 def _ssl4mis(folder: Path, cases: list[Case], problems: list[str], groups: dict[str, str]) -> RawDataset:
-    """The training folder's patients in the roles of the public lists.
+    """The patients of the training folder, with the roles of the public lists.
 
     Raises:
         CollabError: If patients of the lists are missing.
@@ -111,8 +111,8 @@ def _ssl4mis(folder: Path, cases: list[Case], problems: list[str], groups: dict[
     found = {INFO.patient_of(case.name) for case in cases}
     if missing := sorted(set(_names(range(1, 101))) - found):
         raise CollabError(
-            f"{folder}: --split ssl4mis needs all 100 patients; {len(missing)} are missing, {missing[0]} among them. "
-            "Copy them again, or leave --split out."
+            f"{folder}: --split ssl4mis needs all 100 patients; {len(missing)} are missing, e.g. {missing[0]}. Copy "
+            "them again, or leave --split out."
         )
     test, validation = _names(SSL4MIS_TEST), _names(SSL4MIS_VALIDATION)
     return RawDataset(
@@ -133,7 +133,7 @@ def _names(numbers: Iterable[int]) -> list[str]:
 
 
 def _patient_folders(folder: Path) -> list[Path]:
-    """Folders named after patients; none if `folder` is missing. Other entries are read-me files and the like."""
+    """The folders of the patients; empty if `folder` is missing. Other entries, e.g. read-me files, are ignored."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(path for path in found if path.is_dir() and re.fullmatch(r"patient\d+", path.name))
 
@@ -153,7 +153,7 @@ def _find_cases(patients: list[Path], *, labels_needed: bool) -> tuple[list[Case
                 problems.append(f"{path}: the file must be of {folder.name}. Move it to the folder {match['patient']}.")
             elif other := kind.get(match["case"]):
                 problems.append(
-                    f"{path}: there must be one file per frame; found {other.name} too. Remove one of them."
+                    f"{path}: there must be one file per frame; found also {other.name}. Remove one of them."
                 )
             else:
                 kind[match["case"]] = path
@@ -165,7 +165,7 @@ def _find_cases(patients: list[Path], *, labels_needed: bool) -> tuple[list[Case
 def _unpaired(folder: Path, images: dict[str, Path], labels: dict[str, Path], labels_needed: bool) -> list[str]:
     if not images and not labels:
         return [
-            f"{folder}: no image {folder.name}_frameNN.nii.gz is there. Copy the patient again or remove the folder."
+            f"{folder}: there is no image {folder.name}_frameNN.nii.gz. Copy the patient again or remove the folder."
         ]
     problems = [
         f"{labels[name]}: the image of this label is missing. Copy {name}.nii.gz to it, or remove the label."
@@ -180,7 +180,7 @@ def _unpaired(folder: Path, images: dict[str, Path], labels: dict[str, Path], la
 
 
 def _group(folder: Path) -> str:
-    """The diagnosis in Info.cfg, or "" if it says none: it only balances the folds."""
+    """The diagnosis in Info.cfg, or "" if there is none. It is used only to balance the folds."""
     info = folder / "Info.cfg"
     text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
     match = re.search(r"^\s*Group\s*:\s*(\S+)", text, flags=re.MULTILINE)

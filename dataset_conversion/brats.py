@@ -7,9 +7,9 @@ The source, as downloaded:
     MICCAI_BraTS_2019_Data_Training/LGG/...                                                  the same
     name_mapping.csv, survival_data.csv                                                      not used
 
-The source's labels are 0 background, 1 necrotic core, 2 oedema and 4 enhancing tumour. By default FLAIR alone and the
-whole tumour, as in the semi-supervised papers; or all four sequences, or the challenge's three nested regions. Run with
-`nnunet_collab convert brats SOURCE -d ID` or `python dataset_conversion/brats.py SOURCE -d ID`.
+The labels of the source are 0 background, 1 necrotic core, 2 edema and 4 enhancing tumor. The default is FLAIR only and
+the whole tumor, as in the semi-supervised papers. Options: all four sequences, and the three nested regions of the
+challenge. Run with `nnunet_collab convert brats SOURCE -d ID` or `python dataset_conversion/brats.py SOURCE -d ID`.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ DATASET_NAME = "BraTS2019"
 OPTIONS = {
     "--modalities": {
         "choices": ["flair", "all"],
-        "help": "flair: FLAIR alone (default); all: FLAIR, T1, T1 with contrast, T2",
+        "help": "flair: only FLAIR (default); all: FLAIR, T1, T1 with contrast, T2",
     },
     "--task": {
         "choices": ["whole", "regions"],
-        "help": "whole: the whole tumour (default); regions: whole tumour, tumour core, enhancing tumour",
+        "help": "whole: the whole tumor (default); regions: whole tumor, tumor core, enhancing tumor",
     },
 }
 
 SEQUENCES = {"flair": "FLAIR", "t1": "T1", "t1ce": "T1ce", "t2": "T2"}
 PUBLISHED = {"train": 250, "validation": 25, "test": 60}
-# The lists of SSL4MIS name 335 patients; those that are not here are trained on. Without "BraTS19_" before each.
+# The lists of SSL4MIS name 335 patients. Patients in neither of the first two lists are training patients. The names
+# here are without "BraTS19_".
 SSL4MIS_TEST = """
 TCIA02_309 CBICA_AYA CBICA_AYG CBICA_ANV CBICA_BAN TCIA10_408 TCIA01_448 TCIA10_261 CBICA_ALU CBICA_AWH
 TCIA10_420 2013_11 TCIA01_460 TCIA10_639 TCIA10_130 TCIA09_254 CBICA_BLJ TCIA01_390 2013_19 CBICA_BDK
@@ -85,16 +86,16 @@ def convert(source: Path, target: Target, modalities: str = "flair", task: str =
     """Write BraTS 2019 as an nnU-Net raw dataset.
 
     Args:
-        source: The folder that holds `HGG/` and `LGG/`, or the one above it.
-        target: Where to.
+        source: The folder that holds `HGG/` and `LGG/`, or its parent.
+        target: The dataset to write.
         modalities: "flair" or "all".
         task: "whole" or "regions".
 
     Returns:
-        The dataset's folder.
+        Folder of the dataset.
 
     Raises:
-        CollabError: If source or target must be refused; nothing has been written then.
+        CollabError: If source or target are refused. Nothing is written then.
     """
     root = root_folder(source, (".", "MICCAI_BraTS_2019_Data_Training"), GRADES)
     sequences = ["flair"] if modalities == "flair" else list(SEQUENCES)
@@ -125,7 +126,7 @@ def convert(source: Path, target: Target, modalities: str = "flair", task: str =
 
 
 def _roles(groups: dict[str, str]) -> tuple[dict[str, list[str]], str, PublishedOrder | None]:
-    """Test and validation patients, how they were chosen, and the order that few-label protocols follow.
+    """Test and validation patients, a description of the choice, and the order for few-label protocols.
 
     Args:
         groups: Patient -> HGG or LGG.
@@ -148,7 +149,7 @@ def _roles(groups: dict[str, str]) -> tuple[dict[str, list[str]], str, Published
 
 
 def _case(folder: Path, sequences: list[str], problems: list[str]) -> Case | None:
-    """The case in a folder; None, and lines in `problems`, if files are missing. Uncompressed files are fine."""
+    """The case in a folder. If files are missing: None, and lines in `problems`. Files may be uncompressed."""
     found: dict[str, Path] = {}
     for name in (*sequences, "seg"):
         paths = [folder / f"{folder.name}_{name}{ending}" for ending in (".nii.gz", ".nii")]
@@ -167,11 +168,11 @@ def _whole_tumor() -> tuple[DatasetInfo, SourceRules]:
 
 
 def _regions() -> tuple[DatasetInfo, SourceRules]:
-    """Values in nnU-Net: 1 oedema, 2 necrotic core, 3 enhancing tumour, so that each region contains the next."""
+    """Values in nnU-Net: 1 edema, 2 necrotic core, 3 enhancing tumor, so that each region contains the next."""
     info = replace(
         INFO,
         labels={"background": 0, "whole_tumor": [1, 2, 3], "tumor_core": [2, 3], "enhancing_tumor": [3]},
-        description="Whole tumour, tumour core and enhancing tumour of gliomas in brain MRI, as regions",
+        description="Whole tumor, tumor core and enhancing tumor of gliomas in brain MRI, as regions",
         extra={"regions_class_order": [1, 2, 3]},
     )
     return info, SourceRules(label_values={0: 0, 1: 2, 2: 1, 4: 3})

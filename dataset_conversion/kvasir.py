@@ -2,12 +2,12 @@
 
 The source, as downloaded (folder `Kvasir-SEG`):
 
-    images/cju0qkwl35piu0993l0dewei2.jpg              picture, of many sizes
-    masks/cju0qkwl35piu0993l0dewei2.jpg               its mask: white polyp; JPEG, so it is not quite binary
+    images/cju0qkwl35piu0993l0dewei2.jpg              image; the sizes differ
+    masks/cju0qkwl35piu0993l0dewei2.jpg               its mask: white polyp; as a JPEG it is not exactly binary
     kavsir_bboxes.json                                not used
 
-Pictures become PNG, which nnU-Net reads as three channels. A mask's pixel is polyp where it is 128 or brighter; a file
-in which many pixels are neither dark nor bright is refused as no mask. Run with
+Images are converted to PNG, which nnU-Net reads as three channels. A pixel of a mask is polyp if its value is 128 or
+more. A file with many gray pixels is not a mask and is refused. Run with
 `nnunet_collab convert kvasir SOURCE -d ID` or `python dataset_conversion/kvasir.py SOURCE -d ID`.
 """
 
@@ -43,22 +43,22 @@ INFO = DatasetInfo(
     reference="https://datasets.simula.no/kvasir-seg/",
 )
 THRESHOLD = 128
-GREY = (64, 192)  # JPEG moves the two values of a mask, but hardly ever so far
-MOST_GREY = 0.05  # share of pixels
+GRAY = (64, 192)  # JPEG moves the two values of a mask, but hardly ever so far
+MOST_GRAY = 0.05  # share of pixels
 
 
 def read_mask(path: Path) -> sitk.Image:
     """Read a mask: 1 where it is bright, 0 where it is dark.
 
     Raises:
-        CollabError: If it cannot be read, or is no mask.
+        CollabError: If the file cannot be read, or is not a mask.
     """
     image = read_image(path)
     if image.GetNumberOfComponentsPerPixel() > 1:  # most are saved as gray in three equal channels
         image = sitk.VectorIndexSelectionCast(image, 0)
     pixels = sitk.GetArrayViewFromImage(image)
-    gray = float(np.mean((pixels >= GREY[0]) & (pixels < GREY[1])))
-    if gray > MOST_GREY:
+    gray = float(np.mean((pixels >= GRAY[0]) & (pixels < GRAY[1])))
+    if gray > MOST_GRAY:
         raise CollabError(
             f"{path}: a mask must be black and white; {gray:.0%} of its pixels are gray. Copy the mask again, or leave "
             "this case out."
@@ -73,14 +73,14 @@ def convert(source: Path, target: Target) -> Path:
     """Write Kvasir-SEG as an nnU-Net raw dataset.
 
     Args:
-        source: The folder that holds `images/` and `masks/`, or the one above it.
-        target: Where to.
+        source: The folder that holds `images/` and `masks/`, or its parent.
+        target: The dataset to write.
 
     Returns:
-        The dataset's folder.
+        Folder of the dataset.
 
     Raises:
-        CollabError: If source or target must be refused; nothing has been written then.
+        CollabError: If source or target are refused. Nothing is written then.
     """
     root = root_folder(source, (".", "Kvasir-SEG"), ("images", "masks"))
     problems: list[str] = []
@@ -96,7 +96,7 @@ def convert(source: Path, target: Target) -> Path:
         train=[case for case in cases if case.name in roles["train"]],
         test=[case for case in cases if case.name in roles["test"]],
         problems=problems,
-        split="Drawn at random with a fixed seed: the paper gives only the numbers of pictures, 900 and 100.",
+        split="Drawn at random with a fixed seed: the paper gives only the numbers of images, 900 and 100.",
     )
     return write_raw_dataset(dataset, target)
 

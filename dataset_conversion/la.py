@@ -5,9 +5,9 @@ The source, as downloaded:
     Training Set/06SR5RBREL16DQ6M8LWS/lgemri.nrrd     image
     Training Set/06SR5RBREL16DQ6M8LWS/laendo.nrrd     its label: 0 background, 255 left atrium with its veins
 
-The test cases are the 20 that semi-supervised papers use since UA-MT (Yu et al., MICCAI 2019), by name, if all of the
-100 training scans are there; its labeled cases are the first ones in alphabetical order, so `--labeled 8` means
-the papers' eight. With other scans both are drawn at random, a fifth of the scans being test cases. Run with
+If all 100 training scans are present, the test cases are the 20 that semi-supervised papers use since UA-MT (Yu et al.,
+MICCAI 2019), by name. Their labeled cases are the first ones in alphabetical order, so `--labeled 8` selects the eight
+of the papers. With other scans both are drawn at random, and one fifth of the scans are test cases. Run with
 `nnunet_collab convert la SOURCE -d ID` or `python dataset_conversion/la.py SOURCE -d ID`.
 """
 
@@ -56,13 +56,13 @@ def convert(source: Path, target: Target) -> Path:
 
     Args:
         source: The folder that holds `Training Set/`.
-        target: Where to.
+        target: The dataset to write.
 
     Returns:
-        The dataset's folder.
+        Folder of the dataset.
 
     Raises:
-        CollabError: If source or target must be refused; nothing has been written then.
+        CollabError: If source or target are refused. Nothing is written then.
     """
     place = root_folder(source, (".", "2018_UTAH_MICCAI"), ("Training Set",)) / "Training Set"
     folders = [path for path in place.iterdir() if path.is_dir() and re.fullmatch(r"\w+", path.name)]
@@ -71,7 +71,7 @@ def convert(source: Path, target: Target) -> Path:
         for name in ("lgemri.nrrd", "laendo.nrrd")
     )
     problems = [
-        f"{folder}: neither lgemri.nrrd nor laendo.nrrd is there. Copy the scan again, or remove the folder."
+        f"{folder}: there is neither lgemri.nrrd nor laendo.nrrd. Copy the scan again, or remove the folder."
         for folder in sorted(folders)
         if folder.name not in images.keys() | labels.keys()
     ]

@@ -3,12 +3,13 @@
 The source, as downloaded, in one folder or in several (Training Batch 1, Training Batch 2):
 
     volume-0.nii                                      image (HU), numbers 0 to 130
-    segmentation-0.nii                                its label: 0 background, 1 liver, 2 tumour
-    test-volume-0.nii                                 not used: its label was never published
+    segmentation-0.nii                                its label: 0 background, 1 liver, 2 tumor
+    test-volume-0.nii                                 not used, because its label was never published
 
-The affines of some segmentations are slightly wrong. They may differ from the volume's by 1 % of the spacing, by one
-voxel (of the finest axis) in the origin and by 0.01 per direction cosine; the volume's grid is then used. More is a
-fault. Run with `nnunet_collab convert lits SOURCE -d ID` or `python dataset_conversion/lits.py SOURCE -d ID`.
+The affines of some segmentations are slightly wrong. They may differ from that of the volume by 1 % of the spacing, by
+one voxel (of the finest axis) in the origin and by 0.01 per direction cosine. Then the grid of the volume is used.
+Larger differences are faults. Run with
+`nnunet_collab convert lits SOURCE -d ID` or `python dataset_conversion/lits.py SOURCE -d ID`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ INFO = DatasetInfo(
     labels={"background": 0, "liver": 1, "tumor": 2},
     file_ending=".nii.gz",
     patient_pattern=r"(lits_\d{3})",
-    description="Liver and liver tumours in contrast enhanced CT",
+    description="Liver and liver tumors in contrast enhanced CT",
     license="Creative Commons, not for commercial use; see the reference",
     citation=(
         "P. Bilic, P. Christ, H. B. Li, E. Vorontsov, et al., The Liver Tumor Segmentation Benchmark (LiTS), Medical "
@@ -47,13 +48,13 @@ def convert(source: Path, target: Target) -> Path:
 
     Args:
         source: A folder with the volumes and segmentations in it or below it.
-        target: Where to.
+        target: The dataset to write.
 
     Returns:
-        The dataset's folder.
+        Folder of the dataset.
 
     Raises:
-        CollabError: If source or target must be refused; nothing has been written then.
+        CollabError: If source or target are refused. Nothing is written then.
     """
     problems: list[str] = []
     images, labels = (
@@ -73,8 +74,8 @@ def convert(source: Path, target: Target) -> Path:
         test=[case for case in cases if case.name in roles["test"]],
         problems=problems,
         split=(
-            "Drawn at random by patient with a fixed seed, 80 to 20. The paper divides slices, which puts slices of "
-            "one patient into both parts; that is not repeated here."
+            "Drawn at random by patient with a fixed seed, 80 to 20. The paper divides slices, so that slices of one "
+            "patient are in both parts; this is not repeated here."
         ),
     )
     return write_raw_dataset(dataset, target)

@@ -5,13 +5,13 @@ The source, as downloaded, the folders at any depth:
     Pancreas-CT/PANCREAS_0001/<study>/<series>/*.dcm            image, one series per patient
     TCIA_pancreas_labels-02-05-2017/label0001.nii.gz            its label: 0 background, 1 pancreas
 
-Cases 25 and 70 were withdrawn: they may be missing, and are left out, whatever there is of them.
+Cases 25 and 70 were withdrawn. They may be missing; if not, they are left out.
 
-**Orientation.** The labels' arrays do not lie like those of the series, and their headers do not say how: tools that
-trust them put the label upside down. Only the size and the spacing are compared, and the image's grid is used. Which of
-the axes y (rows) and z (slices) of the stored label must be flipped is the same for all cases; it is found on a few of
-them by the share of label voxels that lie on soft tissue (-50 to 250 HU) for each of the four possibilities. The result
-is printed and written into dataset.json; where it is not clear, nothing is converted. `--flip` sets it.
+**Orientation.** The labels are stored in another orientation than the series, and their headers are wrong about it: a
+tool that uses these headers shows the label upside down. So only size and spacing are compared, and the grid of the
+image is used. For all cases the same axes of the stored label must be flipped: y (rows), z (slices), both or none. The
+right one of these four is found on a few cases: the one with the largest share of label voxels on soft tissue (-50 to
+250 HU). The result is printed and written to dataset.json. If it is not clear, nothing is converted. `--flip` sets it.
 
 Run with `nnunet_collab convert pancreas SOURCE -d ID` or `python dataset_conversion/pancreas.py SOURCE -d ID`.
 """
@@ -63,17 +63,17 @@ INFO = DatasetInfo(
 WITHDRAWN = ("0025", "0070")
 FLIPS = ("none", "y", "z", "yz")
 SOFT_TISSUE_HU = (-50, 250)
-LOOKED_AT = 5  # cases
-CLEAR = 0.02  # by which the best share must exceed the second best
-PLAUSIBLE = 0.6  # share on soft tissue below which no orientation is right
-SLICE_TOLERANCE = 0.1  # relative, between the distances of neighboring slices: positions are rounded in the headers
+LOOKED_AT = 5  # number of cases on which the orientation is found
+CLEAR = 0.02  # smallest difference between the best share and the second best
+PLAUSIBLE = 0.6  # smallest share on soft tissue of a right orientation
+SLICE_TOLERANCE = 0.1  # largest relative difference of slice distances; the headers store rounded positions
 
 
 def read_series(folder: Path) -> sitk.Image:
-    """Read the one DICOM series below a patient's folder.
+    """Read the DICOM series below the folder of a patient.
 
     Raises:
-        CollabError: If there is none or another number of them, a file cannot be read, or slices are missing.
+        CollabError: If there is not exactly one series, if a file cannot be read, or if slices are missing.
     """
     reader = sitk.ImageSeriesReader()
     found = sorted(folder.rglob("*.dcm"))
@@ -81,13 +81,13 @@ def read_series(folder: Path) -> sitk.Image:
     series = [(place, uid) for place in places for uid in reader.GetGDCMSeriesIDs(str(place))]
     if len(series) != 1:
         raise CollabError(
-            f"{folder}: there must be one DICOM series in it; found {len(series)}. Download the patient again."
+            f"{folder}: it must hold exactly one DICOM series; found {len(series)}. Download the patient again."
         )
     files = reader.GetGDCMSeriesFileNames(str(series[0][0]), series[0][1])
-    if unread := sorted(set(found) - {Path(file) for file in files}):  # GDCM passes over them without a word
+    if unread := sorted(set(found) - {Path(file) for file in files}):  # GDCM skips them without an error
         raise CollabError(
-            f"{folder}: every .dcm file must be a whole slice of the series; {len(unread)} are not, {unread[0]} among "
-            "them. Download the patient again."
+            f"{folder}: every .dcm file must be a complete slice of the series; {len(unread)} are not, e.g. "
+            f"{unread[0]}. Download the patient again."
         )
     reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()
@@ -103,14 +103,14 @@ def read_series(folder: Path) -> sitk.Image:
     usual = float(np.median(steps)) if steps else 0.0
     if any(abs(step - usual) > SLICE_TOLERANCE * usual for step in steps):
         raise CollabError(
-            f"{folder}: neighboring slices must lie {usual:g} mm apart; found {min(steps):g} to {max(steps):g} mm, so "
-            "slices are missing. Download the patient again."
+            f"{folder}: the distance of neighboring slices must be {usual:g} mm; found {min(steps):g} to "
+            f"{max(steps):g} mm, so slices are missing. Download the patient again."
         )
     return image
 
 
 def read_label(path: Path, flip: str) -> sitk.Image:
-    """Read a label and flip its voxels; its origin and direction mean nothing.
+    """Read a label and flip its voxels. Its origin and direction are not meaningful.
 
     Args:
         path: NIfTI file.
@@ -120,7 +120,7 @@ def read_label(path: Path, flip: str) -> sitk.Image:
         CollabError: If it cannot be read.
     """
     label = read_image(path)
-    if label.GetDimension() != 3:  # told by the check of the source
+    if label.GetDimension() != 3:  # the check of the source reports it
         return label
     return sitk.Flip(label, [False, "y" in flip, "z" in flip])
 
@@ -130,14 +130,14 @@ def convert(source: Path, target: Target, flip: str = "") -> Path:
 
     Args:
         source: A folder with the series and the labels below it.
-        target: Where to.
+        target: The dataset to write.
         flip: One of `FLIPS`, or "" to find it.
 
     Returns:
-        The dataset's folder.
+        Folder of the dataset.
 
     Raises:
-        CollabError: If source or target must be refused; nothing has been written then.
+        CollabError: If source or target are refused. Nothing is written then.
     """
     problems: list[str] = []
     folders = (path for path in source.rglob("PANCREAS_*") if path.is_dir())
@@ -150,7 +150,7 @@ def convert(source: Path, target: Target, flip: str = "") -> Path:
     refuse_nothing_found(cases, problems, source, "PANCREAS_0001 and so on, and label0001.nii.gz and so on")
     flip = flip or find_flip(cases, problems)
     names = [case.name for case in cases]
-    # 80 of the paper's 82 cases are still to be had; public code keeps 62 of them to train.
+    # 80 of the paper's 82 cases are still available; public code uses 62 of them for training.
     roles = held_out(names, {"train": 62, "test": 18 if len(names) <= 80 else 20})
     dataset = RawDataset(
         replace(INFO, extra={"intensity_unit": "HU", "label_flip": flip}),
@@ -169,12 +169,12 @@ def convert(source: Path, target: Target, flip: str = "") -> Path:
 
 
 def find_flip(cases: Sequence[Case], problems: list[str]) -> str:
-    """The flip with which the labels lie on soft tissue best.
+    """The flip with the largest share of label voxels on soft tissue.
 
     Args:
-        cases: Up to five of them, evenly chosen, are looked at; what cannot be read or compared is passed over, since
-            the check of the source tells it. If nothing is left, the answer is "none".
-        problems: Gets a line if no flip is clearly the best; the answer is "none" then.
+        cases: All cases; up to 5 of them, evenly chosen, are used. Cases that cannot be read or compared are skipped,
+            because the check of the source reports them. If none is left, the result is "none".
+        problems: A line is added if no flip is clearly the best; the result is "none" then.
     """
     count = min(LOOKED_AT, len(cases))
     chosen = [cases[i * len(cases) // count] for i in range(count)]
@@ -186,9 +186,9 @@ def find_flip(cases: Sequence[Case], problems: list[str]) -> str:
     told = ", ".join(f"{flip} {share:.1%}" for flip, share in means.items())
     if means[best] < PLAUSIBLE or means[best] - means[second] < CLEAR:
         problems.append(
-            f"labels of {', '.join(case.name for case in chosen)}: one orientation of all labels must lie on soft "
-            f"tissue clearly best (at least {PLAUSIBLE:.0%} of the voxels, and {CLEAR:.0%} more than with any other); "
-            f"found, by flipped axes: {told}. Look at a label over its image, and set the axes with --flip."
+            f"labels of {', '.join(case.name for case in chosen)}: one orientation must clearly fit the soft tissue "
+            f"best (at least {PLAUSIBLE:.0%} of the label voxels on it, and {CLEAR:.0%} more than any other "
+            f"orientation); found, by flipped axes: {told}. View a label over its image, and set the axes with --flip."
         )
         return "none"
     print(f"Labels are flipped along: {best}. Share of their voxels on soft tissue, by flipped axes: {told}.")

@@ -1,17 +1,18 @@
-"""SSL4MIS-style .h5 files (ACDC or Left Atrium): the data of many semi-supervised code bases, back into images.
+"""SSL4MIS-style .h5 files (ACDC or Left Atrium): convert the data of many semi-supervised code bases to images.
 
-The source is one of these two, with the lists of the code base (`train.list`, `val.list`, `test.list`; or .txt) in it
-or in `Flods/`; without lists, all cases are training cases:
+The source is one of the two datasets below. The lists of the code base (`train.list`, `val.list`, `test.list`; or .txt)
+are in the source or in `Flods/`. Without lists, all cases are training cases.
 
     **/patient001_frame01.h5                       ACDC, volumes: arrays image and label, ordered z, y, x
-    **/patient001_frame01_slice_1.h5               ACDC, slices (train_slices.list): put together to volumes
+    **/patient001_frame01_slice_1.h5               ACDC, slices (train_slices.list): stacked to volumes
     **/06SR5RBREL16DQ6M8LWS/mri_norm2.h5           Left Atrium: ordered x, y, z, cropped around the atrium
 
-These files have lost their spacing, and their intensities are normalized. With `--originals FOLDER`, the official data
-they were made from, the geometry is restored, and each case is compared with its original. Otherwise a spacing of 1 is
-written, and dataset.json says that it is unknown: distances in mm then mean voxels, and nnU-Net plans on them.
-`--labeled 7` takes the first seven patients of train.list, as the code bases do. It needs h5py: nnunet-collab[h5]. Run
-with `nnunet_collab convert ssl4mis SOURCE -d ID` or `python dataset_conversion/ssl4mis.py SOURCE -d ID`.
+These files do not contain a spacing, and their intensities are normalized. `--originals FOLDER` names the official data
+from which they were made: then the geometry is restored, and each case is compared with its original. Otherwise a
+spacing of 1 is written, and dataset.json says that it is unknown. Distances in mm are then distances in voxels, and
+nnU-Net plans with this spacing. `--labeled 7` selects the first 7 patients of train.list, as in the code bases. The
+conversion needs h5py: nnunet-collab[h5]. Run with
+`nnunet_collab convert ssl4mis SOURCE -d ID` or `python dataset_conversion/ssl4mis.py SOURCE -d ID`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ DATASET_NAME = "SSL4MIS"
 OPTIONS = {
     "--originals": {
         "metavar": "FOLDER",
-        "help": "the official data the .h5 files were made from (ACDC's or LA's folder): restores the geometry",
+        "help": "folder of the official data (ACDC or LA) from which the .h5 files were made; restores the geometry",
     }
 }
 
@@ -67,18 +68,18 @@ def convert(source: Path, target: Target, originals: str = "") -> Path:
 
     Args:
         source: A folder with the .h5 files below it.
-        target: Where to.
+        target: The dataset to write.
         originals: Folder of the official data, or "".
 
     Returns:
-        The dataset's folder.
+        Folder of the dataset.
 
     Raises:
-        CollabError: If source or target must be refused, or h5py is missing; nothing has been written then.
+        CollabError: If source or target are refused, or if h5py is missing. Nothing is written then.
     """
     require_h5py()
     if originals and not Path(originals).is_dir():
-        raise CollabError(f"--originals: it must be the folder of the official data; {originals} is none. Correct it.")
+        raise CollabError(f"--originals: must be the folder of the official data; {originals} is not one. Correct it.")
     problems: list[str] = []
     acdc = _acdc_files(source, problems)
     la = _la_files(source)
@@ -109,7 +110,7 @@ def convert(source: Path, target: Target, originals: str = "") -> Path:
         order=PublishedOrder(order, "the list of training cases beside the .h5 files", len(order)) if order else None,
     )
     if not originals:
-        print("The spacing is unknown and written as 1; --originals FOLDER restores it from the official images.")
+        print("The spacing is unknown and written as 1. Use --originals FOLDER to restore it from the originals.")
     return write_raw_dataset(dataset, target)
 
 
@@ -119,7 +120,7 @@ def _case(name: str, volume: H5Volume) -> Case:
 
 
 def _acdc_files(source: Path, problems: list[str]) -> dict[str, tuple[Path, ...]]:
-    """Case -> its volume's file, or the files of its slices where there is no volume."""
+    """Case -> file of its volume, or files of its slices if there is no volume."""
     found: dict[str, tuple[Path, ...]] = {
         name: (path,) for name, path in by_name(source.rglob("*.h5"), r"(patient\d+_frame\d+)\.h5", problems).items()
     }
@@ -139,12 +140,12 @@ def _acdc_files(source: Path, problems: list[str]) -> dict[str, tuple[Path, ...]
 
 
 def _la_files(source: Path) -> dict[str, tuple[Path, ...]]:
-    """Scan -> its file, for the layout of the Left Atrium."""
+    """Scan -> its file, in the layout of the Left Atrium."""
     return {path.parent.name: (path,) for path in sorted(source.rglob("mri_norm2.h5"))}
 
 
 def _acdc_original(name: str, volume: H5Volume, originals: Path, problems: list[str]) -> H5Volume:
-    """SSL4MIS numbers the two frames of a patient 01 and 02, whatever their numbers are in the official data."""
+    """Find the original of a frame. SSL4MIS numbers the two frames 01 and 02, unlike the official data."""
     patient, frame = name.split("_")
     folder = next((path for path in sorted(originals.rglob(patient)) if path.is_dir()), originals)
     found = by_name(folder.glob("*"), rf"({patient}_frame\d+)\.nii(?:\.gz)?", problems)
@@ -173,7 +174,7 @@ def _la_original(name: str, volume: H5Volume, originals: Path, problems: list[st
 def _read_lists(
     source: Path, names: Sequence[str], info: DatasetInfo, problems: list[str]
 ) -> tuple[Mapping[str, list[str]], list[str]]:
-    """Role -> cases, and the training patients in the order of their list; without lists all cases train, no order."""
+    """Role -> cases, and the training patients in the order of their list. Without lists: all cases, and no order."""
     roles: dict[str, list[str]] = {role: [] for role in ROLES}
     found = False
     for role, stems in ROLES.items():
@@ -191,11 +192,11 @@ def _read_lists(
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         if both := sorted({info.patient_of(n) for n in roles[first]} & {info.patient_of(n) for n in roles[second]}):
             problems.append(
-                f"{source}: a patient must be on one list; {listed(both)} on those of {first} and {second}. Correct "
-                "the lists."
+                f"{source}: a patient must be in one list; in those of {first} and of {second}: {listed(both)}. "
+                "Correct the lists."
             )
     if left_out := [name for name in names if not any(name in cases for cases in roles.values())]:
-        print(f"Leaving out {len(left_out)} cases that are on no list: {listed(left_out)}.")
+        print(f"Leaving out {len(left_out)} cases that are not in a list: {listed(left_out)}.")
     return roles, list(dict.fromkeys(info.patient_of(name) for name in roles["train"]))
 
 

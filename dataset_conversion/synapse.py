@@ -4,10 +4,10 @@ The source, as the archive RawData.zip unpacks:
 
     RawData/Training/img/img0001.nii.gz               image (HU), numbers 1 to 10 and 21 to 40
     RawData/Training/label/label0001.nii.gz           its label: 0 background, 1 to 13 organs
-    RawData/Testing/...                               not used: its labels were never published
+    RawData/Testing/...                               not used, because its labels were never published
 
-By default the eight organs of TransUNet's protocol (Chen et al., arXiv:2102.04306), which CTRCL and others follow, in
-its order; the five others become background. The test cases are the twelve of that protocol, by number. Run with
+The default is the protocol of TransUNet (Chen et al., arXiv:2102.04306), which CTRCL and others use: eight organs in
+its order. The other five become background. The test cases are the 12 cases of that protocol, by number. Run with
 `nnunet_collab convert synapse SOURCE -d ID` or `python dataset_conversion/synapse.py SOURCE -d ID`.
 """
 
@@ -25,7 +25,7 @@ DATASET_NAME = "Synapse"
 OPTIONS = {
     "--organs": {
         "choices": ["8", "13"],
-        "help": "8: those of TransUNet's protocol (default); 13: all that were labeled",
+        "help": "8: the organs of TransUNet's protocol (default); 13: all labeled organs",
     }
 }
 
@@ -41,15 +41,15 @@ def convert(source: Path, target: Target, organs: str = "8") -> Path:
     """Write Synapse as an nnU-Net raw dataset.
 
     Args:
-        source: The folder that holds `img/` and `label/`, or one above it as the archive unpacks.
-        target: Where to.
+        source: The folder that holds `img/` and `label/`, or a folder above it in the unpacked archive.
+        target: The dataset to write.
         organs: "8" or "13".
 
     Returns:
-        The dataset's folder.
+        Folder of the dataset.
 
     Raises:
-        CollabError: If source or target must be refused; nothing has been written then.
+        CollabError: If source or target are refused. Nothing is written then.
     """
     places = (".", "Training", "RawData/Training", "Abdomen/RawData/Training")
     root = root_folder(source, places, ("img", "label"))

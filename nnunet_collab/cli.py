@@ -1,6 +1,6 @@
-"""The console command `nnunet_collab`: a table of subcommands, each in a module that offers `add_arguments` and `run`.
+"""The console command `nnunet_collab`: a table of subcommands. Each is a module with `add_arguments` and `run`.
 
-A module is imported when its subcommand is chosen, so `--help` and `env` do not wait for torch.
+A module is imported only when its subcommand is used, so that `--help` and `env` do not import torch.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ class Command(NamedTuple):
     """One subcommand.
 
     Attributes:
-        module: Dotted name; it has `add_arguments(parser)` and `run(args) -> int`, the exit status.
-        help: One line.
-        names: A function of the module that lists what NAME may be, shown at the end of the subcommand's help.
+        module: Dotted name of a module with `add_arguments(parser)` and `run(args) -> int`, which returns the exit
+            status.
+        help: Description in one line.
+        names: Name of a function in the module that lists the valid values of NAME, for the end of the help.
     """
 
     module: str
@@ -41,7 +42,7 @@ COMMANDS = {
         "nnunet_collab.commands.preprocess_unlabeled", "preprocess the images of imagesUn, which have no labels"
     ),
     "split": Command(
-        "nnunet_collab.commands.split", "let few patients keep their labels; find the same image in two roles"
+        "nnunet_collab.commands.split", "choose the few patients that keep labels; find the same image in two roles"
     ),
     "doctor": Command("nnunet_collab.commands.doctor", "check installation, paths, trainers and hardware"),
     "settings": Command(
@@ -51,7 +52,7 @@ COMMANDS = {
     "publish": Command("nnunet_collab.commands.publish", "publish the students of a finished training"),
     "evaluate": Command("nnunet_collab.commands.evaluate", "compare predictions with labels: Dice, HD95, ASD and more"),
     "study": Command(
-        "nnunet_collab.commands.study", "train, predict, evaluate and report methods alike, as a study file says"
+        "nnunet_collab.commands.study", "compare methods fairly: train, predict, evaluate and report, from a study file"
     ),
     "report": Command(
         "nnunet_collab.commands.report", "compare methods on one page: scores, tests, curves, costs, pictures"
@@ -63,21 +64,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand.
 
     Args:
-        argv: Arguments after the program's name; None means those of the process.
+        argv: Arguments after the name of the program; None for those of the process.
 
     Returns:
-        The exit status: the subcommand's own; 2 if the arguments, or what they name, are at fault; 1 if the system
-        refuses something (no permission, a full disk), 130 after Ctrl-C.
+        The exit status: that of the subcommand; 2 if the input of the user is wrong; 1 after an error of the operating
+        system (no permission, a full disk); 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return status_of(lambda: _run(words))
     except ImportError as error:
-        # A missing module of ours is our fault, and its traceback is needed; any other is the user's to fix.
+        # A missing module of this package is a bug, so its traceback is shown. The user can fix any other.
         if (error.name or "").split(".")[0] == nnunet_collab.__name__:
             raise
         return refuse(
-            f"a package that is needed cannot be imported ({error}). `nnunet_collab doctor` says how to fix it."
+            f"a required package cannot be imported ({error}). Run `nnunet_collab doctor`; it says how to fix it."
         )
 
 
@@ -92,10 +93,10 @@ def _run(words: Sequence[str]) -> int:
 
 
 def build_parser(chosen: str) -> argparse.ArgumentParser:
-    """The parser of all subcommands, with the arguments of the chosen one alone.
+    """The parser of all subcommands, with the arguments of the chosen one only.
 
     Args:
-        chosen: Name of a subcommand; any other text chooses none.
+        chosen: Name of the chosen subcommand; with any other text, none is chosen.
     """
     parser = argparse.ArgumentParser(
         prog="nnunet_collab",

@@ -1,12 +1,12 @@
-r"""Train under torchrun, with the arguments of nnUNetv2_train: over several machines, or on CPUs.
+r"""Train with torchrun, with the arguments of nnUNetv2_train: on several machines, or on CPUs.
 
     torchrun --nnodes 2 --nproc_per_node 4 --rdzv_backend c10d --rdzv_endpoint HOST:29500 \
         -m nnunet_collab.launch 27 2d 0 -tr CTRCLTrainer --npz
 
-written on each machine, HOST being one of them.
+Run this command on each machine. HOST is one of the machines.
 
-nnU-Net starts its processes itself (`-num_gpus`), for one machine with CUDA. Here torchrun starts them and says, in
-environment variables, which is which; everything after that is nnU-Net's own.
+nnU-Net can start processes itself (`-num_gpus`), but only on one machine with CUDA. Here torchrun starts the processes
+and sets environment variables that identify each of them. The training itself is that of nnU-Net.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Which of torchrun's processes this is.
+    """Position of this process among the processes of torchrun.
 
     Attributes:
-        rank: Its number among all processes.
-        local_rank: Its number on this machine.
-        world_size: How many there are.
-        local_world_size: How many there are on this machine.
+        rank: Index among all processes.
+        local_rank: Index among the processes on this machine.
+        world_size: Number of processes.
+        local_world_size: Number of processes on this machine.
     """
 
     rank: int
@@ -47,19 +47,19 @@ class RankInfo:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as one of torchrun's processes.
+    """Train as one of the processes of torchrun.
 
     Args:
-        argv: Arguments of nnUNetv2_train; None means those of the process.
+        argv: Arguments of nnUNetv2_train; None for those of the process.
 
     Returns:
-        The exit status: 0, or 2 after printing what is at fault.
+        The exit status: 0, or 2 if the input is wrong; then a message is printed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     args = make_parser().parse_args(argv)
     try:
         check_arguments(args)
-        if os.environ.get("TORCHELASTIC_RUN_ID"):  # torchrun is the parent: without it nobody would end the others
+        if os.environ.get("TORCHELASTIC_RUN_ID"):  # torchrun is the parent; if it is killed, this process must end
             end_with_supervisor()
         launch(args, read_rank_info(os.environ, argv))
     except CollabError as error:
@@ -69,17 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The arguments of nnUNetv2_train, by the same names and with the same defaults."""
+    """The arguments of nnUNetv2_train, with the same names and defaults."""
     parser = argparse.ArgumentParser(
         prog="nnunet_collab.launch", description="nnUNetv2_train for torchrun: several machines, or CPUs."
     )
     parser.add_argument("dataset_name_or_id", help="dataset to train with")
-    parser.add_argument("configuration", help="2d, 3d_fullres or another one of the plans")
-    parser.add_argument("fold", help="a number of the split, or all")
+    parser.add_argument("configuration", help="2d, 3d_fullres or another configuration of the plans")
+    parser.add_argument("fold", help="number of a fold, or all")
     parser.add_argument("-tr", default="nnUNetTrainer", help="trainer, e.g. CTRCLTrainer")
     parser.add_argument("-p", default="nnUNetPlans", help="plans identifier (default: nnUNetPlans)")
     parser.add_argument("-pretrained_weights", help="checkpoint to start from")
-    parser.add_argument("-num_gpus", type=int, default=1, help="left to torchrun: --nproc_per_node")
+    parser.add_argument("-num_gpus", type=int, default=1, help="not used; set --nproc_per_node of torchrun")
     parser.add_argument("--npz", action="store_true", help="save the probabilities of the validation cases")
     parser.add_argument("--c", action="store_true", help="continue from the latest checkpoint")
     parser.add_argument("--val", action="store_true", help="only validate a finished training")
@@ -90,42 +90,43 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what contradicts itself, before any process waits for the others.
+    """Refuse wrong and contradictory arguments before any process waits for the others.
 
     Raises:
-        CollabError: Saying which arguments.
+        CollabError: If arguments are wrong; the message names them.
     """
     if args.fold != "all" and not args.fold.isdecimal():
         raise CollabError(f"fold: must be a number such as 0, or all; got {args.fold!r}. Correct it.")
     if args.num_gpus != 1:
         raise CollabError(
-            f"-num_gpus: torchrun decides how many processes there are; got {args.num_gpus}. "
+            f"-num_gpus: torchrun sets the number of processes; got {args.num_gpus}. "
             f"Leave it out, and write torchrun --nproc_per_node={args.num_gpus}."
         )
     exclusive = [("c", "val"), ("c", "pretrained_weights"), ("val_best", "disable_checkpointing")]
     for first, second in exclusive:
         if getattr(args, first) and getattr(args, second):
             flags = [f"-{name}" if name == "pretrained_weights" else f"--{name}" for name in (first, second)]
-            raise CollabError(f"{' and '.join(flags)}: exclude each other; got both. Leave one out.")
+            raise CollabError(f"{' and '.join(flags)}: cannot be used together; got both. Leave one out.")
 
 
 def read_rank_info(environment: Mapping[str, str], argv: Sequence[str]) -> RankInfo:
-    """Which process this is.
+    """The position of this process, from the environment variables of torchrun.
 
     Args:
         environment: Environment variables.
         argv: Arguments of this program, for the message.
 
     Raises:
-        CollabError: If torchrun did not start it; the message has the command to write.
+        CollabError: If torchrun did not start this process; the message contains the right command.
     """
     missing = [name for name in VARIABLES if not environment.get(name)]
     if missing:
         raise CollabError(
-            f"it must be started by torchrun, which sets {', '.join(missing)}; not set here. Write\n"
+            f"it must be started by torchrun, which sets {', '.join(missing)}; these are not set. Write\n"
             f"    torchrun --standalone --nproc_per_node=2 -m nnunet_collab.launch {shlex.join(argv)}\n"
-            "for two processes on this machine. Over several machines, write on each, in rank_info of --standalone, "
-            "--nnodes with their number, --rdzv_backend c10d and --rdzv_endpoint HOST:29500, HOST being one of them."
+            "for two processes on this machine. With several machines, run the command on each of them. Replace "
+            "--standalone by --nnodes with their number, --rdzv_backend c10d and --rdzv_endpoint HOST:29500, where "
+            "HOST is one of them."
         )
     return RankInfo(*(int(environment[name]) for name in VARIABLES[:4]))
 
@@ -134,8 +135,8 @@ def launch(args: argparse.Namespace, rank_info: RankInfo) -> None:
     """Join the other processes, train and validate.
 
     Args:
-        args: Of `make_parser`.
-        rank_info: Of `read_rank_info`.
+        args: Arguments, from `make_parser`.
+        rank_info: Position of this process, from `read_rank_info`.
 
     Raises:
         CollabError: If there is no GPU for this process, or the trainer cannot use the one it has.
@@ -145,16 +146,16 @@ def launch(args: argparse.Namespace, rank_info: RankInfo) -> None:
     device = prepare_device(args.device, rank_info)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     train(args, device)
-    # After an exception the others may wait for this process for ever, so it just ends, and torchrun ends them.
+    # Not called after an exception: the other processes may wait forever. This process ends, and torchrun ends them.
     dist.destroy_process_group()
 
 
 def prepare_device(kind: str, rank_info: RankInfo) -> torch.device:
-    """The device of this process, with torch set up for it as nnUNetv2_train does.
+    """Set up torch as nnUNetv2_train does, and return the device of this process.
 
     Args:
         kind: `cuda` or `cpu`.
-        rank_info: Which process this is.
+        rank_info: Position of this process.
 
     Raises:
         CollabError: If this machine has fewer GPUs than processes.
@@ -181,14 +182,14 @@ def prepare_device(kind: str, rank_info: RankInfo) -> torch.device:
 
 
 def train(args: argparse.Namespace, device: torch.device) -> None:
-    """What nnUNetv2_train does in each of its processes.
+    """Train and validate as nnUNetv2_train does in each of its processes.
 
     Args:
-        args: Of `make_parser`.
-        device: Of this process.
+        args: Arguments, from `make_parser`.
+        device: Device of this process.
 
     Raises:
-        CollabError: If the trainer is one that insists on another device.
+        CollabError: If the trainer uses another device.
     """
     from nnunetv2.run import run_training as nnunet
 
@@ -198,7 +199,7 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     )
     if trainer.device != device:
         raise CollabError(
-            f"-tr {args.tr}: the trainer must use {device}, this process's device; it insists on {trainer.device}, as "
+            f"-tr {args.tr}: the trainer must use {device}, the device of this process; it uses {trainer.device}, as "
             "nnU-Net's own trainers do. Use a trainer of nnunet_collab, or nnUNetv2_train -num_gpus on one machine."
         )
     trainer.disable_checkpointing = args.disable_checkpointing
@@ -210,5 +211,5 @@ def train(args: argparse.Namespace, device: torch.device) -> None:
     trainer.perform_actual_validation(args.npz)
 
 
-if __name__ == "__main__":  # worker processes that are spawned import this file again, and must not train
+if __name__ == "__main__":  # spawned worker processes import this file again and must not train
     sys.exit(main())

@@ -14,6 +14,7 @@ SMOKE = ("--scale", "smoke", "--rounds", "1", "--warm-up", "0", "--threads", "1"
 RATIOS = {  # benchmark -> its arguments, and what it must end with
     "step_time": (SMOKE, ["CTRCL step / (CNN step + Transformer step)"]),
     "loss_memory": (SMOKE, ["extra peak / one student's logits"]),
+    "loss_operations": (SMOKE, ["operations of RLCL + CFCL"]),
     "semi_supervised_step": (
         SMOKE,
         ["CrossMatch / as published", "Cross Teaching / as published", "update of the teacher / Mean Teacher step"],
@@ -33,3 +34,20 @@ def test_a_benchmark_runs(name):
     assert done.returncode == 0, done.stderr
     for ratio in ratios:
         assert re.search(rf"^{re.escape(ratio)}.* = \d+\.\d+", done.stdout, flags=re.MULTILINE), done.stdout
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_on_a_cpu_and_writes_its_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setenv("nnUNet_compile", "f")
+    names = ["SupervisedTrainer", "CrossMatchTrainer", "CRLNTrainer"]
+    table = tmp_path / "gpu.md"
+    command = [sys.executable, BENCHMARKS / "gpu.py", "--toy", "--device", "cpu", "--minutes", "0.2", "-o", table]
+    command += ["--configurations", "2d", "--trainers", *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.read_text().splitlines() if "|" in line]
+    assert [row[1] for row in rows[2:]] == ["nnUNetTrainer", *names]
+    for row in rows[2:]:
+        assert re.fullmatch(r"\d+\.\d+|not reached", row[2]), done.stdout + done.stderr
+    assert float(rows[2][2]) > 0

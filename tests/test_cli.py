@@ -100,8 +100,8 @@ def test_a_missing_package_leads_to_the_doctor(monkeypatch, capsys):
     monkeypatch.setattr("nnunet_collab.commands.env.run", run)
     assert main(["env"]) == 2
     assert capsys.readouterr().err == (
-        "nnunet_collab: a package that is needed cannot be imported (No module named 'torch'). "
-        "`nnunet_collab doctor` says how to fix it.\n"
+        "nnunet_collab: a required package cannot be imported (No module named 'torch'). "
+        "Run `nnunet_collab doctor`; it says how to fix it.\n"
     )
 
 
@@ -167,7 +167,7 @@ def test_a_folder_is_recognized_in_every_spelling_and_the_first_one_stays(tmp_pa
 
 def test_a_folder_that_no_list_of_paths_can_hold_is_refused(tmp_path):
     folder = tmp_path / f"a{os.pathsep}b"
-    with pytest.raises(CollabError, match=r"nnUNet_extTrainer: separates its folders by .*Move the project"):
+    with pytest.raises(CollabError, match=r"nnUNet_extTrainer: .* separates its folders, so .*Move the project"):
         extended("", folder)
 
 
@@ -175,7 +175,7 @@ def test_scripts_lie_inside_an_installed_package_and_beside_a_checkout(tmp_path,
     package = tmp_path / "site" / "nnunet_collab"
     monkeypatch.setattr(shipped, "PACKAGE", package)
     with pytest.raises(
-        CollabError, match=r"trainers: must be the folder .*; there is none\. Install the package again\."
+        CollabError, match=r"trainers: the folder must be .*; neither exists\. Install the package again\."
     ):
         shipped.shipped_folder("trainers")
     (tmp_path / "site" / "trainers").mkdir(parents=True)
@@ -218,7 +218,7 @@ def test_publish_of_a_run_takes_its_finished_folds(run_folder, published, capsys
     student = run_folder.with_name("CTRCLTrainer_CNN__nnUNetPlans__2d")
     assert capsys.readouterr().out.splitlines() == [
         f"reads   {run_folder} (fold_0, fold_1)",
-        "leaves  fold_2: training is not finished",
+        "skips   fold_2: the training is not finished",
         f"wrote   {student / 'fold_0'}",
         f"wrote   {student / 'fold_1'}",
     ]
@@ -233,7 +233,7 @@ def test_publish_of_a_fold_takes_that_fold_wherever_one_stands(run_folder, publi
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("CTRCLTrainer__nnUNetPlans__2d/fold_7", "there is no such folder"),
+        ("CTRCLTrainer__nnUNetPlans__2d/fold_7", "the folder does not exist"),
         ("CTRCLTrainer__nnUNetPlans__2d/fold_0/validation", "it has another name"),
         (".", "it has another name"),
     ],

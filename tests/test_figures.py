@@ -113,7 +113,7 @@ def test_undefined_dice_nameless_classes_and_no_foreground_at_all(tmp_path, save
 
 def test_wrong_rows_are_named(tmp_path):
     good, out = row(), tmp_path / "a.png"
-    with pytest.raises(ValueError, match=r"at least one row is needed; got none"):
+    with pytest.raises(ValueError, match=r"needs at least 1 row; got 0"):
         overlay_figure([], out)
     with pytest.raises(ValueError, match=r"case1 has predictions \['CNN'\]"):
         overlay_figure([good, row(1, ("CNN",))], out)
@@ -131,6 +131,14 @@ def test_largest_slice():
     assert largest_slice(labels) == 0
     labels[1, :2], labels[2, :3], labels[3, 0, 0] = 3, 1, 9
     assert largest_slice(labels) == 2
+
+
+@pytest.mark.parametrize(("start", "marked"), [(2.5, True), (None, False), (0.0, False), (9.0, False)])
+def test_the_moment_from_which_more_than_labels_counts_is_marked_in_every_panel(start, marked, tmp_path, saved):
+    learning_curves_figure({**curves(5), "start": start}, tmp_path / "a.png")
+    for axes in saved[-1].axes:
+        lines = [line for line in axes.lines if line.get_gid() == "start"]
+        assert [list(line.get_xdata()) for line in lines] == ([[start, start]] if marked else [])
 
 
 @pytest.mark.parametrize(("n_epochs", "agreement"), [(1, True), (5, False), (120, True)])
@@ -221,7 +229,7 @@ def test_wrong_curves_are_named(tmp_path):
     out = tmp_path / "a.png"
     with pytest.raises(ValueError, match=r"losses and some epochs; got \['agreement', 'epochs', 'losses'\]"):
         learning_curves_figure({k: v for k, v in curves().items() if k != "pseudo_dice"}, out)
-    with pytest.raises(ValueError, match="some epochs"):
+    with pytest.raises(ValueError, match="at least 1 epoch"):
         learning_curves_figure({"epochs": [], "pseudo_dice": {}, "losses": {}}, out)
     with pytest.raises(ValueError, match="one value per epoch, 5; agreement has 4"):
         learning_curves_figure({**curves(), "agreement": [1.0] * 4}, out)

@@ -14,7 +14,8 @@ from unlabeled_images import DATASET_JSON, make_plans
 from nnunet_collab.commands.preprocess_unlabeled import _key
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.nnunet_folders import read_dataset_json, read_plans, read_split
-from nnunet_collab.core.settings import VARIABLE, change, read, to_json
+from nnunet_collab.core.presets import read
+from nnunet_collab.core.settings import VARIABLE, change, to_json
 from nnunet_collab.methods.crossmatch import CrossMatchTrainer
 from nnunet_collab.methods.ctrcl import CTRCLTrainer
 

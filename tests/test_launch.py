@@ -72,10 +72,13 @@ def test_has_every_option_of_nnunet_and_no_other(monkeypatch, capsys):
     ("line", "message"),
     [
         ("27 2d first", r"fold: must be a number such as 0, or all; got 'first'"),
-        ("27 2d 0 -num_gpus 4", r"-num_gpus: torchrun decides .* got 4\. .* torchrun --nproc_per_node=4"),
-        ("27 2d 0 --c --val", r"--c and --val: exclude each other; got both"),
-        ("27 2d 0 --c -pretrained_weights w.pth", r"--c and -pretrained_weights: exclude each other"),
-        ("27 2d 0 --val_best --disable_checkpointing", r"--val_best and --disable_checkpointing: exclude each other"),
+        ("27 2d 0 -num_gpus 4", r"-num_gpus: torchrun sets .* got 4\. .* torchrun --nproc_per_node=4"),
+        ("27 2d 0 --c --val", r"--c and --val: cannot be used together; got both"),
+        ("27 2d 0 --c -pretrained_weights w.pth", r"--c and -pretrained_weights: cannot be used together"),
+        (
+            "27 2d 0 --val_best --disable_checkpointing",
+            r"--disable_checkpointing: cannot be used together",
+        ),
     ],
 )
 def test_refuses_arguments_that_contradict_themselves(line, message):
@@ -97,7 +100,7 @@ def test_reads_its_place_from_torchrun():
 def test_names_the_variable_that_torchrun_did_not_set(missing):
     environment = {**TORCHRUN, **MEETING}
     del environment[missing]
-    with pytest.raises(CollabError, match=rf"must be started by torchrun, which sets {missing}; not set here"):
+    with pytest.raises(CollabError, match=rf"must be started by torchrun, which sets {missing}; these are not set"):
         launch.read_rank_info(environment, [])
 
 
@@ -221,4 +224,4 @@ def test_refuses_a_trainer_that_insists_on_another_device(calls, capsys):
     assert launch.main(["27", "2d", "0", "-device", "cpu"]) == 2
     assert [step[0] for step in calls.log] == ["build"]
     err = capsys.readouterr().err
-    assert "-tr nnUNetTrainer: the trainer must use cpu, this process's device; it insists on cuda:0" in err
+    assert "-tr nnUNetTrainer: the trainer must use cpu, the device of this process; it uses cuda:0" in err

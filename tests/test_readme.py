@@ -90,7 +90,7 @@ def test_the_users_day(tmp_path: Path) -> None:
         "OMP_NUM_THREADS": "1",
     }
     few = commands("Few labels, many images")
-    day = [*commands("The user's day"), *few]
+    day = [*commands("Workflow"), *few]
     assert len(day) >= 8 + 6
     more = tmp_path / "more"
     write_more_images(more)
@@ -118,7 +118,7 @@ def test_the_users_day(tmp_path: Path) -> None:
     results = folders["nnUNet_results"] / "Dataset027_ACDC"
     for trainer in ("CrossTeachingTrainer_CNN", "CrossTeachingTrainer_Transformer", "CrossMatchTrainer_CNN"):
         assert (results / f"{trainer}__nnUNetPlans__2d" / "fold_0" / "checkpoint_final.pth").is_file()
-    named = re.findall(r"^\| `(CTRCLTrainer\S*)`", section("The user's day"), flags=re.MULTILINE)
+    named = re.findall(r"^\| `(CTRCLTrainer\S*)`", section("Workflow"), flags=re.MULTILINE)
     assert len(named) == 3
     for name in named:
         assert (results / name / "fold_0" / "checkpoint_final.pth").is_file()

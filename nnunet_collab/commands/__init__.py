@@ -1,1 +1,1 @@
-"""The commands of `nnunet_collab`, a file each: the top floor, which may use everything and which nothing uses."""
+"""The commands of `nnunet_collab`, one file each. They may import all other parts; no other part imports them."""

@@ -29,12 +29,12 @@ def run(args: argparse.Namespace) -> int:
         0.
 
     Raises:
-        CollabError: If there is no such script, or what the script refuses.
+        CollabError: If there is no such script, or if the script refuses the dataset.
     """
     names = converter_names()
     if args.converter.lower() not in names:
         raise CollabError(
-            f"convert: NAME must be one of {', '.join(names)}; got {args.converter!r}. For other data, write the "
-            "dataset as nnU-Net's documentation describes; nothing else is needed."
+            f"convert: NAME must be one of {', '.join(names)}; got {args.converter!r}. Write any other dataset by "
+            "yourself, as nnU-Net's documentation describes."
         )
     return run_script(conversion_folder() / f"{args.converter.lower()}.py", args)

@@ -11,7 +11,7 @@ from nnunet_collab.demo.methods import METHODS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "folder", nargs="?", type=Path, default=Path("demo_run"), help="where everything goes (default: %(default)s)"
+        "folder", nargs="?", type=Path, default=Path("demo_run"), help="folder of all output (default: %(default)s)"
     )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: a GPU if there is one"
@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=tuple(METHODS),
         default="ctrcl",
-        help="what to train (default: %(default)s); all but ctrcl and cmaformer learn from few labeled and many "
-        "unlabeled images, beside nnU-Net on the labeled ones alone",
+        help="method to train (default: %(default)s). All but ctrcl and cmaformer learn from few labeled and many "
+        "unlabeled images; the demo compares them with nnU-Net trained on the labeled images alone",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the folder of an earlier demo")
 

@@ -1,6 +1,7 @@
-"""`nnunet_collab doctor`: one line per check, and under each that fails, how to fix it.
+"""`nnunet_collab doctor`: one line per check, and below each failed check how to fix the problem.
 
-Nothing is changed, and nothing heavy is imported here: it works without torch, and with a torch that crashes.
+The command changes nothing. It imports torch only in another process, so it also works without torch, or with one that
+crashes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every finding as soon as it is there.
+    """Print each finding as soon as its check has run.
 
     Returns:
         1 if any check failed, else 0; warnings do not count.
@@ -35,10 +36,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def findings(dataset_name: str | None = None) -> Iterator[Finding]:
-    """All checks, the quick ones first.
+    """Run all checks, the fast ones first.
 
     Args:
-        dataset_name: A dataset to look at, if any.
+        dataset_name: Dataset to check, or None.
     """
     value = os.environ.get(VARIABLE, "")
     yield installation.check_python()
@@ -52,9 +53,9 @@ def findings(dataset_name: str | None = None) -> Iterator[Finding]:
 
 
 def _slow_findings(value: str) -> Iterator[Finding]:
-    """What only imports can tell."""
+    """The checks that import packages."""
     expected = doorways()
-    # With our folder added: if it is missing, that was said above, and this says whether adding it is enough.
+    # Our folder is added. `check_variable` reports if it is missing; this check tells if adding it is enough.
     search = {"expected": expected, "folders": extended(value, doorway_folder())}
     outcomes = probe({"torch": {}, "timm": {}, "trainers": search})
     torch, timm = outcomes["torch"], outcomes["timm"]
@@ -64,6 +65,6 @@ def _slow_findings(value: str) -> Iterator[Finding]:
         yield hardware.check_compilation(torch.facts)
     if torch.error or timm.error or not installation.installed("nnunetv2"):
         text = "trainers: not looked up, because nnU-Net cannot be imported"
-        yield Finding("warn", text, "Fix the above, then run `nnunet_collab doctor` again.")
+        yield Finding("warn", text, "Fix the failed checks above, then run `nnunet_collab doctor` again.")
     else:
         yield from trainers.check_trainers(outcomes["trainers"], expected)

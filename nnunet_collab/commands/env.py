@@ -1,4 +1,4 @@
-"""`nnunet_collab env`: the line for one's shell that lets nnU-Net find the trainers of this package.
+"""`nnunet_collab env`: print the shell command with which nnU-Net finds the trainers of this package.
 
 `eval "$(nnunet_collab env)"` in sh, bash and zsh; `nnunet_collab env --shell fish | source` in fish;
 `nnunet_collab env --shell powershell | Invoke-Expression` in PowerShell.

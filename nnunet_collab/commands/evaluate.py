@@ -1,7 +1,7 @@
-"""`nnunet_collab evaluate`: predictions against labels, as a printed table and a CSV file.
+"""`nnunet_collab evaluate`: compare predictions with labels; the result is a printed table and a CSV file.
 
-The CSV is one long tidy table. Rows with `statistic` = `case` hold one case and class; then come the rows of
-`metrics.summarize`, with an empty `case`: `mean`, `std` and `count` (how many cases a mean was taken over).
+The CSV is one table in long format. A row with `statistic` = `case` holds one class of one case. The rows of
+`metrics.summarize` follow, with an empty `case`: `mean`, `std` and `count` (the number of cases in the mean).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, print and write; returns the exit status 0.
+    """Evaluate, print the tables, write the CSV file, and return the exit status 0.
 
     Raises:
-        CollabError: If the output cannot be a file, or for the reasons of `evaluate_folders`.
+        CollabError: If the output cannot be written as a file, or if `evaluate_folders` refuses the input.
     """
     from nnunet_collab.evaluation.folders import evaluate_folders
     from nnunet_collab.evaluation.metrics import summarize
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def scores_table(summary: pd.DataFrame, distance_unit: str) -> str:
-    """One line per class: every metric as mean±standard deviation, `-` where no case has a value."""
+    """One line per class: every metric as mean±standard deviation, or `-` if no case has a value."""
     other = "_voxel" if distance_unit == "mm" else "_mm"
     columns = [column for column in summary.columns if not column.endswith(other)]
     metrics = {column: column.split("_")[0] for column in columns if column.split("_")[0] in _TITLES}
@@ -88,7 +88,7 @@ def scores_table(summary: pd.DataFrame, distance_unit: str) -> str:
 
 
 def cases_table(summary: pd.DataFrame, cases: int) -> str:
-    """One line per class: how many of the `cases` are behind its means, and how many are not."""
+    """One line per class: the number of `cases` that its means include, and the numbers of the excluded ones."""
     columns = {
         "in Dice": "dice",
         "in distances": "hd95_voxel",
@@ -103,7 +103,7 @@ def cases_table(summary: pd.DataFrame, cases: int) -> str:
 
 
 def notes(plan: Plan, summary: pd.DataFrame, distance_unit: str) -> str:
-    """What the numbers mean, which rules were applied, and what was left out; one bullet each."""
+    """Notes on the meaning of the numbers, the rules, and the cases that were left out, as a bulleted list."""
     from nnunet_collab.evaluation.pairing import listed
 
     total = _classes(summary)[-1][3]
@@ -111,28 +111,28 @@ def notes(plan: Plan, summary: pd.DataFrame, distance_unit: str) -> str:
     bullets = [
         f"Mean±standard deviation over cases. Dice, Jaccard: 0 to 1. MAE: share of wrong {voxels}. Last line: mean of "
         "the classes' means, ± the spread over cases of each case's mean.",
-        "HD, HD95, ASD: between surface voxels (a face neighbor is outside), each of equal weight. HD95: the larger "
-        "of the two directed 95th percentiles. ASD: the mean over both surfaces.",
+        "HD, HD95, ASD: distances between surface voxels (with a face neighbor outside), all of equal weight. HD95: "
+        "the larger of the two directed 95th percentiles. ASD: the mean over both surfaces.",
         "Empty masks: a class in neither mask of a case is left out of Dice, Jaccard and distances (both empty: "
-        f"{total['both_empty']}). A class in one mask only scores Dice and Jaccard 0 and has no distance: missed if "
-        f"only the label has it ({total['missed']}), false positive if only the prediction has it "
-        f"({total['false_positive']}). The last line adds up all classes.",
+        f"{total['both_empty']}). A class in only one mask has Dice and Jaccard 0 and no distance: missed if only the "
+        f"label has it ({total['missed']}), false positive if only the prediction has it ({total['false_positive']}). "
+        "The last line is the sum over all classes.",
     ]
     if distance_unit == "pixel":
         bullets.append("These images have no spacing: distances are in pixels, in the columns named _voxel.")
     if distance_unit == "voxel":
-        bullets.append("Distances are in voxels, whatever the spacing: they do not compare with distances in mm.")
+        bullets.append("Distances are in voxels and ignore the spacing. Do not compare them with distances in mm.")
     if plan.ignore is not None:
         bullets.append(f"Voxels whose label is {plan.ignore} (ignore) count as background in both masks, not in MAE.")
     if plan.without_label:
-        bullets.append(f"Left out, predicted but without a label: {listed(plan.without_label)}.")
+        bullets.append(f"Left out, because there is no label: {listed(plan.without_label)}.")
     if plan.without_prediction:
-        bullets.append(f"Left out, labeled but without a prediction: {listed(plan.without_prediction)}.")
+        bullets.append(f"Left out, because there is no prediction: {listed(plan.without_prediction)}.")
     return "\n".join(textwrap.fill(f"- {bullet}", _WIDTH, subsequent_indent="  ") for bullet in bullets)
 
 
 def write_csv(frame: pd.DataFrame, summary: pd.DataFrame, path: Path) -> None:
-    """Write all rows, whole or not at all."""
+    """Write all rows atomically."""
     import pandas as pd
 
     table = pd.concat([frame.assign(statistic="case"), summary], ignore_index=True)
@@ -143,19 +143,19 @@ def write_csv(frame: pd.DataFrame, summary: pd.DataFrame, path: Path) -> None:
 
 
 def _classes(summary: pd.DataFrame) -> list[tuple[str, pd.Series, pd.Series, pd.Series]]:
-    """Name, means, standard deviations and counts of each class; the mean of classes is the last."""
+    """Name, means, standard deviations and counts of each class; the mean of the classes comes last."""
     by_statistic = [summary[summary["statistic"] == which].set_index("class") for which in ("mean", "std", "count")]
     return [(name, *(rows.loc[name] for rows in by_statistic)) for name in by_statistic[0].index]
 
 
 def _score(mean: float, spread: float, decimals: int) -> str:
-    """`mean±spread`, without the spread of a single case; NaN is `-`."""
+    """`mean±spread`; only the mean if the spread is NaN (a single case), and `-` if both are NaN."""
     parts = [f"{value:.{decimals if value < 100 else 1}f}" for value in (mean, spread) if value == value]
     return "±".join(parts) or "-"
 
 
 def _aligned(lines: list[list[str]]) -> str:
-    """Lines of cells under a rule, two spaces apart; a long first cell is cut so that lines fit the page."""
+    """Lines of cells, two spaces apart, with a rule below the head. A long first cell is shortened to fit the width."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     widths[0] = max(8, min(widths[0], _WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
     lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
@@ -167,5 +167,5 @@ def _aligned(lines: list[list[str]]) -> str:
 
 
 def _shortened(text: str, width: int) -> str:
-    """The text, or its start and `~` if it is longer than the width."""
+    """The text, or its start followed by `~` if it is longer than `width`."""
     return text if len(text) <= width else text[: width - 1] + "~"

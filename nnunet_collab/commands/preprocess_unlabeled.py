@@ -32,14 +32,14 @@ from nnunet_collab.data.unlabeled_preprocessing import (
 
 
 class Job(NamedTuple):
-    """One folder to fill."""
+    """One folder of preprocessed cases to write."""
 
-    configurations: list[str]  # those that share it
+    configurations: list[str]  # configurations that share the folder
     folder: Path
-    todo: list[str]  # cases that are not whole yet
-    done: int  # number of cases that are
-    gone: list[str]  # whole cases without raw images
-    broken: list[str]  # cases that were whole once
+    todo: list[str]  # cases that are not complete
+    done: int  # number of complete cases
+    gone: list[str]  # complete cases whose raw images were removed
+    broken: list[str]  # cases that were complete before, but are damaged now
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,32 +50,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", dest="configurations", metavar="CONFIGURATION", nargs="+", required=True, help="e.g. 2d")
     parser.add_argument("-p", dest="plans", metavar="PLANS", default="nnUNetPlans", help="default: nnUNetPlans")
     parser.add_argument("-np", dest="processes", metavar="N", type=int, default=2, help="processes (default: 2)")
-    parser.add_argument("--overwrite", action="store_true", help="redo all cases, delete those no longer in imagesUn")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="preprocess all cases again, and delete those no longer in imagesUn"
+    )
     parser.add_argument(
         "--locate",
         metavar="MODEL",
         type=Path,
-        help="results folder of a trained model of this configuration: it predicts the unlabeled images once, and a "
-        "third of their crops will be centered on its foreground",
+        help="results folder of a trained model of this configuration. It predicts the unlabeled images once; then a "
+        "third of their crops are centered on its predicted foreground",
     )
-    parser.add_argument("-device", default="cuda", help="on which MODEL predicts: cuda, cpu or mps (default: cuda)")
+    parser.add_argument("-device", default="cuda", help="device on which MODEL predicts: cuda (default), cpu or mps")
     parser.add_argument(
-        "--ignore-others", action="store_true", help="go on though imagesUn holds files that are no images of a case"
+        "--ignore-others", action="store_true", help="ignore files in imagesUn that are not images of a case"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check everything, then preprocess what is not there yet.
+    """Check the input, then preprocess the cases that are not complete.
 
     Returns:
-        0; or 1 if imagesUn holds something that would not be used, and `--ignore-others` does not allow it. Nothing
-        has been written then.
+        0; or 1 if imagesUn holds entries that are not used and `--ignore-others` is not set. Nothing is written then.
 
     Raises:
-        CollabError: With every fault found, before anything is written; or if a case fails.
+        CollabError: If the input has faults; the message lists all of them, and nothing is written. Or if a case fails.
     """
     if args.processes < 1:
-        raise CollabError(f"-np: at least one process must work; got {args.processes}. Write e.g. -np 2.")
+        raise CollabError(f"-np: the number of processes must be at least 1; got {args.processes}. Write e.g. -np 2.")
     require_plain_name("-p", args.plans, "Write the name of the plans, e.g. nnUNetPlans.")
     raw, preprocessed = find_dataset(args.dataset)
     problems: list[str] = []
@@ -94,11 +95,11 @@ def run(args: argparse.Namespace) -> int:
     if problems:
         problems += [not_used] if not_used and not args.ignore_others else []
         found = "one fault" if len(problems) == 1 else f"{len(problems)} faults"
-        raise CollabError("\n- ".join([f"preprocess_unlabeled: {found}, so nothing was written:", *problems]))
+        raise CollabError("\n- ".join([f"preprocess_unlabeled: {found}; nothing was written:", *problems]))
     if not_used:
         print(f"nnunet_collab: {not_used}", file=sys.stderr)
         if not args.ignore_others:
-            print("Nothing was written. --ignore-others goes on without them.", file=sys.stderr)
+            print("Nothing was written. To go on without them, add --ignore-others.", file=sys.stderr)
             return 1
     print(f"reads   {raw / UNLABELED} ({len(images)} cases), {preprocessed / args.plans}.json")
     locating = None
@@ -115,12 +116,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _do(job: Job, args: argparse.Namespace, images: Mapping[str, list[Path]], plans: Any, dataset_json: Any) -> None:
-    print(f"writes  {job.folder}, for {', '.join(job.configurations)}: {len(job.todo)} cases, {job.done} are there")
+    print(f"writes  {job.folder}, for {', '.join(job.configurations)}: {len(job.todo)} cases, {job.done} are complete")
     if job.gone:
         fate = "deleted" if args.overwrite else "kept; --overwrite deletes them"
         print(f"No longer in {UNLABELED}, {fate}: {', '.join(job.gone)}")
     if job.broken:
-        print(f"Missing, empty or cut off, so done again: {', '.join(job.broken)}")
+        print(f"Preprocessed again, because files are missing, empty or truncated: {', '.join(job.broken)}")
     if args.overwrite and job.folder.exists():
         shutil.rmtree(job.folder)
     if job.todo:
@@ -131,7 +132,7 @@ def _do(job: Job, args: argparse.Namespace, images: Mapping[str, list[Path]], pl
 def _read_files(
     args: argparse.Namespace, raw: Path, preprocessed: Path, problems: list[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Plans and dataset.json; one that cannot be used is empty, and a line is added to `problems`."""
+    """Plans and dataset.json. If one cannot be used, it is empty, and a line is added to `problems`."""
     plan_it = f"Plan the dataset: nnUNetv2_plan_and_preprocess -d {int(raw.name[7:10])} --verify_dataset_integrity"
     plans: dict[str, Any] = {}
     dataset_json: dict[str, Any] = {}
@@ -139,7 +140,7 @@ def _read_files(
         plans = read_plans(preprocessed / f"{args.plans}.json", plan_it)
     except CollabError as error:
         problems.append(str(error))
-    # nnU-Net preprocesses with the copy made when the dataset was planned; without it, the images can be checked.
+    # nnU-Net preprocesses with the copy from planning. Without it, the raw file still allows checking the images.
     places = [folder / "dataset.json" for folder in (preprocessed, raw)]
     place = next((place for place in places if place.is_file()), places[0])
     try:
@@ -152,8 +153,8 @@ def _read_files(
 def _not_used(folder: Path, others: Sequence[str], ending: str) -> str:
     count = "1 entry is" if len(others) == 1 else f"{len(others)} entries are"
     return (
-        f"{folder}: {count} no image named CASE_0000{ending} and not used: {listed(others, most=20)}. Convert images "
-        f"to {ending} and name them so; move anything else out of the folder."
+        f"{folder}: all images must be named CASE_0000{ending}; {count} not, and not used: {listed(others, most=20)}. "
+        f"Convert images to {ending} and rename them; move anything else out of the folder."
     )
 
 
@@ -165,7 +166,7 @@ def _jobs(
     images: Mapping[str, Sequence[Path]],
     problems: list[str],
 ) -> Iterator[Job]:
-    """One job per data identifier; what stands against one goes to `problems`."""
+    """One job per data identifier. Faults are added to `problems`."""
     planned = plans["configurations"]
     shared: dict[tuple[str, str], list[str]] = {}
     for name in dict.fromkeys(args.configurations):
@@ -178,7 +179,10 @@ def _jobs(
     identifiers = [identifier for identifier, _ in shared]
     for (identifier, fingerprint), names in shared.items():
         if identifiers.count(identifier) > 1:
-            problems.append(f"-c: configurations with one data_identifier must preprocess alike; not so {identifier}.")
+            problems.append(
+                f"-c: configurations with the same data_identifier must have the same preprocessing; those of "
+                f"{identifier} differ. Preprocess one of them, or plan again."
+            )
         folder = unlabeled_folder(preprocessed, identifier)
         if not args.overwrite:
             command = f"nnunet_collab preprocess_unlabeled -d {args.dataset} -c {' '.join(names)} -p {args.plans}"
@@ -197,18 +201,18 @@ def _jobs(
 def _key(
     args: argparse.Namespace, plans: dict[str, Any], name: str, dataset_json: dict[str, Any]
 ) -> tuple[str, str] | str:
-    """Data identifier and fingerprint of a configuration, or what stands against it."""
+    """Data identifier and fingerprint of a configuration, or a message with its fault."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     try:
         entry = PlansManager(plans).get_configuration(name)
         if entry.previous_stage_name:
-            return f"-c: {name} is a cascade, which needs another model's segmentation. Use another one."
+            return f"-c: {name} is a cascade, which needs the segmentation of another model. Use another configuration."
         identifier = require_plain_name(f"{args.plans}, data_identifier of {name}", entry.data_identifier)
         return identifier, preprocessing_fingerprint(plans, name, dataset_json)
     except CollabError as error:
         return str(error)
-    except Exception as error:  # whatever nnU-Net raises where an entry is missing or of another kind
+    except Exception as error:  # nnU-Net raises various exceptions if an entry is missing or has another type
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return (
             f"{args.plans}: its configuration {name} must be as nnU-Net plans it; it cannot be used ({reason}). Plan "
@@ -224,5 +228,5 @@ def _image_problems(
     try:
         reader = PlansManager(plans).image_reader_writer_class
     except Exception as error:
-        return [f"image_reader_writer of the plans: it must be a reader of nnU-Net; it is none ({error}). Plan again."]
+        return [f"image_reader_writer of the plans: must be a reader of nnU-Net; it is not ({error}). Plan again."]
     return image_problems(images, reader, len(channel_names(dataset_json)), processes)

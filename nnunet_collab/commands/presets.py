@@ -1,4 +1,4 @@
-"""`nnunet_collab presets`: the presets that ship with the package, each with its trainer and what it is."""
+"""`nnunet_collab presets`: list the presets that ship with the package, with their trainers and descriptions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There are none."""
+    """The command has no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a line for each.
+    """Print one line for each preset.
 
     Returns:
         0.

@@ -1,7 +1,7 @@
 """`nnunet_collab publish`: publish the students of a finished training as nnU-Net models.
 
-Training does so by itself at its end; the command is for a run that was killed during its validation, was copied from
-another machine, or whose published folders were deleted.
+A training publishes its students at its end. Use this command if the run was killed during its validation or was copied
+from another machine, or if the published folders were deleted.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder",
         metavar="FOLDER",
         type=Path,
-        help="<results>/<dataset>/<Trainer>__<plans>__<configuration>, for all its finished folds, or one fold_X of it",
+        help="<results>/<dataset>/<Trainer>__<plans>__<configuration>, for all its finished folds, or one fold_X in it",
     )
     parser.add_argument(
-        "--student", action="append", metavar="NAME", help="publish this student alone; may be given several times"
+        "--student", action="append", metavar="NAME", help="publish only this student; can be given several times"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Publish and print the folders written.
+    """Publish, and print the written folders.
 
     Returns:
         0.
 
     Raises:
-        CollabError: If the folder is neither a run nor a fold, no fold of it is finished, or for the reasons of
-            `publish_fold`.
+        CollabError: If the folder is neither a run nor a fold, if no fold of it is finished, or if `publish_fold`
+            refuses a fold.
     """
     folds, unfinished = _folds(args.folder)
     run_folder = folds[0].parent
     print(f"reads   {run_folder} ({', '.join(fold.name for fold in folds)})")
     if unfinished:
-        print(f"leaves  {', '.join(fold.name for fold in unfinished)}: training is not finished")
+        print(f"skips   {', '.join(fold.name for fold in unfinished)}: the training is not finished")
 
     from nnunet_collab.inference.publish import publish_fold
 
@@ -52,12 +52,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _folds(folder: Path) -> tuple[list[Path], list[Path]]:
     """The folds to publish, and those of the run that are not finished."""
-    # Names say what the folders are, so `.` must become a name; links stay as they are, for a link has a name too.
+    # The names tell what the folders are, so `.` is replaced by its name. Links are not resolved: they have names.
     folder = Path(os.path.abspath(folder))
     one = folder.name.startswith("fold_")
     run_folder = folder.parent if one else folder
     if not folder.is_dir() or run_folder.name.count("__") != 2:
-        found = "it has another name" if folder.is_dir() else "there is no such folder"
+        found = "it has another name" if folder.is_dir() else "the folder does not exist"
         raise CollabError(
             f"{folder}: FOLDER must be <Trainer>__<plans>__<configuration> or a fold_X in it, below nnUNet_results; "
             f"{found}. Correct the path."
@@ -69,6 +69,6 @@ def _folds(folder: Path) -> tuple[list[Path], list[Path]]:
     if not finished:
         raise CollabError(
             f"{folder}: must hold a fold_X with a checkpoint_final.pth; got "
-            f"{', '.join(fold.name for fold in folds) or 'no fold at all'}. Continue the training with --c."
+            f"{', '.join(fold.name for fold in folds) or 'no fold'}. Continue the training with --c."
         )
     return finished, [fold for fold in folds if fold not in finished]

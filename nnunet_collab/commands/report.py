@@ -1,4 +1,4 @@
-"""`nnunet_collab report`: trainings and predictions compared on one page, with the same as Markdown, CSV and LaTeX."""
+"""`nnunet_collab report`: compare trainings and predictions on one page, also as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         help="results folders (<Trainer>_<Student>__<plans>__<configuration>), folders of predictions with a CSV of "
-        "`nnunet_collab evaluate` inside or beside them, folders of either, or such CSV files",
+        "`nnunet_collab evaluate` inside or beside them, folders that contain such folders, or such CSV files",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the report")
     parser.add_argument(
-        "--baseline", help="method, or its folder, that the others are tested against (default: the supervised one)"
+        "--baseline", help="method, or its folder, to test the others against (default: the supervised one)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier report in that folder")
     parser.add_argument("-l", "--labels", type=Path, help="labels of the predictions (default: found)")
     parser.add_argument("-i", "--images", type=Path, help="images of the predictions (default: found)")
     parser.add_argument(
-        "-np", type=int, default=2, metavar="N", help="worker processes for what must be measured (default: 2)"
+        "-np", type=int, default=2, metavar="N", help="worker processes for computing metrics (default: 2)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Collect, measure, draw and write; returns the exit status 0.
+    """Collect the scores, compute missing ones, write the report, and return the exit status 0.
 
     Raises:
-        CollabError: If the output must not be replaced or a path does not exist, or for the reasons of `find_sources`
-            and `collect`.
+        CollabError: If the output must not be replaced, if a path does not exist, or if `find_sources` or `collect`
+            refuses the input.
     """
-    output = Path(os.path.abspath(args.output))  # `-o .` has no name otherwise; links stay links
+    output = Path(os.path.abspath(args.output))  # `-o .` would have no name; links are not resolved
     for leftover in remove_leftovers(output):
-        print(f"removes {leftover}, which a killed report left")
+        print(f"removes {leftover}, left by an interrupted report")
     refuse_output(output, overwrite=args.overwrite)
     for path in (*args.results, args.labels, args.images):
         if path is not None and not path.exists():
-            raise CollabError(f"report: what is named must exist; there is no {path}. Check the path.")
+            raise CollabError(f"report: all given paths must exist; there is no {path}. Correct the path.")
 
     from nnunet_collab.report.collect import collect
     from nnunet_collab.report.content import make_dataset_report

@@ -1,4 +1,4 @@
-"""`nnunet_collab settings TRAINER`: every setting of a trainer with its default, meaning, bounds and source."""
+"""`nnunet_collab settings TRAINER`: print every setting of a trainer: default, meaning, bounds and source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.shipped import VARIABLE as FOLDERS
 from nnunet_collab.core.shipped import doorways
 
-if TYPE_CHECKING:  # pydantic takes a second, and --help is not to wait for it
+if TYPE_CHECKING:  # importing pydantic takes 1 s, and --help must be fast
     from nnunet_collab.core.settings import Settings
 
 _WIDTH = 100
@@ -25,16 +25,18 @@ _WIDTH = 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("trainer", metavar="TRAINER", help=f"such as CTRCLTrainer, or one of yours in {FOLDERS}")
+    parser.add_argument(
+        "trainer", metavar="TRAINER", help=f"a trainer such as CTRCLTrainer, or your own in a folder of {FOLDERS}"
+    )
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help="show what this preset, or settings file, changes (default: the variable nnUNet_collab_settings, if set)",
+        help="show the changes of this preset or settings file (default: the variable nnUNet_collab_settings, if set)",
     )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print the effective settings alone, as JSON")
+    form.add_argument("--json", action="store_true", help="print only the effective settings, as JSON")
     form.add_argument(
-        "--schema", action="store_true", help="print a JSON schema, with which editors check and complete"
+        "--schema", action="store_true", help="print a JSON schema, with which an editor checks settings files"
     )
 
 
@@ -71,15 +73,18 @@ def find_trainer(name: str) -> Any:
     """The class of a trainer that ships with the package, or that nnU-Net finds.
 
     Raises:
-        CollabError: If there is none, or it has no settings.
+        CollabError: If there is no such trainer, or if it has no settings.
     """
-    with contextlib.redirect_stdout(sys.stderr):  # nnU-Net says where it searches
+    with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints where it searches
         home = doorways().get(name)
         found = getattr(importlib.import_module(home), name) if home else _found_by_nnunet(name)
     from nnunet_collab.core.settings import Settings
 
     if not isinstance(getattr(found, "settings", None), Settings):
-        raise CollabError(f"settings: {name} is nnU-Net's own and has no settings; name one of {_listed()}.")
+        raise CollabError(
+            f"settings: TRAINER must be a trainer with settings; {name} is a trainer of nnU-Net and has none. "
+            f"Use one of {_listed()}."
+        )
     return found
 
 
@@ -90,8 +95,8 @@ def _found_by_nnunet(name: str) -> Any:
         return recursive_find_trainer_class_by_name(name)
     except RuntimeError as error:
         raise CollabError(
-            f"settings: there is no trainer {name!r}; there are {_listed()}. "
-            f"One of yours is found if its folder is in {FOLDERS}."
+            f"settings: there is no trainer {name!r}; the trainers are {_listed()}. "
+            f"To use your own trainer, add its folder to {FOLDERS}."
         ) from error
 
 
@@ -100,13 +105,13 @@ def _listed() -> str:
 
 
 def page(trainer: Any, settings: Settings, presets: list[str], origin: str) -> str:
-    """What a trainer can be told, as a page of a manual.
+    """All settings of a trainer, as a page of text.
 
     Args:
-        trainer: Its class.
-        settings: The effective ones.
-        presets: Names of the presets for it.
-        origin: Of what is changed; empty: nothing is.
+        trainer: Class of the trainer.
+        settings: Effective settings.
+        presets: Names of the presets for the trainer.
+        origin: Source of the changes; empty if nothing is changed.
     """
     return "\n".join([*_head(trainer, presets, origin), *_groups(trainer.settings, settings), *_students(settings)])
 
@@ -114,7 +119,7 @@ def page(trainer: Any, settings: Settings, presets: list[str], origin: str) -> s
 def _head(trainer: Any, presets: list[str], origin: str) -> Iterator[str]:
     from nnunet_collab.core.settings import VARIABLE
 
-    # nnU-Net forgets the module of a trainer in a user's folder; a class without a text has its parent's.
+    # nnU-Net removes the module of a user's trainer from `sys.modules`. A class without docstring has its parent's.
     text = inspect.getdoc(sys.modules.get(trainer.__module__)) or inspect.getdoc(trainer) or ""
     yield trainer.__name__
     yield from _indented(text.split("\n\n")[0], 4)
@@ -126,16 +131,16 @@ def _head(trainer: Any, presets: list[str], origin: str) -> Iterator[str]:
     )
     if origin:
         yield ""
-        yield from _indented(f"Values are those after {origin}; where they differ, the default stands beside them.", 4)
+        yield from _indented(f"Values include the changes of {origin}. The default stands beside a changed value.", 4)
 
 
 def _groups(default: Settings, settings: Settings) -> Iterator[str]:
-    """The settings by the class that introduces them, the method's own first."""
+    """The settings, grouped by the class that introduces them; those of the method come first."""
     from nnunet_collab.core.settings import Settings, schema_of, to_json
 
     schema, values, defaults = schema_of(type(settings)), to_json(settings), to_json(default)
     bases = [base for base in type(settings).__mro__ if issubclass(base, Settings) and base is not Settings]
-    home = {name: base for base in bases for name in vars(base)["own_specs"]}  # the last is the first to have it
+    home = {name: base for base in bases for name in vars(base)["own_specs"]}  # the last base is the one that adds it
     for base in bases:
         names = [name for name in settings.specs if home[name] is base]
         if names:
@@ -157,7 +162,7 @@ def _entry(name: str, node: Mapping[str, Any], schema: Mapping[str, Any], value:
 
 
 def _students(settings: Settings) -> Iterator[str]:
-    """The settings of a student, and what the students differ in from the defaults."""
+    """The settings of a student, and the settings in which the students differ from the defaults."""
     from nnunet_collab.core.settings import schema_of, to_json
 
     members: tuple[Settings, ...] = getattr(settings, "students", ())
@@ -169,12 +174,12 @@ def _students(settings: Settings) -> Iterator[str]:
     yield from ("", *_indented(f"{kind.__name__}: {_first_line(kind)}", 0))
     for name, value in defaults.items():
         yield from _entry(f"students.<name>.{name}", schema["properties"][name], schema, value, value)
-    yield from ("", "Students of this trainer, where they differ from these defaults:")
+    yield from ("", "Students of this trainer, and their settings that differ from these defaults:")
     for member in members:
         own = to_json(member)
         told = ", ".join(f"{name} = {_shown(own[name])}" for name, value in defaults.items() if own[name] != value)
         yield ""
-        yield from _indented(f"{member.name}: {told or 'as they are'}", 4)  # type: ignore[attr-defined]
+        yield from _indented(f"{member.name}: {told or 'no difference'}", 4)  # type: ignore[attr-defined]
 
 
 def _first_line(kind: type) -> str:
@@ -182,7 +187,7 @@ def _first_line(kind: type) -> str:
 
 
 def _shown(value: Any) -> str:
-    """As JSON; named settings by their names."""
+    """The value as JSON; for a list of named settings, their names."""
     if isinstance(value, list) and value and isinstance(value[0], dict) and "name" in value[0]:
         return ", ".join(item["name"] for item in value)
     return json.dumps(value)

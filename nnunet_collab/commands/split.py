@@ -1,4 +1,4 @@
-"""`nnunet_collab split`: let few training patients keep their labels, by patient; and look for leaks between roles."""
+"""`nnunet_collab split`: choose the few patients that keep their labels, and search for one image in two roles."""
 
 from __future__ import annotations
 
@@ -44,27 +44,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-d", dest="dataset", metavar="ID", required=True, help="nnU-Net's dataset id, or its full name"
     )
     parser.add_argument(
-        "--labeled", nargs="+", metavar="N|P%|NAME", help="7 patients, 10%% of them, or these patients or cases"
+        "--labeled",
+        nargs="+",
+        metavar="N|P%|NAME",
+        help="who keeps the labels: a number of patients (7), a percentage (10%%), or names of patients or cases",
     )
-    parser.add_argument("--seed", type=int, default=0, help="which patients are drawn (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed for drawing the patients (default: 0)")
     parser.add_argument(
-        "--patient-pattern", metavar="REGEX", help="matches whole case names, its first group is the patient"
+        "--patient-pattern",
+        metavar="REGEX",
+        help="regular expression that matches whole case names; its first group is the patient",
     )
-    parser.add_argument("--folds", type=int, help=f"folds to deal if there is no split yet (default: {_FOLDS})")
-    parser.add_argument("--audit", action="store_true", help="look for the same image in two roles; exit status 1")
+    parser.add_argument("--folds", type=int, help=f"number of folds if there is no split yet (default: {_FOLDS})")
+    parser.add_argument(
+        "--audit", action="store_true", help="search for the same image in two roles; exit status 1 if one is found"
+    )
     parser.add_argument("--to", metavar="NEW_ID", type=int, help="write a new raw dataset without the other labels")
     parser.add_argument("--name", help="name of that dataset (default: OLDNAME + Labeled + number of patients)")
-    parser.add_argument("--overwrite", action="store_true", help="replace another split; the old one is kept beside")
+    parser.add_argument("--overwrite", action="store_true", help="replace another split; a copy of it is kept")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the split or the new dataset, and print it; then look for duplicates if asked to.
+    """Write the split or the new dataset, and print it. With --audit, search for duplicates.
 
     Returns:
         1 if the audit finds duplicates, else 0.
 
     Raises:
-        CollabError: If the arguments, the dataset or its split must be refused. Nothing has been written then.
+        CollabError: If the arguments, the dataset or its split are refused. Nothing is written then.
     """
     _refuse_arguments(args)
     labeled = parse_labeled(args.labeled) if args.labeled else None
@@ -82,10 +89,10 @@ def run(args: argparse.Namespace) -> int:
     patient_of = patient_lookup(pattern, cases)
     if pattern is None:
         print(
-            "Every case counts as a patient of its own: dataset.json has no patient_pattern. If there are several of "
-            "one patient, give --patient-pattern."
+            "Every case is treated as a separate patient, because dataset.json has no patient_pattern. If a patient "
+            "has several cases, set --patient-pattern."
         )
-    # Before anything is written: an image that cannot be read is a reason to refuse.
+    # Read before anything is written: an image that cannot be read is refused.
     images = _images(raw, dataset_json) if args.audit else {}
     copies = equal_images(images) if images else []
     if labeled is not None and args.to is not None:
@@ -107,13 +114,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _refuse_arguments(args: argparse.Namespace) -> None:
     if not args.labeled and not args.audit:
-        raise CollabError("split: say what to do: --labeled 7 (or 10%, or names), --audit, or both; got neither.")
+        raise CollabError("split: needs --labeled, --audit, or both; got neither. Add e.g. --labeled 7.")
     if not args.labeled and args.to is not None:
-        raise CollabError("--to: it needs --labeled, which says whose labels go into the new dataset. Add --labeled.")
+        raise CollabError("--to: it needs --labeled, which selects the labels of the new dataset. Add --labeled.")
     if args.name is not None and args.to is None:
         raise CollabError("--name: it names the new dataset that --to writes, so it needs --to. Add --to NEW_ID.")
     if args.folds is not None and args.folds < 2:
-        raise CollabError(f"--folds: cross-validation needs at least 2; got {args.folds}. Leave it away for {_FOLDS}.")
+        raise CollabError(
+            f"--folds: must be at least 2; got {args.folds}. Correct it, or leave --folds out for {_FOLDS} folds."
+        )
 
 
 def _split(
@@ -123,40 +132,40 @@ def _split(
     cases: Collection[str],
     patient_of: PatientOf,
 ) -> None:
-    """Make the split and write it where nnU-Net reads it; `folders` are the preprocessed and the raw dataset's."""
+    """Make the split and write it where nnU-Net reads it; `folders`: the preprocessed and the raw dataset."""
     if isinstance(labeled, tuple):
         names = named_cases(labeled, cases, patient_of)
         split = with_named_labels(cases, names, patient_of, args.folds or _FOLDS)
-        print("The named patients are labeled in every fold; validation folds are dealt from the others.")
+        print("The named patients are labeled in every fold. The other patients are distributed over the folds.")
     else:
         try:
             folds = _existing_split(folders, cases, patient_of)
         except CollabError as error:
             if not args.overwrite:
-                fix = "Or deal new folds with --overwrite, which keeps the file beside."
+                fix = "Or make new folds with --overwrite, which keeps a copy of the file."
                 raise CollabError(f"{error} {fix}") from error
-            print(f"{error}\nIt is not used.")
+            print(f"{error}\nThis split is not used.")
             folds = None
         if folds is None:
             folds = patient_folds(cases, patient_of, folds=args.folds or _FOLDS)
-            print(f"{len(folds)} folds are dealt by patient, for there is no split to start from.")
+            print(f"{len(folds)} folds are made by patient, because there is no split to start from.")
         elif args.folds not in (None, len(folds)):
             raise CollabError(
-                f"--folds: the split that is there has {len(folds)} folds; got {args.folds}. Leave --folds away, or "
-                f"move {SPLIT_FILE} away to deal new folds."
+                f"--folds: must be {len(folds)}, the number of folds of the existing split; got {args.folds}. Leave "
+                f"--folds out, or move {SPLIT_FILE} away to make new folds."
             )
         split = with_few_labels(folds, patient_of, labeled, args.seed)
     validate_split(split, cases, patient_of)
     _write(split, folders, overwrite=args.overwrite)
     print(_table(split, patient_of))
     if not any(fold["unlabeled"] for fold in split):
-        print("No case is unlabeled: all patients that are trained with keep their labels.")
+        print("No case is unlabeled: all training patients keep their labels.")
     if unused := sorted(set(cases) - {case for role in split[0].values() for case in role}):
-        print(f"In no role of fold 0, because the split that was there left them out: {listed(unused)}.")
+        print(f"Not used in fold 0, because the existing split leaves them out: {listed(unused)}.")
 
 
 def _existing_split(folders: tuple[Path, Path], cases: Collection[str], patient_of: PatientOf) -> Split | None:
-    """The split that training reads, or else the raw dataset's, after checking it."""
+    """The checked split that training reads, or else that of the raw dataset; None if there is none."""
     path = next((folder / SPLIT_FILE for folder in folders if (folder / SPLIT_FILE).is_file()), None)
     if path is None:
         return None
@@ -171,7 +180,7 @@ def _existing_split(folders: tuple[Path, Path], cases: Collection[str], patient_
 
 
 def _write(split: Split, folders: tuple[Path, Path], *, overwrite: bool) -> None:
-    """Write the split where training reads it, and to the raw copy, with which nnU-Net's planner compares it.
+    """Write the split where training reads it. Also replace a raw copy, because nnU-Net's planner compares both.
 
     Raises:
         CollabError: If there is another split and `overwrite` is not set, or if writing fails.
@@ -183,20 +192,20 @@ def _write(split: Split, folders: tuple[Path, Path], *, overwrite: bool) -> None
     others = [place for place in places if place.is_file() and not holds_split(place, split)]
     if others and not overwrite:
         raise CollabError(
-            f"{others[0]}: there is another split. --overwrite replaces it and keeps it beside as "
-            f"{_backup(others[0]).name}; trainings that used it cannot go on then."
+            f"{others[0]}: there is another split already. To replace it, add --overwrite; a copy is kept as "
+            f"{_backup(others[0]).name}. Trainings with the old split cannot be continued then."
         )
     for place in others:
         backup = _backup(place)
         write_atomically(backup, partial(shutil.copyfile, place))
-        print(f"kept    {backup}, the split that was there")
+        print(f"kept    {backup}, the previous split")
     for place in places:
         write_json(place, split)
         print(f"wrote   {place}")
 
 
 def _backup(path: Path) -> Path:
-    """A free name beside a split: splits_final.before_split.json, or with a number."""
+    """A free name in the folder of the split: splits_final.before_split.json, or the same with a number."""
     place, number = path.with_name(f"{path.stem}.before_split.json"), 2
     while place.exists():
         place, number = path.with_name(f"{path.stem}.before_split.{number}.json"), number + 1
@@ -204,7 +213,7 @@ def _backup(path: Path) -> Path:
 
 
 def _table(split: Split, patient_of: PatientOf) -> str:
-    """One line per fold: patients/cases of each role."""
+    """One line per fold: number of patients / number of cases in each role."""
     rows = [["fold", "labeled", "unlabeled", "validation"]]
     for number, fold in enumerate(split):
         roles = (fold["train"], fold["unlabeled"], fold["val"])
@@ -215,20 +224,20 @@ def _table(split: Split, patient_of: PatientOf) -> str:
 def _print_warnings(
     raw: Path, preprocessed: Path, dataset_json: dict[str, Any], known: Collection[str], pattern: str | None
 ) -> None:
-    """What this split cannot keep apart."""
+    """Warn of information that this split does not hide."""
     from nnunet_collab.core.nnunet_folders import UNLABELED, case_images, channel_names
 
     planned = [path.read_text(encoding="utf-8") for path in preprocessed.glob("*.json") if path.name != SPLIT_FILE]
     ct = any(str(name).lower() == "ct" for name in channel_names(dataset_json).values())
     if ct or any('"CTNormalization"' in text for text in planned):
         print(
-            "Warning: the images are normalized as CT, by intensities under all labels of labelsTr, also those that "
-            "this split hides. To plan without them, write a dataset of its own: add --to NEW_ID."
+            "Warning: the images are normalized as CT, with intensities under all labels of labelsTr, including those "
+            "that this split hides. To plan without them, write a new dataset: add --to NEW_ID."
         )
     if shared := of_patients(case_images(raw / UNLABELED, dataset_json["file_ending"]), known, pattern):
         print(
-            f"{UNLABELED} also holds images of patients of imagesTr: {listed(shared)}. A training leaves out those of "
-            f"the patients it validates on."
+            f"{UNLABELED} also holds images of patients of imagesTr: {listed(shared)}. A training leaves out the "
+            f"images of its validation patients."
         )
 
 
@@ -248,7 +257,7 @@ def _new_dataset(
 
 
 def _in_new_dataset(entry: Entry, labeled: Collection[str]) -> Entry:
-    """Where the image of an entry lies in the dataset in which only these cases are labeled."""
+    """The entry of the same image in the dataset in which only the cases `labeled` have labels."""
     from nnunet_collab.core.nnunet_folders import UNLABELED
 
     hidden = entry.folder == "imagesTr" and entry.case not in labeled
@@ -256,7 +265,7 @@ def _in_new_dataset(entry: Entry, labeled: Collection[str]) -> Entry:
 
 
 def _images(raw: Path, dataset_json: dict[str, Any]) -> dict[Entry, list[Path]]:
-    """Files of all cases of imagesTr, imagesUn and imagesTs."""
+    """Image files of all cases in imagesTr, imagesUn and imagesTs."""
     from nnunet_collab.conversion.labeled_subset import training_cases
     from nnunet_collab.core.nnunet_folders import UNLABELED, case_images
     from nnunet_collab.splits.audit import Entry

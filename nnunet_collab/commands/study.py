@@ -1,4 +1,4 @@
-"""`nnunet_collab study`: a fair comparison of methods, from a file that says what is compared to a report."""
+"""`nnunet_collab study`: compare methods fairly: a study file describes the comparison, the result is a report."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from nnunet_collab.core.errors import CollabError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `nnunet_collab study FILE`."""
-    parser.add_argument("file", metavar="STUDY.toml", type=Path, help="what is compared; see README and studies/")
+    parser.add_argument("file", metavar="STUDY.toml", type=Path, help="the study file; see README and studies/")
     parser.add_argument("-o", "--output", type=Path, help="the study's folder (default: study_<name> here)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, a GPU or a CPU thread each")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="number of runs at a time, each with one GPU or CPU thread"
+    )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: a GPU if there is one"
     )
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--dry-run", action="store_true", help="print the commands that are left to be run")
-    mode.add_argument("--status", action="store_true", help="print how far every run is")
+    mode.add_argument("--dry-run", action="store_true", help="print the remaining commands, and run nothing")
+    mode.add_argument("--status", action="store_true", help="print the progress of every run")
     mode.add_argument("--slurm", action="store_true", help="write a SLURM job array, one task per run, and run nothing")
-    # `run` is the function below, as the parser's default of every command.
+    # Not `run`: that name holds the function of the command.
     mode.add_argument(
-        "--run", dest="one", metavar="NAME", help="do one run, e.g. labels0, without the report: a task of the array"
+        "--run", dest="one", metavar="NAME", help="do one run, e.g. labels0, without the report, as a task of an array"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the study, then do what is left of it, or print it.
+    """Check the study, then do the remaining work, or print it.
 
     Returns:
-        0; 1 if a run failed; 130 or 143 if the study was ended by Ctrl-C or SIGTERM.
+        0; 1 if a run failed; 130 or 143 if Ctrl-C or SIGTERM ended the study.
 
     Raises:
-        CollabError: If the study must be refused. Nothing has been trained then.
+        CollabError: If the study is refused. Nothing is trained then.
     """
     if args.jobs < 1:
         raise CollabError(f"--jobs: must be at least 1; got {args.jobs}. Correct it.")
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.slurm:
         script = conduct.write_array(study, ["--device", args.device])
         print(f"wrote   {script}, {len(study.runs)} tasks\nnext    sbatch {script}")
-        print(f"then    nnunet_collab study {args.file}, which reports when all tasks are done")
+        print(f"then    nnunet_collab study {args.file}, which writes the report when all tasks are done")
         return 0
     if args.one is not None:
         return conduct.conduct_one(study, args.one)

@@ -1,1 +1,1 @@
-"""Raw nnU-Net datasets from the folders in which data sets are distributed."""
+"""Convert datasets, in the folders in which they are distributed, to raw nnU-Net datasets."""

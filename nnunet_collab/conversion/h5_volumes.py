@@ -1,8 +1,8 @@
-"""Volumes in the .h5 files of semi-supervised code bases: arrays `image` and `label`, and no geometry at all.
+"""Read volumes from the .h5 files of semi-supervised code bases: arrays `image` and `label`, without geometry.
 
-A volume is one file, or one file per slice. The geometry is lost in these files; with the original image it is restored
-(`restored`): the volume is that image, or a box cut out of it, with other intensities. Which box is found from the
-labels' bounding boxes, and it is accepted only if the intensities are a linear function of the original's.
+A volume is one file, or one file per slice. If the original image is available, its geometry is restored (`restored`).
+The volume is then the original image, or a box of it, with other intensities. The position of the box is found from the
+bounding boxes of the labels. It is accepted only if the intensities are a linear function of the original ones.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import SimpleITK as sitk
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.image_io import read_image
 
-LEAST_CORRELATION = 0.999  # of the volume with the original: rounding costs less than that
-MOST_VOXELS = 200_000  # the correlation is computed on about as many, evenly spaced
+LEAST_CORRELATION = 0.999  # smallest correlation with the original; rounding lowers it by less
+MOST_VOXELS = 200_000  # approximate number of voxels, evenly spaced, from which the correlation is computed
 
 
 @dataclass(frozen=True)
 class H5Volume:
-    """Where a volume and its geometry are.
+    """The files of a volume and of its original.
 
     Attributes:
-        files: The file of the volume, or those of its slices in order.
-        axes_xyz: Whether the arrays are ordered x, y, z; otherwise z, y, x (slices: y, x).
-        original: The image it was made from, or None: then the spacing is unknown and written as 1.
-        original_label: Its label; needed if the volume is a box of the original.
+        files: File of the volume, or files of its slices in order.
+        axes_xyz: Whether the axes of the arrays are ordered x, y, z; otherwise z, y, x (slices: y, x).
+        original: Image from which the volume was made. With None, the spacing is unknown and written as 1.
+        original_label: Label of the original; needed if the volume is a box of the original.
     """
 
     files: tuple[Path, ...]
@@ -40,10 +40,10 @@ class H5Volume:
     original_label: Path | None = None
 
     def read(self, key: str) -> sitk.Image:
-        """Read "image" or "label", on the original's grid if there is one.
+        """Read "image" or "label", with the geometry of the original if there is one.
 
         Raises:
-            CollabError: If a file cannot be read, slices differ in size, or the original is another image.
+            CollabError: If a file cannot be read, if slices differ in size, or if the original is a different image.
         """
         volume = self._array(key)
         grid = None if self.original is None else restored(self, volume.shape)
@@ -59,8 +59,8 @@ class H5Volume:
         shapes = sorted({part.shape for part in parts})
         if len(shapes) > 1:
             raise CollabError(
-                f"{self.files[0]}: all slices of a volume must have one size; found {', '.join(map(str, shapes))}. "
-                "Copy the slices again, or leave this case out."
+                f"{self.files[0]}: all slices of a volume must have the same size; found "
+                f"{', '.join(map(str, shapes))}. Copy the slices again, or leave this case out."
             )
         volume = parts[0] if len(parts) == 1 and parts[0].ndim == 3 else np.stack(parts)
         if volume.dtype == bool:
@@ -78,17 +78,17 @@ def require_h5py() -> Any:
         return importlib.import_module("h5py")
     except ImportError as error:
         raise CollabError(
-            f"ssl4mis: the package h5py is needed to read .h5 files; it cannot be imported ({error}). Install it: "
+            f"ssl4mis: reading .h5 files needs the package h5py; it cannot be imported ({error}). Install it: "
             "pip install 'nnunet-collab[h5]'"
         ) from error
 
 
 def restored(volume: H5Volume, shape: tuple[int, ...]) -> sitk.Image:
-    """The part of the original that a volume was made of; its size, spacing, origin and direction are the volume's.
+    """The part of the original from which a volume was made. It has the geometry of the volume.
 
     Args:
-        volume: Has an original.
-        shape: Of the volume, z, y, x.
+        volume: A volume with an original.
+        shape: Shape of the volume, z, y, x.
 
     Raises:
         CollabError: If the volume cannot be a part of the original.
@@ -98,7 +98,7 @@ def restored(volume: H5Volume, shape: tuple[int, ...]) -> sitk.Image:
     original, size = read_image(volume.original), tuple(reversed(shape))
     if original.GetSize() == size:
         return original
-    fix = "Give the originals this data was made from, or leave --originals out."
+    fix = "Use the originals from which this data was made, or leave --originals out."
     if volume.original_label is None or original.GetDimension() != len(size):
         raise CollabError(
             f"{volume.files[0]}: the size must be that of its original {volume.original}, {original.GetSize()}; it is "
@@ -109,14 +109,14 @@ def restored(volume: H5Volume, shape: tuple[int, ...]) -> sitk.Image:
         voxels = np.argwhere(label)
         if len(voxels) == 0:
             raise CollabError(
-                f"{volume.files[0]}: it is a part of {volume.original}, and is found in it by its label, which is "
-                f"empty. Leave this case out, or leave --originals out."
+                f"{volume.files[0]}: its position in {volume.original} is found from its label, so the label must not "
+                f"be empty; it is. Leave this case out, or leave --originals out."
             )
         corners.append((voxels.min(axis=0), voxels.max(axis=0)))
     start = corners[0][0] - corners[1][0]
     extent = [tuple(last - first) for first, last in corners]
     if extent[0] != extent[1] or (start < 0).any() or (start + shape > original.GetSize()[::-1]).any():
-        raise CollabError(f"{volume.files[0]}: the label must be that of {volume.original}; it is another. {fix}")
+        raise CollabError(f"{volume.files[0]}: the label must be that of {volume.original}; it differs. {fix}")
     return sitk.RegionOfInterest(original, size, [int(i) for i in start[::-1]])
 
 
@@ -130,7 +130,7 @@ def _refuse_other_image(image: npt.NDArray[Any], part: sitk.Image, volume: H5Vol
     if not same:
         raise CollabError(
             f"{volume.files[0]}: the intensities must be those of {volume.original}, up to a factor and an offset; "
-            "they are not. Give the originals this data was made from, or leave --originals out."
+            "they are not. Use the originals from which this data was made, or leave --originals out."
         )
 
 
@@ -141,5 +141,5 @@ def _read(path: Path, key: str) -> npt.NDArray[Any]:
             return np.asarray(file[key][()])
     except (OSError, KeyError, RuntimeError) as error:
         raise CollabError(
-            f"{path}: cannot be read whole ({key}: {error}). Copy or download this file again."
+            f"{path}: cannot be read completely ({key}: {error}). Copy or download the file again."
         ) from error

@@ -1,8 +1,8 @@
-"""The few-label protocols: some training patients keep their labels, the others become cases of imagesUn without any.
+"""Few-label protocols: some training patients keep their labels, the images of the others go to imagesUn.
 
-The patients are the first ones of a published order where there is one and the source holds its patients; otherwise
-they are drawn. Either way, with the same source and seed, the patients of a smaller protocol are among those of a
-larger one. Patients that are validated on keep their labels and are not counted.
+If there is a published order and the source holds its patients, the first patients of that order keep their labels.
+Otherwise the patients are drawn at random. In both cases, with the same source and seed, the patients of a smaller
+protocol are a subset of those of a larger one. Validation patients keep their labels and are not counted.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from nnunet_collab.splits.patient_folds import shuffled
 
 @dataclass(frozen=True)
 class Protocol:
-    """How many patients keep their labels, and the seed of the drawing.
+    """The number of patients that keep their labels, and the seed for drawing them.
 
     Attributes:
-        labeled: A number of patients, or a share of them in (0, 1).
-        seed: Only used where no published order applies.
+        labeled: Number of patients, or share of the patients in (0, 1).
+        seed: Seed for drawing; used only if no published order applies.
     """
 
     labeled: int | Fraction
     seed: int = 0
 
     def __str__(self) -> str:
-        """As it is written on the command line."""
+        """The protocol in the form of the command line."""
         share = isinstance(self.labeled, Fraction)
         return f"{float(self.labeled * 100):g}%" if share else str(self.labeled)
 
 
 @dataclass(frozen=True)
 class PublishedOrder:
-    """Training patients in the order of a public list, whose first n are the labeled ones.
+    """Training patients in the order of a public list; the first n patients are the labeled ones.
 
     Attributes:
-        patients: The list, or its beginning.
-        source: Where the list is from, for dataset.json.
-        whole: How many training patients the list has; with another number in the source it does not apply.
+        patients: The list, or its first entries.
+        source: Source of the list, for dataset.json.
+        whole: Number of training patients in the list. The list applies only if the source has the same number.
     """
 
     patients: Sequence[str]
@@ -53,12 +53,12 @@ class PublishedOrder:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a protocol makes of the training cases.
+    """The training cases, divided by a protocol.
 
     Attributes:
-        labeled: Cases of the chosen patients, and of those that are validated on.
-        unlabeled: The other cases, with no label to be written.
-        record: For dataset.json.
+        labeled: Cases of the chosen patients and of the validation patients.
+        unlabeled: All other cases, without labels.
+        record: Description of the choice, for dataset.json.
     """
 
     labeled: list[Case]
@@ -92,21 +92,21 @@ def choose(
     """Divide training cases into labeled and unlabeled ones, by patient.
 
     Args:
-        cases: All training cases, those that are validated on included.
+        cases: All training cases, including those of the validation patients.
         patient_of: Case name -> patient.
-        protocol: How many.
-        validation: Patients that are validated on.
-        order: The published order, if there is one.
+        protocol: Number or share of patients that keep their labels.
+        validation: Validation patients.
+        order: Published order, or None.
 
     Raises:
-        CollabError: If no patient would be left without labels.
+        CollabError: If no patient would be unlabeled.
     """
     pool = sorted({patient_of(case.name) for case in cases} - set(validation))
     count = number_of_patients(protocol.labeled, len(pool))
     if count >= len(pool):
         raise CollabError(
-            f"--labeled: at least one of the {len(pool)} training patients must be left without labels; got "
-            f"{protocol}, which is {count}. Ask for fewer, or leave --labeled out."
+            f"--labeled: at least one of the {len(pool)} training patients must be unlabeled; got {protocol}, which is "
+            f"{count} labeled patients. Choose a smaller number, or leave --labeled out."
         )
     if (
         order is not None

@@ -1,7 +1,7 @@
-"""A raw dataset in which few cases have labels and the labels of all others are not there at all.
+"""Write a raw dataset that contains the labels of only a few cases.
 
-NnU-Net plans on all labels it finds: its intensity statistics for CT, and so clipping and scaling, would know labels
-that few-label training must not see. In the dataset made here it cannot.
+When nnU-Net plans, it uses all labels that it finds. Its intensity statistics for CT, and so clipping and scaling,
+would depend on labels that few-label training must not use. The dataset written here does not contain them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nnunet_collab.splits.patient_folds import patient_folds
 
 
 class TrainingCase(NamedTuple):
-    """Files of a labeled case; the label's may be missing."""
+    """Files of a training case; the label file may be missing."""
 
     images: list[Path]
     label: Path
@@ -33,8 +33,8 @@ def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, Trainin
     """Cases with labels, in alphabetical order: those of imagesTr, or those that dataset.json lists.
 
     Args:
-        raw: The raw dataset's folder.
-        dataset_json: Its dataset.json.
+        raw: Folder of the raw dataset.
+        dataset_json: Content of its dataset.json.
     """
     ending = dataset_json["file_ending"]
     if "dataset" not in dataset_json:
@@ -50,32 +50,33 @@ def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, Trainin
 
 
 def subset_target(raw: Path, dataset_id: int, name: str | None, patients: int, *, overwrite: bool) -> Target:
-    """The dataset to write: by default, it is named after the old one and the number of its labeled patients."""
+    """The dataset to write. Its default name is the old name, "Labeled" and the number of labeled patients."""
     return Target(dataset_id, name or f"{raw.name[11:]}Labeled{patients}", overwrite)
 
 
 def write_labeled_subset(
     raw: Path, dataset_json: dict[str, Any], labeled: Sequence[str], target: Target, patient_of: PatientOf, folds: int
 ) -> Path:
-    """Write the dataset, with hard links instead of copies where the disk can.
+    """Write the dataset, with hard links instead of copies if the file system supports them.
 
-    Labeled cases go to imagesTr and labelsTr, the images of all others to imagesUn beside those that are there
-    already; imagesTs and labelsTs stay as they are. With two labeled patients or more there is a split by patient.
+    Labeled cases go to imagesTr and labelsTr. The images of all other cases go to imagesUn, in addition to those that
+    are already there. imagesTs and labelsTs are taken over. With at least 2 labeled patients, a split by patient is
+    written.
 
     Args:
-        raw: The old dataset, which is only read.
-        dataset_json: Its dataset.json.
-        labeled: Cases that keep their labels, at least one.
-        target: Where to.
+        raw: Folder of the old dataset, which is only read.
+        dataset_json: Content of its dataset.json.
+        labeled: Names of the cases that keep their labels, at least 1.
+        target: The dataset to write.
         patient_of: Case -> patient.
-        folds: At least 2.
+        folds: Number of folds, at least 2.
 
     Returns:
-        The new dataset's folder.
+        Folder of the new dataset.
 
     Raises:
-        CollabError: If the target must be refused, a label is missing, a name is in imagesTr and imagesUn, or writing
-            fails. There is no new dataset then.
+        CollabError: If the target is refused, a label is missing, a name is in both imagesTr and imagesUn, or writing
+            fails. No new dataset is written then.
     """
     cases = training_cases(raw, dataset_json)
     _refuse_faults(raw, cases, labeled, dataset_json["file_ending"])
@@ -112,18 +113,18 @@ def write_labeled_subset(
 
 
 def _places(target: Target, split: list[dict[str, list[str]]] | None) -> tuple[Path, Path | None]:
-    """Folder of the dataset, and where training reads its split (None: there is no split, or no such place)."""
+    """Folder of the dataset, and the path from which training reads its split; None without a split or such a path."""
     try:
         folder = raw_folder(target)
         if split is not None:
             return folder, split_path(target, split)
-    except CollabError as error:  # written for `convert`, which takes the id with -d
+    except CollabError as error:  # the message is made for `convert`, where -d sets the id
         raise CollabError(str(error).replace("-d:", "--to:").replace("with -d", "with --to")) from error
     stale = Path(os.environ.get(PREPROCESSED, ""), target.folder, SPLIT_FILE)
     if os.environ.get(PREPROCESSED) and stale.exists():
         raise CollabError(
-            f"{stale}: with one labeled patient there must be no split, and fold `all` is trained; there is one. "
-            "Move the file away."
+            f"{stale}: with one labeled patient there must not be a split, because fold `all` is trained; there is "
+            "one. Move the file away."
         )
     return folder, None
 
@@ -131,20 +132,21 @@ def _places(target: Target, split: list[dict[str, list[str]]] | None) -> tuple[P
 def _refuse_faults(raw: Path, cases: Mapping[str, TrainingCase], labeled: Iterable[str], ending: str) -> None:
     if missing := [case for case in sorted(labeled) if not cases[case].label.is_file()]:
         raise CollabError(
-            f"{raw}: every labeled case must have its label; there is none of {listed(missing)}. Add the labels, or "
+            f"{raw}: every labeled case must have a label; these have none: {listed(missing)}. Add the labels, or "
             "remove the cases from imagesTr."
         )
     if doubled := sorted(cases.keys() & case_images(raw / UNLABELED, ending).keys()):
         raise CollabError(
-            f"{raw}: a name must be in imagesTr or in {UNLABELED}; {listed(doubled)} in both. Rename or remove one."
+            f"{raw}: a case must be either in imagesTr or in {UNLABELED}; in both: {listed(doubled)}. Rename or remove "
+            "one of the two."
         )
 
 
 def _labels_to_round(cases: Mapping[str, TrainingCase], labeled: Iterable[str]) -> list[str]:
-    """Labeled cases whose label holds 3.0000002 for 3: nnU-Net would cut 2.9999998 off to 2.
+    """Labeled cases whose labels must be rounded, e.g. 2.9999998 to 3: nnU-Net would truncate it to 2.
 
     Raises:
-        CollabError: With every label that cannot be read whole, or holds what is no whole number.
+        CollabError: If labels cannot be read or hold values that are not whole numbers; the message lists all of them.
     """
     to_round, problems = [], []
     for case in sorted(labeled):
@@ -163,7 +165,7 @@ def _labels_to_round(cases: Mapping[str, TrainingCase], labeled: Iterable[str]) 
             to_round.append(case)
     if problems:
         raise CollabError(
-            "\n- ".join(["split --to: labels must be as nnU-Net needs them; so nothing was written:", *problems])
+            "\n- ".join(["split --to: nnU-Net cannot use these labels, so nothing was written:", *problems])
         )
     return to_round
 
@@ -174,7 +176,7 @@ def _print_summary(folder: Path, new_id: int, total: int, labeled: Sequence[str]
     )
     print(f"        of the other {total - len(labeled)} training cases are in {UNLABELED}, without labels")
     if len(patients) < 2:
-        print("With one labeled patient there is nothing to validate on, so there is no split: train fold `all`.")
+        print("With one labeled patient there is no validation case, so no split is written. Train fold `all`.")
     print(f"Next: nnUNetv2_plan_and_preprocess -d {new_id} --verify_dataset_integrity")
     print(f"then: nnunet_collab preprocess_unlabeled -d {new_id} -c CONFIGURATION")
 
@@ -186,7 +188,7 @@ def _link_cases(
         images = folder / ("imagesTr" if case in labeled else UNLABELED)
         for channel, path in enumerate(files.images):
             _link(path, images / f"{case}_{channel:04d}{ending}")
-        # 3D TIFF keeps the spacing in a file beside the image
+        # The spacing of a 3D TIFF is in a file beside the image.
         _link(files.images[0].with_name(f"{case}.json"), images / f"{case}.json")
         if case in labeled:
             place = folder / "labelsTr" / f"{case}{ending}"
@@ -202,11 +204,11 @@ def _link_cases(
 
 
 def _link(source: Path, place: Path) -> None:
-    """A hard link or, where the disk has none, a copy; nothing if the source is no file."""
+    """Make a hard link, or a copy if the file system does not support links. Do nothing if the source is missing."""
     if not source.is_file():
         return
     place.parent.mkdir(parents=True, exist_ok=True)
-    source = source.resolve()  # a link to a symbolic link would break when its relative target is out of reach
+    source = source.resolve()  # a hard link to a symbolic link with a relative target would not work
     try:
         os.link(source, place)
     except OSError:  # another file system, or one without hard links

@@ -1,9 +1,9 @@
-"""Write the cases of a raw dataset so that an interrupted conversion goes on where it stopped.
+"""Write the cases of a raw dataset so that an interrupted conversion can be continued.
 
-The cases go into a hidden folder beside the dataset's place. A manifest in it has one line per *complete* case: the
-sizes and times of the source's files, and the sizes of what was written. After an interruption a case is kept only if
-all of that is still true; anything else in the folder, above all a half-written case, is deleted and written again.
-The first line says what is converted and how: with another one, the whole folder is started afresh.
+The cases are written to a hidden folder in the parent folder of the dataset. A manifest in it has one line per
+*complete* case: the sizes and times of the source files, and the sizes of the written files. After an interruption a
+case is kept only if its line is still correct. All other files in the folder, such as those of an incomplete case, are
+deleted and written again. The first line of the manifest describes the conversion; if it differs, no case is kept.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Records = dict[str, dict[str, Any]]  # "Tr/case" -> its line of the manifest
 
 
 def complete_cases(folder: Path, header: Mapping[str, object], roles: Roles) -> Records:
-    """What an interrupted conversion has left that can be kept; nothing is changed.
+    """The complete cases of an interrupted conversion. Nothing is changed on the disk.
 
     Args:
         folder: The hidden folder; it may be missing.
-        header: What is converted and how.
+        header: Description of the conversion.
         roles: Role -> cases.
 
     Returns:
-        Records of the cases whose source and written files are as the manifest says; none if the header differs.
+        Records of the cases whose source files and written files match the manifest; empty if the header differs.
     """
     manifest = folder / MANIFEST
     lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
@@ -45,7 +45,7 @@ def complete_cases(folder: Path, header: Mapping[str, object], roles: Roles) -> 
     for number, line in enumerate(lines):
         try:
             record = json.loads(line)
-        except ValueError:  # the last line, cut off by the interruption
+        except ValueError:  # the last line, truncated by the interruption
             break
         if number == 0 and record != json.loads(json.dumps(header)):
             return {}
@@ -62,15 +62,15 @@ def complete_cases(folder: Path, header: Mapping[str, object], roles: Roles) -> 
 def write_cases(
     folder: Path, header: Mapping[str, object], roles: Roles, rules: SourceRules, ending: str, kept: Records
 ) -> None:
-    """Write the images, and the labels of those cases that have one, below `folder`.
+    """Write the images and labels of all cases below `folder`.
 
     Args:
-        folder: The hidden folder; made if it is missing. What is in it and does not belong to `kept` is deleted.
-        header: What is converted and how.
+        folder: The hidden folder; created if it is missing. Files in it that do not belong to `kept` are deleted.
+        header: Description of the conversion.
         roles: Role -> cases; a role of `ROLES` may be missing.
-        rules: How the sources are read.
-        ending: Of the files, with its dot.
-        kept: From `complete_cases`.
+        rules: Rules for reading the sources.
+        ending: Ending of the files, with its dot.
+        kept: Records of the complete cases, from `complete_cases`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {name for record in kept.values() for name in record["written"]}
@@ -83,7 +83,7 @@ def write_cases(
     bar = tqdm(jobs, total=len(jobs) + len(kept), initial=len(kept), desc="Writing", unit="case", disable=None)
     with (folder / MANIFEST).open("a", encoding="utf-8") as manifest:
         for role, case in bar:
-            stamp = source_stamp(case)  # before reading: a file that changes meanwhile is read again
+            stamp = source_stamp(case)  # taken before reading, so that a file that changes meanwhile is read again
             written = _write_case(case, rules, ending, folder, role)
             record = {
                 "case": f"{role}/{case.name}",
@@ -95,15 +95,15 @@ def write_cases(
 
 
 def finish(folder: Path, place: Path) -> None:
-    """Give the complete folder its name; a folder that has it is deleted first."""
+    """Rename the complete folder to `place`. A folder of that name is deleted first."""
     if place.exists():
         shutil.rmtree(place)
     folder.rename(place)
-    (place / MANIFEST).unlink()  # last: without it, an interruption here would throw the whole folder away
+    (place / MANIFEST).unlink()  # removed last: after an interruption before this line, the folder is still usable
 
 
 def source_stamp(case: Case) -> list[list[object]]:
-    """Path, bytes and time of change (ns) of every file the case is made of, folders with all their files."""
+    """Path, size (bytes) and modification time (ns) of every source file of the case, including those in folders."""
     paths = [path for source in case.sources for path in (sorted(source.rglob("*")) if source.is_dir() else [source])]
     stats = [(path, path.stat()) for path in paths if path.is_file()]
     return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
@@ -119,7 +119,7 @@ def _write_case(case: Case, rules: SourceRules, ending: str, folder: Path, role:
         place = images / f"{case.name}_{channel:04d}{ending}"
         if path.name.endswith(ending) and rules.read_image is read_image and same_grid(image, grid):
             shutil.copyfile(path, place)
-        else:  # another format, or a grid that differs by less than the tolerance: nnU-Net wants equal ones
+        else:  # another format, or a grid that differs within the tolerance; nnU-Net needs equal grids
             image.CopyInformation(grid)
             write_image(image, place)
         written.append(place)
@@ -132,7 +132,7 @@ def _write_case(case: Case, rules: SourceRules, ending: str, folder: Path, role:
 
 
 def _sizes(folder: Path, names: Sequence[str] | Mapping[str, object]) -> dict[str, int]:
-    """Relative name -> bytes; -1 for what is missing."""
+    """Relative name -> size in bytes; -1 for a missing file."""
     return {name: (folder / name).stat().st_size if (folder / name).is_file() else -1 for name in names}
 
 

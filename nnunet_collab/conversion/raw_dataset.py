@@ -1,14 +1,14 @@
-"""Write a public dataset as an nnU-Net raw dataset: what every converter shares.
+"""Write a public dataset as an nnU-Net raw dataset. All converters use this module.
 
 A converter lists the cases of its source and describes the dataset (`RawDataset`); `write_raw_dataset` does the rest:
 
-1. It refuses a wrong target and a faulty source before anything is written, with all faults in one message.
-2. It writes images, labels, `dataset.json` and a split by patient into a hidden folder beside the target and renames
-   it at the end, so that an interruption leaves no half dataset. The next run continues it (`raw_cases`).
+1. It checks the target and the source before it writes anything, and reports all faults of the source in one message.
+2. It writes images, labels, `dataset.json` and a split by patient to a hidden folder beside the target and renames it
+   at the end, so that an interruption leaves no incomplete dataset. The next run continues it (`raw_cases`).
 
-Geometry is never changed: images are copied bit for bit where nnU-Net reads their format; labels become uint8 on the
+The geometry is never changed. Images are copied bit by bit if nnU-Net reads their format. Labels become uint8 on the
 grid of their image. Labels of test cases go to `labelsTs`, which nnU-Net's training never opens. With a few-label
-protocol (`labeled_protocol`) the images of the other patients go to `imagesUn`, and their labels nowhere.
+protocol (`labeled_protocol`) the images of the other patients go to `imagesUn`, and their labels are not written.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from nnunet_collab.splits.patient_folds import few_patients, patient_folds
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What goes into dataset.json.
+    """Content of dataset.json.
 
     Attributes:
-        channel_names: Channel number -> name. nnU-Net chooses the normalization by it ("CT" is special).
+        channel_names: Channel number -> name. nnU-Net chooses the normalization by the name ("CT" is special).
         labels: Name -> value, or list of values for regions; "background" is 0.
-        file_ending: Of all files, with its dot.
+        file_ending: Ending of all files, with its dot.
         patient_pattern: Regular expression that matches a whole case name; its first group is the patient.
-        extra: Further entries, such as regions_class_order.
+        extra: Additional entries, such as regions_class_order.
     """
 
     channel_names: Mapping[str, str]
@@ -66,17 +66,19 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A source as a converter found it.
+    """The cases of a source, as listed by a converter.
 
     Attributes:
-        train: Cases with labels.
-        test: Cases with or without labels.
-        groups: Patient -> group (a diagnosis, a center) that the folds are balanced over; may be empty.
+        info: Content of dataset.json.
+        rules: Rules for the files of the source.
+        train: Training cases; all have labels.
+        test: Test cases, with or without labels.
+        groups: Patient -> group (a diagnosis, a center) for balancing the folds; may be empty.
         problems: Faults found while listing the files, one line each.
-        validation: Training patients that a published split validates on: there is one fold then. Without any, five
-            folds are dealt by patient.
-        split: Where the division into training, validation and test is from, in a sentence for dataset.json.
-        order: A published order of the training patients, for the few-label protocols.
+        validation: Validation patients of a published split, which has one fold. If empty, five folds are made by
+            patient.
+        split: Source of the division into training, validation and test cases, in a sentence for dataset.json.
+        order: Published order of the training patients, for the few-label protocols, or None.
     """
 
     info: DatasetInfo
@@ -91,18 +93,19 @@ class RawDataset:
 
 
 def write_raw_dataset(dataset: RawDataset, target: Target) -> Path:
-    """Check target and source, write the dataset and its split, and print where they are.
+    """Check target and source, write the dataset and its split, and print their paths.
 
     Args:
-        dataset: What to write.
-        target: Where to, and how many patients keep their labels.
+        dataset: The cases of the source.
+        target: The dataset to write, and the number of patients that keep their labels.
 
     Returns:
-        The dataset's folder.
+        Folder of the dataset.
 
     Raises:
-        CollabError: If the target must be refused (`raw_folder`, `split_path`, `refuse_full_disk`) or the protocol
-            (`parse_protocol`, `choose`), or with every fault of the source. Nothing has been written then.
+        CollabError: If the target is refused (`raw_folder`, `split_path`, `refuse_full_disk`), if the protocol is
+            refused (`parse_protocol`, `choose`), or if the source has faults; then the message lists all of them.
+            Nothing is written then.
     """
     folder = raw_folder(target)
     protocol = None if target.labeled is None else parse_protocol(target.labeled, target.seed)
@@ -149,7 +152,7 @@ def _role_problems(dataset: RawDataset) -> list[str]:
         for case in cases:
             places.setdefault(case.name, []).append(str(case.images[0]))
         problems += [
-            f"case {name}: every name must be there once; found {' and '.join(paths)}. Remove all but one."
+            f"case {name}: every name must occur once; found {' and '.join(paths)}. Remove all but one."
             for name, paths in places.items()
             if len(paths) > 1
         ]
@@ -159,14 +162,14 @@ def _role_problems(dataset: RawDataset) -> list[str]:
     )
     problems += [
         f"patient {patient}: a patient must be either in training or in testing; found in {train[patient]} and in "
-        f"{test[patient]}. Remove one of the two."
+        f"{test[patient]}. Remove one of them."
         for patient in sorted(train.keys() & test.keys())
     ]
     return problems if len(train) >= 2 else [*problems, few_patients(sorted(train))]
 
 
 def _split(cases: Sequence[Case], dataset: RawDataset) -> Split:
-    """NnU-Net's folds of the labeled cases; none if there are too few patients to train and validate."""
+    """The folds of the labeled cases, in nnU-Net's format; empty if there are fewer than 2 patients."""
     patient_of = dataset.info.patient_of
     names = sorted(case.name for case in cases)
     held_out = [name for name in names if patient_of(name) in dataset.validation]
@@ -178,7 +181,7 @@ def _split(cases: Sequence[Case], dataset: RawDataset) -> Split:
 
 
 def _write_split(path: Path | None, split: Split) -> None:
-    """Put the split where training reads it; without any, take away the one that --overwrite allows to replace."""
+    """Write the split where training reads it. Without a split, remove the old file, which --overwrite allows."""
     if path is None:
         return
     if not split:
@@ -190,9 +193,9 @@ def _write_split(path: Path | None, split: Split) -> None:
 
 def _announce_partial(partial: Path, kept: int, remaining: int) -> None:
     if kept:
-        print(f"Continuing {partial}, left by an interrupted conversion: {kept} cases are there, {remaining} remain.")
+        print(f"Continuing {partial}, left by an interrupted conversion: {kept} cases complete, {remaining} remain.")
     else:
-        print(f"Removing {partial}, left by an interrupted conversion: no complete case in it fits this source.")
+        print(f"Removing {partial}, left by an interrupted conversion: it has no complete case of this source.")
         shutil.rmtree(partial)
 
 
@@ -228,8 +231,8 @@ def _print_summary(
         print(f"Training and test: {dataset.split}")
     if not split:
         print(
-            "Labeled cases of fewer than two patients: there is no split file, because none can be validated on. "
-            "Train with fold all."
+            "There is no split file, because fewer than 2 patients have labels and none is left for validation. Train "
+            "fold all."
         )
     elif split_file is not None:
         print(f"Split by patient, {len(split)} folds: {split_file} (copy: {folder / SPLIT_FILE}).")
@@ -237,11 +240,11 @@ def _print_summary(
         print(
             f"Split by patient, {len(split)} folds: {folder / SPLIT_FILE}. nnUNet_preprocessed is not set; before "
             f"training, this file must be at $nnUNet_preprocessed/{target.folder}/{SPLIT_FILE}. "
-            "nnUNetv2_plan_and_preprocess copies it there; without that command, copy it yourself."
+            "nnUNetv2_plan_and_preprocess copies it there. If you do not run that command, copy it yourself."
         )
     if 0 < len(split) < 5:
         only = "fold 0 only" if len(split) == 1 else f"folds 0 to {len(split) - 1} only"
-        print(f"Train {only}: for higher ones nnU-Net would split at random, not by patient.")
+        print(f"Train {only}: for higher numbers nnU-Net would split at random, not by patient.")
     print(f"Next: nnUNetv2_plan_and_preprocess -d {target.dataset_id} --verify_dataset_integrity")
     if "Un" in roles:
         print(f"Then: nnunet_collab preprocess_unlabeled -d {target.dataset_id} -c CONFIGURATION")

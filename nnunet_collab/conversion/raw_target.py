@@ -1,4 +1,4 @@
-"""Where a converted dataset goes, and every reason to refuse that place before anything is written."""
+"""The place of a converted dataset, and the checks of that place before anything is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.nnunet_folders import PREPROCESSED, RAW, RESULTS, SPLIT_FILE, UNLABELED, Split, holds_split
 
-MANIFEST = "manifest.jsonl"  # of a conversion under way
+MANIFEST = "manifest.jsonl"  # exists during a conversion
 CONVERTED = {"imagesTr", "labelsTr", "imagesTs", "labelsTs", "dataset.json", SPLIT_FILE, MANIFEST}
 
 
@@ -22,11 +22,12 @@ class Target:
     """A dataset of nnU-Net: `$nnUNet_raw/DatasetXXX_NAME`.
 
     Attributes:
-        dataset_id: 1 to 999.
-        name: The part of the folder's name after the underscore.
+        dataset_id: Id of the dataset, 1 to 999.
+        name: Part of the folder's name after the underscore.
         overwrite: Whether a dataset of this id and name, and its split, may be replaced.
-        labeled: How many training patients keep their labels, as on the command line ("7", "50%"); None for all.
-        seed: Of drawing those patients.
+        labeled: Number or share of training patients that keep their labels, as on the command line ("7", "50%"); None
+            for all.
+        seed: Seed for drawing those patients.
     """
 
     dataset_id: int
@@ -42,11 +43,11 @@ class Target:
 
 
 def raw_folder(target: Target) -> Path:
-    """The folder the dataset will be, once nothing speaks against it. It need not exist; nothing is created.
+    """The folder of the dataset, after checking that it can be written. Nothing is created.
 
     Raises:
-        CollabError: If the id or the name is no valid one, nnUNet_raw is not set or not writable, the id belongs to
-            another dataset, or the folder exists and may not be replaced.
+        CollabError: If the id or the name is not valid, if nnUNet_raw is not set or not writable, if the id belongs to
+            another dataset, or if the folder exists and may not be replaced.
     """
     if not 1 <= target.dataset_id <= 999:
         raise CollabError(f"-d: the dataset id must lie between 1 and 999; got {target.dataset_id}. Choose a free one.")
@@ -69,10 +70,10 @@ def raw_folder(target: Target) -> Path:
 
 
 def split_path(target: Target, split: Split) -> Path | None:
-    """Where nnU-Net's training reads the split, or None if nnUNet_preprocessed is not set.
+    """The path from which nnU-Net's training reads the split, or None if nnUNet_preprocessed is not set.
 
     Raises:
-        CollabError: If that folder cannot be written, or holds another split that may not be replaced.
+        CollabError: If the path cannot be written, or if another split is there that may not be replaced.
     """
     if not os.environ.get(PREPROCESSED):
         return None
@@ -80,29 +81,29 @@ def split_path(target: Target, split: Split) -> Path | None:
     _refuse_unwritable(PREPROCESSED, path)
     if path.exists() and not target.overwrite and not holds_split(path, split):
         raise CollabError(
-            f"{path}: there is already a split, and it differs from the one of this conversion; nnU-Net refuses to "
-            "plan a dataset with two. Move the file away, or replace it with --overwrite."
+            f"{path}: there is already a split, and it differs from that of this conversion; nnU-Net refuses to plan a "
+            "dataset with two splits. Move the file away, or replace it with --overwrite."
         )
     return path
 
 
 def refuse_full_disk(sources: Iterable[Path], folder: Path) -> None:
-    """Compare the size of the source's files with the free space where `folder` will be.
+    """Compare the size of the source files with the free space on the disk of `folder`.
 
     Raises:
-        CollabError: If there is less space than the source takes.
+        CollabError: If the free space is smaller than the source.
     """
     needed = sum(path.stat().st_size for source in sources for path in (source, *source.rglob("*")) if path.is_file())
     free = shutil.disk_usage(_existing_part(folder)).free
     if free < needed:
         raise CollabError(
             f"{folder.parent}: the dataset needs about {needed / 1e6:.1f} MB, the size of its source; {free / 1e6:.1f} "
-            "MB are free. Free some space, or let nnUNet_raw name a folder on another disk."
+            "MB are free. Free some space, or set nnUNet_raw to a folder on another disk."
         )
 
 
 def contents(folder: Path) -> str:
-    """What a dataset's folder holds, for a message: "dataset.json, imagesTr (30 files), ..."."""
+    """The contents of a dataset's folder, for a message: "dataset.json, imagesTr (30 files), ..."."""
     entries = sorted(folder.iterdir())
     return (
         ", ".join(f"{e.name} ({len(list(e.iterdir()))} files)" if e.is_dir() else e.name for e in entries) or "nothing"
@@ -111,7 +112,7 @@ def contents(folder: Path) -> str:
 
 def _refuse_existing(folder: Path, overwrite: bool) -> None:
     if not folder.is_dir():
-        raise CollabError(f"{folder}: this name is needed for the dataset; it is a file. Move it away.")
+        raise CollabError(f"{folder}: the dataset needs this path for its folder; it is a file. Move it away.")
     if not overwrite:
         raise CollabError(
             f"{folder}: the dataset exists already. Choose another id with -d, or replace it with --overwrite, which "
@@ -119,17 +120,17 @@ def _refuse_existing(folder: Path, overwrite: bool) -> None:
         )
     if foreign := sorted({entry.name for entry in folder.iterdir()} - CONVERTED - _converted_unlabeled(folder)):
         raise CollabError(
-            f"{folder}: --overwrite deletes only what a conversion has made; the dataset also holds "
-            f"{', '.join(foreign)}. Move that away first."
+            f"{folder}: --overwrite deletes only files of a conversion; the dataset also holds {', '.join(foreign)}. "
+            "Move these away first."
         )
 
 
 def _converted_unlabeled(folder: Path) -> set[str]:
-    """The name of the folder of unlabeled images, if a conversion has put there all that is in it."""
+    """The name of the folder of unlabeled images if a conversion has written all files in it, else empty."""
     try:
         protocol = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labeled_protocol"]
         cases = set(protocol["unlabeled_cases"])
-    except (OSError, ValueError, KeyError, TypeError):  # nothing there that a conversion has written
+    except (OSError, ValueError, KeyError, TypeError):  # not written by a conversion
         return set()
     place = folder / UNLABELED
     files = [path.name for path in place.iterdir()] if place.is_dir() else []
@@ -137,7 +138,7 @@ def _converted_unlabeled(folder: Path) -> set[str]:
 
 
 def _refuse_taken_id(target: Target) -> None:
-    """NnU-Net finds a dataset by its id in three places, and stops when they disagree on the name."""
+    """Refuse an id of another dataset: nnU-Net searches three folders by id, and stops if the names differ."""
     prefix = f"Dataset{target.dataset_id:03d}"
     for variable in (RAW, PREPROCESSED, RESULTS):
         place = Path(os.environ.get(variable) or "")
@@ -145,7 +146,7 @@ def _refuse_taken_id(target: Target) -> None:
         for entry in sorted(entries):
             if entry.is_dir() and entry.name.startswith(prefix) and entry.name != target.folder:
                 raise CollabError(
-                    f"{entry}: one dataset id must belong to one name in nnUNet_raw, nnUNet_preprocessed and "
+                    f"{entry}: a dataset id must have the same name in nnUNet_raw, nnUNet_preprocessed and "
                     f"nnUNet_results; {target.dataset_id} belongs to {entry.name}, so {target.folder} cannot have it. "
                     "Choose another id with -d."
                 )
@@ -155,8 +156,8 @@ def _refuse_unwritable(variable: str, path: Path) -> None:
     place = _existing_part(path.parent)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise CollabError(
-            f"{variable}: it must name a folder that may be written; {place} is none. Let {variable} name another "
-            "folder, or change the permissions."
+            f"{variable}: must be a writable folder; {place} is not. Set {variable} to another folder, or change the "
+            "permissions."
         )
 
 

@@ -1,9 +1,9 @@
-"""The scripts in `dataset_conversion/`: their names, their options, and how one is run.
+"""The scripts in `dataset_conversion/`: list them, read their options, and run them.
 
-A script is a module with two names: `DATASET_NAME`, used when --name is not given, and
-`convert(source: Path, target: Target) -> object`. It may have options of its own: `OPTIONS`, a literal of the form
-`{"--task": {"choices": ["whole", "regions"], "default": "whole", "help": "..."}}`, whose values reach `convert` as
-keyword arguments. It is read without running the script, so that --help stays quick.
+A script is a module that defines two names: `DATASET_NAME`, the default of --name, and
+`convert(source: Path, target: Target) -> object`. It can define its own options: `OPTIONS`, a literal of the form
+`{"--task": {"choices": ["whole", "regions"], "default": "whole", "help": "..."}}`. Their values are passed to `convert`
+as keyword arguments. `OPTIONS` is read without running the script, so that --help is fast.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ def conversion_folder() -> Path:
     """The folder of the converter scripts.
 
     Raises:
-        CollabError: If it is not there.
+        CollabError: If the folder is missing.
     """
     return shipped_folder("dataset_conversion")
 
 
 def converter_names() -> list[str]:
-    """The datasets there is a script for, in alphabetical order."""
+    """Names of the datasets that have a script, in alphabetical order."""
     return sorted(path.stem for path in conversion_folder().glob("*.py") if not path.stem.startswith("_"))
 
 
 def run_alone(script: Path, argv: Sequence[str] | None = None) -> int:
-    """What a script does when it is started by itself: `python dataset_conversion/acdc.py SOURCE -d ID`.
+    """Run a script that was started directly: `python dataset_conversion/acdc.py SOURCE -d ID`.
 
     Args:
-        script: The script's file.
-        argv: Arguments; None means those of the process.
+        script: File of the script.
+        argv: Arguments; None for those of the process.
 
     Returns:
-        0, or what `status_of` says after printing what was refused.
+        The exit status, from `status_of`.
     """
     parser = argparse.ArgumentParser(description=f"Convert {script.stem} into an nnU-Net raw dataset.")
     add_target_arguments(parser)
@@ -62,15 +62,15 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labeled",
         metavar="PROTOCOL",
-        help="keep the labels of that many training patients (7) or that share of them (50%%); the images of the "
+        help="number (7) or percentage (50%%) of the training patients that keep their labels; the images of the "
         "others go to imagesUn, without labels. Published: ACDC 3, 7 or 14 patients; LA 4, 8 or 16; Pancreas 6 or 12; "
         "BraTS 25 or 50; LiTS 50%%",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of drawing the labeled patients (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed for drawing the labeled patients (default: 0)")
 
 
 def script_options(script: Path) -> dict[str, dict[str, Any]]:
-    """The options of a script, flag -> keyword arguments of `add_argument`; the script is not run."""
+    """The options of a script: flag -> keyword arguments of `add_argument`. The script is not run."""
     for node in ast.parse(script.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["OPTIONS"]:
             found: dict[str, dict[str, Any]] = ast.literal_eval(node.value)
@@ -79,15 +79,15 @@ def script_options(script: Path) -> dict[str, dict[str, Any]]:
 
 
 def add_script_options(parser: argparse.ArgumentParser, script: Path) -> None:
-    """The options that a script declares in `OPTIONS`."""
-    group = parser.add_argument_group(f"options of {script.stem}")  # not shown where it stays empty
+    """Add the options that a script declares in `OPTIONS`."""
+    group = parser.add_argument_group(f"options of {script.stem}")  # an empty group is not shown
     for flag, settings in script_options(script).items():
-        # None where it is not given, so that an option of another dataset is noticed.
+        # The value of a missing option is None, so that an option of another dataset can be refused.
         group.add_argument(flag, **{**settings, "default": None})
 
 
 def _chosen_options(script: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """The options given for this script.
+    """The options of this script on the command line.
 
     Raises:
         CollabError: If an option of another script is given.
@@ -97,7 +97,7 @@ def _chosen_options(script: Path, args: argparse.Namespace) -> dict[str, Any]:
         for flag in script_options(other).keys() - own.keys():
             if getattr(args, _keyword(flag), None) is not None:
                 raise CollabError(
-                    f"convert: {flag} must go with the dataset {other.stem}; got it for {script.stem}. Leave it out."
+                    f"convert: {flag} is an option of the dataset {other.stem}; got it for {script.stem}. Leave it out."
                 )
     values = {_keyword(flag): getattr(args, _keyword(flag)) for flag in own}
     return {keyword: value for keyword, value in values.items() if value is not None}
@@ -114,7 +114,8 @@ def run_script(script: Path, args: argparse.Namespace) -> int:
         0.
 
     Raises:
-        CollabError: If the source is no folder, an option is another script's, or the converter refuses the data.
+        CollabError: If the source is not a folder, if an option belongs to another script, or if the converter refuses
+            the data.
     """
     from nnunet_collab.conversion.raw_target import Target
 
@@ -134,8 +135,8 @@ def _load(script: Path) -> ModuleType:
     name = f"nnunet_collab_conversion_{script.stem}"
     spec = importlib.util.spec_from_file_location(name, script)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{script}: no Python file")
+        raise ImportError(f"{script}: not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up by name
+    sys.modules[name] = module  # dataclasses look up their module by name
     spec.loader.exec_module(module)
     return module

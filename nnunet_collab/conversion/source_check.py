@@ -1,10 +1,11 @@
-"""Read the images of a public dataset, and say everything that is wrong with them before anything is converted.
+"""Read the images of a public dataset, and report all faults before anything is converted.
 
-A converter names its cases (`Case`) and what a file of the dataset must look like (`SourceRules`); `verify_pairs` reads
-every file once and returns one line per fault, each with the file and how to fix it. An empty list means: convert.
+A converter lists its cases (`Case`) and the rules for the files of the dataset (`SourceRules`). `verify_pairs` reads
+every file once and returns one line per fault, with the file and how to fix it. An empty list means that the source can
+be converted.
 
-Two faults need care, because SimpleITK does not report them: a file that was cut off during the download
-(`core/whole_files.py`), and an image and a label of equal size that lie on different grids.
+SimpleITK does not report two kinds of faults: a file that was truncated during the download (`core/whole_files.py`),
+and an image and a label of equal size on different grids.
 
 Sizes, spacings (mm) and origins (mm) are in SimpleITK's order x, y, z.
 """
@@ -27,13 +28,13 @@ from nnunet_collab.core.image_io import LABEL_TOLERANCE, read_image
 
 @dataclass(frozen=True)
 class Case:
-    """One case of the source: what it will be called, and where its files are.
+    """A case of the source: its name in nnU-Net and its files.
 
     Attributes:
         name: Name of the case in nnU-Net, without channel number and file ending.
-        images: One path per channel; a folder where the reader takes folders.
-        label: None for cases without a label.
-        others: Further files that the readers open for this case.
+        images: One path per channel; a folder if the reader reads folders.
+        label: Path of the label, or None.
+        others: Other files that the readers open for this case.
     """
 
     name: str
@@ -43,21 +44,22 @@ class Case:
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """Every path the case is made of."""
+        """All paths of the case."""
         return (*self.images, *((self.label,) if self.label is not None else ()), *self.others)
 
 
 @dataclass(frozen=True)
 class SourceRules:
-    """What each file of a source must look like, and how it is read.
+    """Rules for the files of a source, and the functions that read them.
 
     Attributes:
-        label_values: Value in the source's labels -> value in nnU-Net's. Any other value is a fault.
-        axes: Spatial axes, 2 or 3.
-        components: Values per pixel of an image file: 1, or 3 for color pictures. Labels always have 1.
-        read_image: Path -> image. Replace it for sources that `read_image` cannot read (a DICOM series).
-        read_label: Path -> label. Replace it for labels that must be corrected first (a JPEG mask, flipped slices).
-        label_grid: How well the label's grid must fit the image's. Wider where a source is known to be inexact.
+        label_values: Label value in the source -> label value in nnU-Net. Any other value is a fault.
+        axes: Number of spatial axes, 2 or 3.
+        components: Number of values per pixel of an image: 1, or 3 for color images. Labels always have 1.
+        read_image: Function path -> image. Replace it for sources that `read_image` cannot read (a DICOM series).
+        read_label: Function path -> label. Replace it for labels that must be corrected first (a JPEG mask, flipped
+            slices).
+        label_grid: Largest differences between the grids of label and image. Larger for a source with known errors.
     """
 
     label_values: Mapping[int, int]
@@ -69,11 +71,11 @@ class SourceRules:
 
 
 def verify_pairs(cases: Sequence[Case], rules: SourceRules) -> list[str]:
-    """Read every file of the cases and list what is wrong.
+    """Read every file of the cases and list all faults.
 
     Args:
-        cases: Any number; none gives an empty list.
-        rules: What the files must look like.
+        cases: Cases to check; may be empty.
+        rules: Rules for the files.
 
     Returns:
         One line per fault, in the order of the cases: case, file, what was found, how to fix it.
@@ -83,7 +85,7 @@ def verify_pairs(cases: Sequence[Case], rules: SourceRules) -> list[str]:
 
 
 def same_grid(first: sitk.Image, second: sitk.Image) -> bool:
-    """Whether size, spacing, origin and direction are equal to the last bit."""
+    """Whether size, spacing, origin and direction are exactly equal."""
     return all(
         getattr(first, what)() == getattr(second, what)()
         for what in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
@@ -94,11 +96,11 @@ def to_nnunet_label(label: sitk.Image, grid: sitk.Image, rules: SourceRules) -> 
     """The label as uint8 with nnU-Net's values, on the image's grid.
 
     Args:
-        label: Label of the source, of any number type; `verify_pairs` has found no fault in it.
-        grid: Image of the same size, whose spacing, origin and direction the result takes over.
-        rules: Their `label_values` are applied.
+        label: Label of the source, of any number type; it must have passed `verify_pairs`.
+        grid: Image of the same size; the result gets its spacing, origin and direction.
+        rules: Rules with the `label_values`.
     """
-    # rint before the comparison: a scale factor in the header makes 2.0000001 out of 2.
+    # Rounded before the comparison: a scale factor in the header can turn 2 into 2.0000001.
     voxels = np.rint(sitk.GetArrayViewFromImage(label))
     mapped = np.zeros(voxels.shape, dtype=np.uint8)
     for value, new in rules.label_values.items():
@@ -109,8 +111,8 @@ def to_nnunet_label(label: sitk.Image, grid: sitk.Image, rules: SourceRules) -> 
 
 
 def _faults(case: Case, rules: SourceRules) -> Iterator[str]:
-    """Faults of one case; grids are compared only among files that could be read and are of the right kind."""
-    # An image and its label may be parts of one file, so the path alone does not tell which is meant.
+    """Faults of one case. Grids are compared only among files that can be read and have the right type."""
+    # An image and its label can be parts of one file, so the path alone does not distinguish them.
     parts = [(path, False) for path in case.images] + ([(case.label, True)] if case.label is not None else [])
     grids: list[tuple[Path, sitk.Image, bool]] = []
     for path, is_label in parts:
@@ -131,7 +133,7 @@ def _faults(case: Case, rules: SourceRules) -> Iterator[str]:
 
 def _kind_faults(path: Path, image: sitk.Image, axes: int, components: int) -> Iterator[str]:
     if image.GetDimension() != axes:
-        series = " It looks like a time series: put the single frame there." if image.GetDimension() > axes else ""
+        series = " It may be a time series: replace it with a single frame." if image.GetDimension() > axes else ""
         yield (
             f"{path}: the image must have {axes} axes; it has {image.GetDimension()}, size {image.GetSize()}.{series} "
             "Copy the right file again."

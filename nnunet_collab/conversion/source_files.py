@@ -1,4 +1,4 @@
-"""Find the files of a downloaded dataset and pair images with labels; what is odd becomes one line per fault."""
+"""Find the files of a downloaded dataset and pair images with labels. Each fault becomes one line."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from nnunet_collab.core.errors import CollabError
 
 
 def root_folder(source: Path, places: Sequence[str], holds: Sequence[str]) -> Path:
-    """The folder of an archive that the user means, wherever it was unpacked.
+    """The folder of the dataset, in the given folder or below it.
 
     Args:
-        source: What the user gave.
-        places: Folders to look at, relative to `source`, in this order; "." is `source` itself.
-        holds: Names of folders, all of which must be in it.
+        source: Folder given by the user.
+        places: Folders to search, relative to `source`, in this order; "." is `source` itself.
+        holds: Names of the folders that must all be in it.
 
     Raises:
         CollabError: If none of the places holds them.
@@ -32,12 +32,12 @@ def root_folder(source: Path, places: Sequence[str], holds: Sequence[str]) -> Pa
 
 
 def by_name(paths: Iterable[Path], pattern: str, problems: list[str]) -> dict[str, Path]:
-    """Files whose whole name matches, by the pattern's first group.
+    """First group of the pattern -> file, for all files whose whole name matches.
 
     Args:
-        paths: Any paths; those that do not match are not ours (read-me files, what a Mac leaves behind).
+        paths: Any paths; those that do not match are ignored (e.g. read-me files, hidden files of macOS).
         pattern: Regular expression with a group.
-        problems: Gets a line for each further file of the same name.
+        problems: A line is added for each additional file with the same group.
     """
     found: dict[str, Path] = {}
     for path in sorted(paths):
@@ -45,7 +45,7 @@ def by_name(paths: Iterable[Path], pattern: str, problems: list[str]) -> dict[st
         if match is None:
             continue
         if other := found.get(match[1]):
-            problems.append(f"{path}: there must be one file per case; found {other} too. Remove one of them.")
+            problems.append(f"{path}: there must be one file per case; found also {other}. Remove one of them.")
         else:
             found[match[1]] = path
     return found
@@ -54,13 +54,13 @@ def by_name(paths: Iterable[Path], pattern: str, problems: list[str]) -> dict[st
 def paired(
     images: Mapping[str, Path], labels: Mapping[str, Path], problems: list[str], *, prefix: str = ""
 ) -> list[Case]:
-    """Cases of one image and one label each.
+    """Cases with one image and one label each.
 
     Args:
-        images: Name -> path.
-        labels: Name -> path.
-        problems: Gets a line for each image without a label and each label without an image.
-        prefix: Of the cases' names.
+        images: Name -> path of the image.
+        labels: Name -> path of the label.
+        problems: A line is added for each image without a label and each label without an image.
+        prefix: Start of the cases' names.
     """
     problems += [
         f"{labels[name]}: the image of this label is missing. Copy it again, or remove the label."
@@ -77,7 +77,7 @@ def refuse_nothing_found(cases: Sequence[object], problems: Sequence[str], folde
     """Stop if a folder holds nothing that belongs to the dataset.
 
     Raises:
-        CollabError: If there is neither a case nor a fault to be told.
+        CollabError: If there are neither cases nor faults.
     """
     if not cases and not problems:
-        raise CollabError(f"{folder}: it must hold {wanted}; there is none. Unpack the archive again.")
+        raise CollabError(f"{folder}: it must hold {wanted}; none was found. Unpack the archive again.")

@@ -1,4 +1,4 @@
-"""Values of labels that are stored as floats, and images written so that a full disk is told as such."""
+"""Check and round labels that are stored as floats, and write images with a clear message for a full disk."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from nnunet_collab.core.image_io import LABEL_TOLERANCE
 
 
 def label_values(label: sitk.Image) -> list[float]:
-    """The different values of a label, sorted; NaN comes last."""
+    """The distinct values of a label, sorted; NaN comes last."""
     return [float(value) for value in np.unique(sitk.GetArrayViewFromImage(label))]
 
 
 def not_whole(values: Iterable[float]) -> str:
-    """The first values that are further than `LABEL_TOLERANCE` from a whole number, with all their digits."""
-    # "not <=" instead of ">": NaN is no whole number.
+    """The first values that differ by more than `LABEL_TOLERANCE` from a whole number, as text."""
+    # "not <=" instead of ">": NaN is not a whole number.
     wrong = [value for value in values if not abs(value - np.rint(value)) <= LABEL_TOLERANCE]
     return shown_values(wrong)
 
 
 def shown_values(values: Iterable[float], most: int = 5) -> str:
-    """Values as they are, 3.0000002 not as 3, the first ones of many."""
+    """The first `most` values with 10 significant digits, so that 3.0000002 does not look like 3."""
     texts = [f"{value:.10g}" for value in values]
     return ", ".join(texts[:most]) + (", ..." if len(texts) > most else "")
 
 
 def round_label(label: sitk.Image) -> sitk.Image:
-    """The label with whole numbers, as int16, which nnU-Net makes of it, too; its grid stays."""
+    """The label, rounded to whole numbers as int16, the type that nnU-Net uses. The grid is not changed."""
     result = sitk.GetImageFromArray(np.rint(sitk.GetArrayViewFromImage(label)).astype(np.int16))
     result.CopyInformation(label)
     return result

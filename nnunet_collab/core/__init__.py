@@ -1,1 +1,1 @@
-"""What the layers hand to each other; imports nothing of the package but itself."""
+"""What all other parts of the package build on. It imports nothing from the package but itself."""

@@ -1,4 +1,4 @@
-"""Setting values to zero where a mask says so, whatever they are."""
+"""Set values to 0 where a mask says so, also where they are infinite or NaN."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ _INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def bit_mask(keep: Tensor, dtype: torch.dtype) -> Tensor:
-    """All ones where `keep`, all zeros elsewhere, as integers of the size of `dtype`; for `blank`."""
+    """The mask for `blank`: integers of the size of `dtype`, all bits 1 where `keep` is True, all bits 0 elsewhere."""
     return keep.to(_INTEGER_OF_SIZE[dtype.itemsize]).neg_()
 
 
 def blank(values: Tensor, mask: Tensor) -> Tensor:
-    """`values` where kept, 0 elsewhere, even where they are inf or NaN, which a product with 0 would not remove.
+    """`values` where the mask keeps them, 0 elsewhere. Infinity and NaN become 0, too; times 0 they would be NaN.
 
     The bits are masked: on a CPU this takes a tenth of the time of `masked_fill` with a mask that is broadcast.
 
     Args:
-        values: Any floating dtype. The result carries no gradient.
-        mask: From `bit_mask`, for the dtype of the values; broadcast to them.
+        values: Tensor of any floating dtype. The result carries no gradient.
+        mask: Result of `bit_mask` for the dtype of `values`; it is broadcast to their shape.
     """
     return (values.detach().view(mask.dtype) & mask).view(values.dtype)

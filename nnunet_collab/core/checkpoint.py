@@ -4,8 +4,8 @@ A checkpoint has nnU-Net's keys, so that nnU-Net's predictor reads it, and under
 needs: the iteration, the settings and the states of all random generators. It holds tensors and plain Python values
 only, so that `torch.load(..., weights_only=True)` reads it.
 
-No file is ever loaded so that it could run code of its own: a checkpoint is a pickle, and pickles of strangers can do
-anything. `read` is the one place that loads.
+A checkpoint is a pickle, and a pickle can run any code when it is loaded. `read` is the only function that loads
+checkpoints, and it never runs their code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nnunet_collab.core.files import write_atomically
 from nnunet_collab.core.settings import VARIABLE, differences
 
 KEY = "nnunet_collab"
-# What a training's checkpoint consists of: nnU-Net's parts, and ours under KEY.
+# The parts of a training's checkpoint: nnU-Net's own, and those of this package under KEY.
 _NONE = type(None)
 _PARTS: dict[str, tuple[type, ...]] = {
     "network_weights": (Mapping,),
@@ -61,7 +61,7 @@ _SAFE: list[Any] = [
 
 
 def save(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Write a checkpoint; a kill or a full disk leaves the former one intact.
+    """Write a checkpoint. If the process is killed or the disk is full, the previous checkpoint stays intact.
 
     Raises:
         CollabError: If it cannot be written.
@@ -73,11 +73,11 @@ def read(path: Path, what: str = "checkpoint") -> dict[str, Any]:
     """Read a file of tensors and plain values onto the CPU: our checkpoints, nnU-Net's own, published weights.
 
     Args:
-        path: Written by `torch.save`.
-        what: The file's role, for the message.
+        path: A file written by `torch.save`.
+        what: The role of the file, for the message.
 
     Raises:
-        CollabError: If it is missing or broken, holds anything that would run code, or is no dictionary.
+        CollabError: If the file is missing or damaged, holds anything that would run code, or is not a dictionary.
     """
     if not path.is_file():
         raise CollabError(f"{what} {path}: there is no such file. Train first, or check the path.")
@@ -85,7 +85,7 @@ def read(path: Path, what: str = "checkpoint") -> dict[str, Any]:
         _require_intact(path)
         with torch.serialization.safe_globals(_SAFE):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # there is no telling in which way a damaged file fails
+    except Exception as error:  # a damaged file can raise any exception
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         if foreign := _foreign_objects(path):
             raise CollabError(
@@ -96,7 +96,7 @@ def read(path: Path, what: str = "checkpoint") -> dict[str, Any]:
         raise CollabError(
             f"{what} {path}: must be a complete file of this package; reading it failed "
             f"({reason}). It is truncated or was written by something else: "
-            f"move it away and continue from another checkpoint of the folder, or train anew."
+            f"move it away and continue from another checkpoint of the folder, or train again from the start."
         ) from error
     if not isinstance(content, dict):
         raise CollabError(f"{what} {path}: must hold a dictionary; it holds a {type(content).__name__}. Name another.")
@@ -104,7 +104,7 @@ def read(path: Path, what: str = "checkpoint") -> dict[str, Any]:
 
 
 def _require_intact(path: Path) -> None:
-    """Raise ValueError if a byte of an archive is not what was written: torch does not compare the checksums."""
+    """Raise ValueError if a checksum of the archive does not match; torch does not check them."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
@@ -112,7 +112,7 @@ def _require_intact(path: Path) -> None:
 
 
 def _foreign_objects(path: Path) -> list[str]:
-    """Names of what a complete file holds beside what `read` takes; none of a damaged file."""
+    """Names of the objects in a complete file that `read` does not accept; empty for a damaged file."""
     try:
         with torch.serialization.safe_globals(_SAFE):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
@@ -130,7 +130,7 @@ def load(path: Path) -> dict[str, Any]:
     if KEY not in checkpoint:
         raise CollabError(
             f"checkpoint {path}: must have been written by a trainer of nnunet_collab; it has no {KEY!r} entry. "
-            f"It is another trainer's: give this training a results folder of its own."
+            f"Another trainer wrote it. Give this training its own results folder."
         )
     return checkpoint
 
@@ -139,7 +139,7 @@ def load_training(path: Path) -> dict[str, Any]:
     """Read a checkpoint with all parts that a training writes.
 
     Raises:
-        CollabError: As `load`, or if it lacks a part.
+        CollabError: As `load`, or if a part is missing or has another type.
     """
     checkpoint = load(path)
     ours = checkpoint[KEY]
@@ -148,7 +148,8 @@ def load_training(path: Path) -> dict[str, Any]:
     if wrong:
         raise CollabError(
             f"checkpoint {path}: must have every part that a training writes; these are missing or of another type: "
-            f"{listed(wrong)}. The file was changed: continue from another checkpoint of the folder, or train anew."
+            f"{listed(wrong)}. The file was changed. Continue from another checkpoint of the folder, or train again "
+            f"from the start."
         )
     return checkpoint
 
@@ -176,22 +177,22 @@ def require_finite(where: str, content: Any) -> None:
     """Raise if a tensor holds NaN or infinity.
 
     Args:
-        where: For the message.
-        content: Nested dictionaries and lists; what is no tensor of floating-point numbers is left out.
+        where: What holds the tensors; it starts the message.
+        content: Nested dictionaries and lists. Only tensors of floating-point numbers are checked.
 
     Raises:
-        CollabError: Naming the tensors.
+        CollabError: If a tensor holds NaN or infinity; the message names these tensors.
     """
     wrong = [name for name, tensor in _tensors(content) if tensor.is_floating_point() and not tensor.isfinite().all()]
     if wrong:
         raise CollabError(
             f"{where}: weights must be finite numbers; {len(wrong)} tensors hold NaN or infinity: {listed(wrong)}. "
-            f"Continue from a checkpoint of before, or train anew with a lower learning rate."
+            f"Continue from an earlier checkpoint, or train again with a lower learning rate."
         )
 
 
 def _tensors(content: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors of a nested value with the path that leads there."""
+    """All tensors in a nested value, each with its path."""
     if isinstance(content, torch.Tensor):
         yield name, content
     elif isinstance(content, (Mapping, list, tuple)):
@@ -204,10 +205,13 @@ def check_fits(path: Path, checkpoint: Mapping[str, Any], trainer_name: str, set
     """Raise unless the checkpoint belongs to this trainer with these settings.
 
     Raises:
-        CollabError: Naming the trainer or every setting that differs.
+        CollabError: If the trainer or a setting differs; the message names the trainer or every such setting.
     """
     if checkpoint["trainer_name"] != trainer_name:
-        raise CollabError(f"checkpoint {path}: is of trainer {checkpoint['trainer_name']}, this is {trainer_name}.")
+        raise CollabError(
+            f"checkpoint {path}: must have been written by {trainer_name}, which runs now; "
+            f"{checkpoint['trainer_name']} wrote it. Use that trainer, or another results folder."
+        )
     different = differences(settings, checkpoint[KEY]["settings"])
     if different:
         raise CollabError(
@@ -229,7 +233,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Put the generators back where `random_states` saw them; a GPU that is not there any more is left out."""
+    """Restore the states that `random_states` returned. GPU states are skipped if the number of GPUs has changed."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     keys, position, has_gauss, cached = states["numpy"]
@@ -240,7 +244,7 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The same content in types that `weights_only` loading takes: numpy scalars and devices become Python's own."""
+    """The same content in types that `weights_only` loading accepts, e.g. Python numbers for numpy scalars."""
     if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

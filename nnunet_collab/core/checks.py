@@ -1,6 +1,7 @@
 """Checks of shapes and dtypes, shared by losses and networks.
 
-Shapes and dtypes are checked on every call, because that costs nothing. Values are not: reading one stalls the GPU.
+Shapes and dtypes are checked on every call, which takes no measurable time. Values are not checked, because reading
+them stalls the GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ def check_same_shape(caller: str, **tensors: Tensor) -> None:
     """Raise if the named tensors differ in shape.
 
     Raises:
-        ValueError: Naming every argument and its shape.
+        ValueError: If the shapes differ; the message names every argument and its shape.
     """
     if len({tuple(t.shape) for t in tensors.values()}) > 1:
         got = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
@@ -26,8 +27,8 @@ def check_truth(caller: str, truth: Truth, batch_size: int, spatial: tuple[int, 
     """Raise unless `truth` holds one label and one boolean per voxel of the batch.
 
     Args:
-        caller: The caller's public name; it starts the message.
-        truth: What to check.
+        caller: Public name of the calling function; it starts the message.
+        truth: The truth to check.
         batch_size: Expected number of samples.
         spatial: Expected spatial shape, or None if only labels and keep must agree.
 

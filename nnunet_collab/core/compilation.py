@@ -1,4 +1,4 @@
-"""torch.compile of a single function, with a way out."""
+"""torch.compile of a single function, with a fallback to the uncompiled function."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 def compiled_or_eager(
     function: Callable[..., Any], what: str, log: Callable[[str], None], **options: Any
 ) -> Callable[..., Any]:
-    """`function` compiled; if a compiler fails, the function itself from then on, with one line in the log.
+    """`function`, compiled. If compiling fails, one line is logged and the uncompiled function is used from then on.
 
     Args:
-        function: Of tensors, and of constants that can be compared.
-        what: Its name in the log.
-        log: Takes a line.
-        options: Of torch.compile.
+        function: Function to compile; its arguments are tensors, and constants that can be compared.
+        what: Name of the function in the log.
+        log: Function that logs a line.
+        options: Options of torch.compile.
     """
     compiled = torch.compile(function, **options)
     failed = False
@@ -30,7 +30,7 @@ def compiled_or_eager(
             except torch._dynamo.exc.TorchDynamoException as error:
                 failed = True
                 reason = " ".join(str(error).split())[:200]
-                log(f"WARNING: {what}: torch.compile failed ({reason}); it goes on uncompiled.")
+                log(f"WARNING: {what}: torch.compile failed ({reason}); the training goes on without compiling it.")
         return function(*args)
 
     return call

@@ -1,8 +1,8 @@
-"""CSV files whose text a spreadsheet shows and does not run.
+"""CSV files whose texts a spreadsheet shows as they are, and does not run as formulas.
 
-A spreadsheet takes a cell that starts with `=`, `+`, `-`, `@`, a tab or a carriage return for a formula, quoted or not,
-and names of cases and classes come from files of others. Such a text gets an apostrophe in front, as OWASP advises
-("CSV Injection"), and loses it again when this package reads the file. Numbers stay as they are.
+A spreadsheet treats a cell that starts with `=`, `+`, `-`, `@`, a tab or a carriage return as a formula, quoted or not.
+Names of cases and classes may come from untrusted files. Such a text gets an apostrophe in front, as OWASP advises
+("CSV Injection"). The apostrophe is removed when this package reads the file. Numbers are not changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MARK = "'"
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table, whole or not at all.
+    """Write a table atomically.
 
     Raises:
         CollabError: If the file cannot be written.
@@ -36,18 +36,18 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
 
 
 def restored(frame: pd.DataFrame) -> pd.DataFrame:
-    """The texts of a table as they were before `write_csv`."""
+    """The table with its texts as they were before `write_csv`."""
     return _of_texts(frame, _original)
 
 
 def _of_texts(frame: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
-    """The table with every text changed, those of the head, too."""
+    """The table with `change` applied to every text, including the column names."""
     texts = frame.select_dtypes(exclude=["number", "bool"])
     return frame.assign(**{name: texts[name].map(change) for name in texts}).rename(columns=change)
 
 
 def _looks_like_formula(text: str) -> bool:
-    # An apostrophe of the text's own is doubled, so that it is not taken away when read.
+    # A text that already starts with an apostrophe gets a second one, so that reading removes only that one.
     return text.lstrip(_MARK).startswith(_FORMULA)
 
 

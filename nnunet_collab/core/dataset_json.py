@@ -1,4 +1,4 @@
-"""What dataset.json must say, and how the form of nnU-Net's first version is read."""
+"""Rules for dataset.json, and the conversion from the format of nnU-Net's first version."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from nnunet_collab.core.json_files import shown
 from nnunet_collab.core.names import name_fault
 
 ENTRIES = ("channel_names", "labels", "file_ending")  # nnU-Net needs all three
-_OLD = "This is the form of nnU-Net's first version; nnUNetv2_convert_old_nnUNet_dataset makes a new dataset of it."
+_OLD = "This is the format of nnU-Net's first version. Convert the dataset with nnUNetv2_convert_old_nnUNet_dataset."
 
 
 def from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of version 2, as far as a dataset.json of version 1 determines them; others are taken as they are.
+    """Convert entries of version 1 to version 2 where version 1 determines them; all other entries are kept.
 
-    `modality` becomes `channel_names`; `labels` number -> name is turned round; `file_ending` is what all images of the
-    list `training` end with, and that list and `test` are dropped, since version 2 looks into the folders.
+    `modality` becomes `channel_names`. `labels` changes from number -> name to name -> number. `file_ending` is the
+    common ending of all images in the list `training`. That list and `test` are removed, because version 2 finds the
+    cases in the folders.
     """
     new = dict(content)
     if "channel_names" not in new and isinstance(new.get("modality"), dict):
@@ -36,7 +37,7 @@ def from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_version_1(content: Mapping[str, Any]) -> bool:
-    """Whether anything in it is of the form of version 1."""
+    """Whether any entry has the format of version 1."""
     labels = content.get("labels")
     old_labels = isinstance(labels, dict) and any(map(_is_old_label, labels.items()))
     return "modality" in content or "training" in content or old_labels
@@ -45,16 +46,16 @@ def is_version_1(content: Mapping[str, Any]) -> bool:
 def check_dataset_json(
     content: Mapping[str, Any], where: str, needs: Collection[str] = ENTRIES, *, old: bool = False
 ) -> None:
-    """Refuse a dataset.json that lacks an entry, or in which an entry has not the form that nnU-Net documents.
+    """Refuse a dataset.json in which an entry is missing or does not have the format that nnU-Net documents.
 
     Args:
-        content: In the form of version 2 (`from_version_1`).
-        where: It is from; starts the message.
-        needs: Entries that must be there; the others are checked where they are.
-        old: Whether the file had the form of version 1.
+        content: Content in the format of version 2 (`from_version_1`).
+        where: Name of the source; it starts the message.
+        needs: Entries that must be present. All other known entries are checked if they are present.
+        old: Whether the file had the format of version 1.
 
     Raises:
-        CollabError: With every fault found.
+        CollabError: If anything is wrong; the message lists every fault.
     """
     missing = [entry for entry in needs if entry not in content]
     faults = []
@@ -73,7 +74,7 @@ def _is_old_label(item: tuple[str, Any]) -> bool:
 
 
 def _common_ending(training: Any) -> str | None:
-    """`.nii.gz` if all images of version 1's list end so: that version knew no other."""
+    """`.nii.gz` if all images in the list of version 1 have this ending; version 1 had no other."""
     if not isinstance(training, list) or not training:
         return None
     images = [entry.get("image") if isinstance(entry, dict) else None for entry in training]
@@ -87,7 +88,7 @@ def _channel_fault(channels: Any) -> str | None:
     if sorted(channels) != sorted(str(number) for number in range(len(channels))):
         return f"{rule}; its numbers are {listed(sorted(channels))}. Number them 0, 1, ..."
     if odd := [shown(name) for name in channels.values() if not isinstance(name, str) or not name.strip()]:
-        return f"{rule}; {listed(odd)} is no name. Write e.g. {_EXAMPLES['channel_names']}."
+        return f"{rule}; {listed(odd)} is not a name. Write e.g. {_EXAMPLES['channel_names']}."
     return None
 
 
@@ -109,7 +110,7 @@ def _label_fault(labels: Any) -> str | None:
             )
     single = [value for value in labels.values() if not isinstance(value, list)]
     if len(set(single)) < len(single):
-        return f"must give every class a value of its own; they are {shown(labels)}. Number them 0, 1, 2, ..."
+        return f"must give every class its own value; they are {shown(labels)}. Number them 0, 1, 2, ..."
     return None
 
 
@@ -122,10 +123,10 @@ def _ending_fault(ending: Any) -> str | None:
 def _cases_fault(cases: Any) -> str | None:
     rule = 'must be an object case -> {"images": [paths], "label": path}'
     if not isinstance(cases, dict) or not cases:
-        return f"{rule} with at least one case; it is {shown(cases)}. Correct it, or remove it: then imagesTr counts."
+        return f"{rule} with at least one case; it is {shown(cases)}. Correct it, or remove it to use imagesTr."
     for case, files in cases.items():
         if fault := name_fault(case):
-            return f"{rule}; {shown(case)} cannot be the name of a case, which becomes a path: {fault}. Rename it."
+            return f"{rule}; {shown(case)} cannot be a case name, because it becomes a path: {fault}. Rename it."
         if not isinstance(files, dict) or not _paths(files.get("images")) or not _paths([files.get("label")]):
             return f"{rule}; {case} is {shown(files)}. Correct it."
     return None
@@ -138,7 +139,7 @@ def _paths(paths: Any) -> bool:
 def _count_fault(count: Any) -> str | None:
     if type(count) is int and 0 <= count < 10**9:
         return None
-    return f"must be the number of labeled cases; it is {shown(count)}. Write how many there are."
+    return f"must be the number of labeled cases; it is {shown(count)}. Correct the number."
 
 
 def _pattern_fault(pattern: Any) -> str | None:

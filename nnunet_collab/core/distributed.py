@@ -1,4 +1,4 @@
-"""Sums over all processes of a distributed run; in a single process, the identity.
+"""Sums over all processes of a distributed run. In a single process they return their input.
 
 DistributedDataParallel averages the gradients of the ranks' losses. A mean over the voxels of the *whole* batch is
 therefore written, on each rank, as `world_size * local_sum / global_count`: its average over the ranks is the global
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Number of processes in the training."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather_objects(value: T) -> list[T]:
-    """The values of all ranks, in their order; of any kind that can be pickled."""
+    """The values of all ranks, in the order of the ranks. A value may be any object that can be pickled."""
     if world_size() == 1:
         return [value]
     everyone: list[Any] = [None] * world_size()
@@ -39,7 +39,7 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        # Every rank's loss depends on every rank's summand, so the gradients of all losses add up.
+        # The loss of each rank depends on the summands of all ranks, so the gradients of all losses are added.
         total = grads[0].contiguous().clone()
         dist.all_reduce(total)
         return total
@@ -53,21 +53,21 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def global_mean(local_sum: Tensor, local_count: Tensor) -> Tensor:
-    """Mean over the batch of all ranks; 0 where nothing is counted.
+    """Mean over the batch of all ranks; 0 if the total count is 0.
 
     Args:
-        local_sum: Sum over this rank's elements; carries the gradient.
-        local_count: Their number.
+        local_sum: Sum over the elements of this rank; it carries the gradient.
+        local_count: Number of elements of this rank.
 
     Returns:
-        This rank's share: averaged over the ranks (as DistributedDataParallel does), it is the global mean.
+        The share of this rank. The average over the ranks, which DistributedDataParallel takes, is the global mean.
     """
     count = all_reduce_sum(local_count.detach().to(local_sum.dtype))
     return world_size() * local_sum / count.clamp(min=1)
 
 
 def concatenate_over_ranks(tensor: Tensor) -> tuple[Tensor, int]:
-    """The rows of all ranks, differentiable, and the number of the first row of this one.
+    """The rows of all ranks, differentiable, and the index of the first row of this rank.
 
     Args:
         tensor: `(n, *)`; n may differ between ranks.
@@ -80,5 +80,5 @@ def concatenate_over_ranks(tensor: Tensor) -> tuple[Tensor, int]:
     rows = [int(n) for n in all_reduce_sum(counts)]
     first = sum(rows[:rank])
     before, after = (tensor.new_zeros(n, *tensor.shape[1:]) for n in (first, sum(rows[rank + 1 :])))
-    # Everyone else's rows are 0, so that the sum is the concatenation.
+    # The rows of all other ranks are 0, so the sum is the concatenation.
     return all_reduce_sum(torch.cat([before, tensor, after])), first

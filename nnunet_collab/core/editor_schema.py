@@ -1,4 +1,4 @@
-"""A JSON schema of what a settings file may hold, for editors: they check, complete and explain while one writes."""
+"""A JSON schema of settings files. With it, an editor checks, completes and explains the settings."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def editor_schema(settings: Settings, presets: Sequence[str]) -> dict[str, Any]:
     """The schema of files that change `settings`.
 
     Args:
-        settings: A trainer's, for the defaults and the names of the students.
-        presets: Names of the presets that the trainer takes.
+        settings: Settings of a trainer, for the defaults and the names of the students.
+        presets: Names of the presets that the trainer accepts.
     """
     schema = copy.deepcopy(dict(schema_of(type(settings))))
     properties, definitions = schema["properties"], schema.setdefault("$defs", {})
@@ -24,7 +24,7 @@ def editor_schema(settings: Settings, presets: Sequence[str]) -> dict[str, Any]:
         members = getattr(settings, name)
         if isinstance(members, tuple) and members and isinstance(members[0], Settings):
             properties[name] = _or_by_name(properties[name], [member.name for member in members], definitions)
-    schema.pop("required", None)  # everything that is left out stays as it is
+    schema.pop("required", None)  # a setting that the file leaves out keeps its value
     texts: dict[str, Any] = {name: {"type": "string"} for name in NO_SETTINGS}
     texts["preset"] = {
         "type": "string",

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 
 class CollabError(RuntimeError):
-    """A mistake in what the user gave us (a setting, a file, an environment variable), told in full.
+    """A mistake in the user's input: a setting, a file, an argument or an environment variable.
 
     The command line prints the message without a traceback and exits with status 2.
     """
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and how many more there are."""
+    """The first `most` names, and the number of the remaining ones."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""How a command ends: every foreseeable end is one line and an exit status, never a traceback."""
+"""How a command ends: for every expected failure it prints one line and sets an exit status, without a traceback."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ REFUSED, FAILED = 2, 1
 
 
 def status_of(work: Callable[[], int]) -> int:
-    """Do the work of a command and say how it ended.
+    """Run a command and return its exit status.
 
     Args:
-        work: Returns the exit status.
+        work: Function that runs the command and returns the exit status.
 
     Returns:
-        Its status; 2 after a `CollabError`; 1 if the system refuses something (no permission, a full disk, no such
-        folder); 130 after Ctrl-C; 141 if nobody reads the output any more. All but the last are told in a line.
+        The status of the command; 2 after a `CollabError`; 1 after an error of the operating system (no permission,
+        a full disk, no such folder); 130 after Ctrl-C; 141 if the reader of the output has closed it. Each failure but
+        the last prints one line.
     """
     try:
         status = work()
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Who reads our output has seen enough, as `head` does; nothing more is to be flushed at exit.
+        # The reader, e.g. `head`, has closed our output. Without this, Python would fail when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13  # as if by the signal that ends other commands then
+        return 128 + 13  # the status of a command that SIGPIPE ends
     except CollabError as error:
         return refuse(str(error))
     except KeyboardInterrupt:
-        return refuse("interrupted. What is complete is kept; run the same command again.", 128 + 2)
+        return refuse("interrupted. Complete files are kept. To continue, run the same command again.", 128 + 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error) or type(error).__name__
         return refuse(
-            f"{where}the system refused it ({reason}). Fix the path, the permissions or the disk, then run the "
+            f"{where}the operating system reports: {reason}. Fix the path, the permissions or the disk, then run the "
             "command again.",
             FAILED,
         )

@@ -1,7 +1,7 @@
-"""Writing files so that a crash at any moment leaves the old one or the new one, never a broken one.
+"""Write files so that a crash at any moment leaves either the old file or the new one, never a damaged one.
 
-A file is written aside, under a name that says who writes it, then renamed. What a killed process leaves behind is
-found by that name and removed by whoever next writes there.
+A file is first written under a temporary name that identifies the process, then renamed. If the process is killed, the
+next process that writes to the folder recognizes the temporary file by its name and removes it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.process import ProcessId, this_process
 
 ENDING = ".partial"
-ABANDONED_S = 3600  # a file of a machine that we cannot see, untouched for so long, has no writer any more
+ABANDONED_S = 3600  # seconds without a change after which a temporary file of another machine counts as abandoned
 _ASIDE = re.compile(rf"\..+\.([0-9a-f]+-\d+-\d+){re.escape(ENDING)}")
 
 
 def aside(path: Path) -> Path:
-    """Where this process writes a file or a folder before it is renamed to `path`."""
+    """The temporary path under which this process writes a file or a folder before it renames it to `path`."""
     return path.with_name(f".{path.name}.{this_process()}{ENDING}")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, make sure it is on disk, and rename it.
+    """Let `write` write a temporary file beside `path`, flush it to the disk, and rename it to `path`.
 
     Raises:
-        CollabError: If writing fails, e.g. on a full disk; `path` is as it was, and the temporary file is gone.
+        CollabError: If writing fails, e.g. on a full disk. `path` is unchanged, and the temporary file is removed.
     """
     temporary = aside(path)
     try:
@@ -49,18 +49,18 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             f"then run the command again (training: with --c)."
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # where it could not be written, it need not be removable
+        with contextlib.suppress(OSError):  # a file that could not be written may not be removable
             temporary.unlink()
 
 
 def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
-    """Remove the half-written files of processes that are gone.
+    """Remove the temporary files of processes that have ended.
 
     Args:
-        folders: Where to look, not below; those that do not exist are left out.
+        folders: Folders to search, without their subfolders. Missing folders are skipped.
 
     Returns:
-        The files removed. A file of another machine counts as left when nothing was written to it for an hour.
+        The removed files. A file of another machine is removed if it has not changed for 1 hour.
     """
     removed = []
     for path in (file for folder in folders if folder.is_dir() for file in folder.glob(f".*{ENDING}")):

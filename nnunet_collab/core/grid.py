@@ -1,4 +1,4 @@
-"""Where the voxels of an image lie in the world, and whether two images lie at the same place.
+"""The grid of an image in world coordinates, and the comparison of two grids.
 
 Sizes, spacings (mm) and origins (mm) are in SimpleITK's order x, y, z; so are the axes of `direction`.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid of an image with `n` axes.
+    """Size and position of an image with `n` axes.
 
     Attributes:
         size: Number of voxels along each axis, `n` numbers.
@@ -38,11 +38,11 @@ class Grid:
 
     @classmethod
     def of_properties(cls, properties: Mapping[str, Any], shape: Sequence[int]) -> Grid:
-        """The grid that a reader of nnU-Net states; formats without geometry lie at 0, upright.
+        """The grid from the properties of an nnU-Net reader. Formats without geometry get origin 0 and no rotation.
 
         Args:
-            properties: As nnU-Net's readers return them.
-            shape: `(C, Z, Y, X)` of the array that they return.
+            properties: Properties as a reader of nnU-Net returns them.
+            shape: Shape `(C, Z, Y, X)` of the array that the reader returns.
         """
         if "sitk_stuff" in properties:
             stuff = properties["sitk_stuff"]
@@ -59,12 +59,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class GridTolerance:
-    """By how much two grids may differ and still count as one: headers round.
+    """The largest differences between two grids that count as equal. Headers store rounded values.
 
     Attributes:
-        spacing: Relative.
-        origin: In voxels of the finest axis.
-        direction: Per direction cosine.
+        spacing: Relative difference of the spacing.
+        origin: Difference of the origin, in voxels of the finest axis.
+        direction: Difference of each direction cosine.
     """
 
     spacing: float = 1e-3
@@ -73,9 +73,9 @@ class GridTolerance:
 
 
 def grid_differences(wanted: Grid, found: Grid, most: GridTolerance | None = None) -> Iterator[tuple[str, str, str]]:
-    """What of `found` is not that of `wanted`: its name, the wanted value, the found value.
+    """Each property in which `found` differs from `wanted`: its name, the wanted value, the found value.
 
-    A difference in size is told alone, because the rest means nothing then.
+    If the sizes differ, only the size is reported, because the other values cannot be compared then.
     """
     if wanted.size != found.size:
         yield "size", str(tuple(wanted.size)), str(tuple(found.size))
@@ -95,5 +95,5 @@ def grid_differences(wanted: Grid, found: Grid, most: GridTolerance | None = Non
 
 
 def _short(values: Sequence[float]) -> str:
-    # Seven digits: an origin of 1234.56 mm that is wrong by a hundredth of a voxel must not look the same.
+    # 7 digits, so that an origin of 1234.56 mm that is wrong by 0.01 voxels looks different in the message.
     return "(" + ", ".join(f"{value:.7g}" for value in values) + ")"

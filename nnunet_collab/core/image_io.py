@@ -1,4 +1,4 @@
-"""Reading an image or label file whole, or not at all. Every reader of the package goes through `read_whole`."""
+"""Read image and label files, and refuse incomplete ones. Every reader of the package uses `read_whole`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from nnunet_collab.core.grid import Grid
 from nnunet_collab.core.whole_files import check_whole
 
 if TYPE_CHECKING:
-    import SimpleITK as sitk  # imported where it is used: `nnunet_collab --help` does not wait for it
+    import SimpleITK as sitk  # imported only where it is used, so that `nnunet_collab --help` is fast
 
 T = TypeVar("T")
 
-LABEL_TOLERANCE = 1e-3  # labels stored with a scale factor are not quite whole numbers
+LABEL_TOLERANCE = 1e-3  # labels stored with a scale factor are not exact whole numbers
 
 
 class Volume(NamedTuple):
     """An image or label as a reader of nnU-Net returns it.
 
     Attributes:
-        voxels: `(C, Z, Y, X)` float32; Z = 1 in 2D.
-        spacing: `(3,)` float64, in mm, in the order of the axes Z, Y, X.
-        grid: Where it lies.
+        voxels: Voxel values, `(C, Z, Y, X)` float32; Z = 1 in 2D.
+        spacing: Spacing in mm, `(3,)` float64, in the order Z, Y, X.
+        grid: Size and position in world coordinates.
     """
 
     voxels: NDArray[np.float32]
@@ -36,33 +36,34 @@ class Volume(NamedTuple):
 
 
 def read_whole(path: Path, read: Callable[[str], T]) -> T:
-    """Let `read` read one file, after checking that it is whole.
+    """Check that a file is complete, then let `read` read it.
 
     Args:
         path: The file.
-        read: Takes the path as text.
+        read: Function that takes the path as a string.
 
     Raises:
-        CollabError: If the file is no image, is cut off, or fails its checksum.
+        CollabError: If the file is not an image, is truncated, or has a wrong checksum.
     """
     try:
         check_whole(path)
         return read(str(path))
-    except (MemoryError, ImportError):  # no fault of the file
+    except (MemoryError, ImportError):  # not caused by the file
         raise
     except Exception as error:  # whatever a reader raises on a damaged file
         # SimpleITK's messages open with lines about its own source code; the last line is the reason.
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise CollabError(
-            f"{path}: cannot be read whole ({reason}). Copy or download this file again, or save it in another format."
+            f"{path}: cannot be read completely ({reason}). Copy or download the file again, or save it in another "
+            "format."
         ) from error
 
 
 def read_image(path: Path) -> sitk.Image:
-    """Read one image file with SimpleITK, of any format it knows.
+    """Read one image file with SimpleITK, in any format that SimpleITK supports.
 
     Raises:
-        CollabError: If the file is no image, is cut off, or fails its checksum.
+        CollabError: If the file is not an image, is truncated, or has a wrong checksum.
     """
     import SimpleITK as sitk
 
@@ -74,11 +75,11 @@ def read_volume(path: Path, reader: type[Any], *, label: bool) -> Volume:
 
     Args:
         path: The file.
-        reader: nnU-Net's reader class for it.
-        label: Whether it is a segmentation; for some formats nnU-Net looks for its spacing elsewhere then.
+        reader: Reader class of nnU-Net for this format.
+        label: Whether the file is a segmentation. For some formats nnU-Net reads its spacing from another file then.
 
     Raises:
-        CollabError: If the file is no image, is cut off, or fails its checksum.
+        CollabError: If the file is not an image, is truncated, or has a wrong checksum.
     """
 
     def read(name: str) -> tuple[NDArray[np.float32], dict[str, Any]]:
@@ -93,14 +94,14 @@ def read_volume(path: Path, reader: type[Any], *, label: bool) -> Volume:
 
 
 def whole_numbers(voxels: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[Any]]:
-    """Round labels that a scale factor in the header made uneven: 3.0000002 is 3.
+    """Round labels to whole numbers. A scale factor in the header can turn 3 into 3.0000002.
 
     Args:
-        voxels: `(*S)` of any number type.
+        voxels: Labels, `(*S)` of any number type.
 
     Returns:
-        The labels, rounded, `(*S)` float; and the values that are further than `LABEL_TOLERANCE` from a whole number
-        (NaN and infinite ones are), each once, in order.
+        The rounded labels, `(*S)` float. And the sorted distinct values that differ by more than `LABEL_TOLERANCE` from
+        a whole number, including NaN and infinity.
     """
     rounded = np.rint(voxels)
     with np.errstate(invalid="ignore"):  # infinity minus infinity

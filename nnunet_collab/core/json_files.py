@@ -1,4 +1,4 @@
-"""Reading JSON files that people edit: whatever is wrong with one is told with its place, never as a traceback."""
+"""Read JSON files that people edit. Every fault becomes a message with its position, not a traceback."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def read_json(path: Path, fix: str) -> Any:
         fix: How to fix it, in a sentence; it ends the message.
 
     Raises:
-        CollabError: If the file is missing, unreadable, empty or no JSON; begins with a byte order mark, which nnU-Net
-            cannot read either; or names an entry of an object twice, of which one would be ignored.
+        CollabError: If the file is missing, unreadable, empty or not JSON; starts with a byte order mark, which nnU-Net
+            cannot read either; or has two entries of the same name in an object, one of which would be ignored.
     """
     try:
         with path.open("rb") as file:
             raw = file.read(MOST_BYTES + 1)
     except FileNotFoundError as error:
-        raise CollabError(f"{path}: it must be there; it is not. {fix}") from error
+        raise CollabError(f"{path}: the file must exist; it does not. {fix}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise CollabError(f"{path}: it must be a file that can be read; it is not ({error}). {fix}") from error
     return parse_json(raw, str(path), fix)
@@ -38,7 +38,7 @@ def parse_json(raw: bytes, where: str, fix: str) -> Any:
 
     Args:
         raw: The text.
-        where: It is from; starts the message.
+        where: Name of the source; it starts the message.
         fix: How to fix it, in a sentence; it ends the message.
 
     Raises:
@@ -46,7 +46,7 @@ def parse_json(raw: bytes, where: str, fix: str) -> Any:
     """
     if raw.startswith(_BOM):
         raise CollabError(
-            f"{where}: it must be UTF-8 without a byte order mark (BOM); it begins with one, which nnU-Net cannot "
+            f"{where}: it must be UTF-8 without a byte order mark (BOM); it starts with a BOM, which nnU-Net cannot "
             f"read. Save it as `UTF-8`, not as `UTF-8 with BOM`."
         )
     if len(raw) > MOST_BYTES:
@@ -56,7 +56,7 @@ def parse_json(raw: bytes, where: str, fix: str) -> Any:
     try:
         content = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repetition)
         if b"\\ud" in raw.lower():
-            json.dumps(content, ensure_ascii=False).encode("utf-8")  # half a character cannot be printed or saved
+            json.dumps(content, ensure_ascii=False).encode("utf-8")  # fails for half of a surrogate pair
         return content
     except RecursionError as error:
         raise CollabError(f"{where}: it must be JSON; it is nested too deeply. {fix}") from error
@@ -65,10 +65,10 @@ def parse_json(raw: bytes, where: str, fix: str) -> Any:
 
 
 def read_json_object(path: Path, fix: str) -> dict[str, Any]:
-    """The content of a JSON file that holds an object, `{...}`, with one entry or more.
+    """The content of a JSON file that holds an object, `{...}`, with at least one entry.
 
     Raises:
-        CollabError: As `read_json`, or if it holds something else.
+        CollabError: As `read_json`, or if the file does not hold such an object.
     """
     content = read_json(path, fix)
     if not isinstance(content, dict) or not content:
@@ -77,7 +77,7 @@ def read_json_object(path: Path, fix: str) -> dict[str, Any]:
 
 
 def json_object_or_empty(path: Path) -> dict[str, Any]:
-    """The content of a JSON file that holds an object; an empty one where there is no such file, or it is damaged."""
+    """The content of a JSON file that holds an object; an empty object if the file is missing or damaged."""
     try:
         return read_json_object(path, "")
     except CollabError:
@@ -85,7 +85,7 @@ def json_object_or_empty(path: Path) -> dict[str, Any]:
 
 
 def shown(value: Any, most: int = 60) -> str:
-    """A JSON value as it is written in the file, cut off where it is long."""
+    """A JSON value as it is written in the file, shortened to `most` characters."""
     text = json.dumps(value, default=str)
     return text if len(text) <= most else f"{text[:most]}..."
 
@@ -95,16 +95,16 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the entry {twice!r} is there twice")
+        raise ValueError(f"the entry {twice!r} occurs twice")
     return content
 
 
 def _reason(raw: bytes, error: ValueError) -> str:
-    """Python's reason, and in plain words the two most frequent slips."""
+    """The reason in plain words: that of Python, or a clearer one for the most frequent mistakes."""
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is not UTF-8"
     if isinstance(error, UnicodeEncodeError):
-        return "an escape sequence such as \\ud83d is half a character"
+        return "an escape sequence such as \\ud83d is only half of a character"
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
     place = f"line {error.lineno}, column {error.colno}"

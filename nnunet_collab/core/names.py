@@ -1,4 +1,4 @@
-"""Names that become paths: of cases, datasets, plans and runs. A name must not lead out of its folder."""
+"""Check names of cases, datasets, plans and runs. They become paths and must not point outside their folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from nnunet_collab.core.errors import CollabError
 
-MOST_BYTES = 200  # file systems allow 255, and endings are added
+MOST_BYTES = 200  # file systems allow 255 bytes, and file endings are added to the name
 
 
 def name_fault(name: Any) -> str | None:
@@ -32,18 +32,18 @@ def name_fault(name: Any) -> str | None:
 
 
 def require_plain_name(where: str, name: Any, fix: str = "Rename it.") -> str:
-    """The name itself, if it can be that of a file or a folder and stays inside the folder it is put into.
+    """Return the name if it can name a file or a folder and does not point outside its folder.
 
     Args:
-        where: What is named, and by which file or option; it starts the message.
+        where: What is named, and the file or option that gives the name; it starts the message.
         name: Any value.
         fix: How to fix it, in a sentence.
 
     Raises:
-        CollabError: If it is no text, is empty, has a separator, a colon or a control character, begins with a dot, or
-            is too long.
+        CollabError: If it is not a string, is empty or too long, starts with a dot, or contains a path separator, a
+            colon or a control character.
     """
     if fault := name_fault(name):
         shown = repr(name) if len(repr(name)) <= MOST_BYTES else f"{repr(name)[:40]}..."
-        raise CollabError(f"{where}: a name that becomes a path must be plain; {shown} is not: {fault}. {fix}")
+        raise CollabError(f"{where}: the name must be a valid file name; {shown} is not: {fault}. {fix}")
     return str(name)

@@ -1,4 +1,4 @@
-"""nnU-Net's folders: the three variables, the parts of a raw dataset, its split, and how to find a dataset."""
+"""Folders of nnU-Net: the three environment variables, the parts of a raw dataset, its split, finding a dataset."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SPLIT_FILE = "splits_final.json"
 POSTPROCESSED = "postprocessed_with.json"  # marks a folder of predictions; nnU-Net's postprocessing.json of a study
 UNLABELED = "imagesUn"  # unlabeled images, put there by a conversion or by the user
 
-ROLES = ("train", "unlabeled", "val")  # of a fold; "unlabeled" may be missing
+ROLES = ("train", "unlabeled", "val")  # roles in a fold; "unlabeled" is optional
 
 Split = list[dict[str, list[str]]]
 
 
 def holds_split(path: Path, split: Split) -> bool:
-    """Whether the file is this very split."""
+    """Whether the file holds exactly this split."""
     try:
         return bool(read_json(path, "") == split)
     except CollabError:  # not JSON: certainly not this split
@@ -33,32 +33,33 @@ def holds_split(path: Path, split: Split) -> bool:
 
 
 def read_split(path: Path) -> Split:
-    """The folds of `splits_final.json`: per fold the cases of "train", "val" and perhaps "unlabeled".
+    """The folds of `splits_final.json`: per fold the cases of "train", of "val" and, if present, of "unlabeled".
 
-    The form alone is checked, in all folds: whether the cases exist, or have two roles, is another question
-    (`splits.few_labels.validate_split`).
+    Only the format of the folds is checked. `splits.few_labels.validate_split` checks that the cases exist and that
+    each has one role.
 
     Raises:
-        CollabError: If the file is missing or no JSON (`read_json`), or breaks a rule of `check_split`.
+        CollabError: If the file is missing or not JSON (`read_json`), or breaks a rule of `check_split`.
     """
-    fix = "Correct the file, or move it away: then folds are dealt anew."
+    fix = "Correct the file, or move it away to have new folds made."
     return check_split(read_json(path, fix), str(path), fix)
 
 
 def check_split(content: Any, where: str, fix: str) -> Split:
-    """The split itself, if it is a list of folds, each with two roles or three whose cases are named once.
+    """Return the split if it is a list of folds with two or three roles, in which each case occurs once per role.
 
     Args:
-        content: Of a split file.
-        where: It is from; starts the message.
+        content: Content of a split file.
+        where: Name of the source; it starts the message.
         fix: How to fix it, in a sentence.
 
     Raises:
-        CollabError: If there is no fold; a fold lacks "train" or "val", leaves one empty, or has another entry (a
-            misspelled "unlabeled" would be ignored); a case is named twice, or by what is no plain name.
+        CollabError: If there is no fold; if "train" or "val" is missing or empty in a fold; if a fold has any other
+            entry (a misspelled "unlabeled" would be ignored); if a case occurs twice in a role; if a case name is not
+            valid.
     """
     if not isinstance(content, list) or not content:
-        raise CollabError(f"{where}: it must be a list of one fold or more; it is {shown(content)}. {fix}")
+        raise CollabError(f"{where}: it must be a list of at least one fold; it is {shown(content)}. {fix}")
     for number, fold in enumerate(content):
         if fault := _fold_fault(fold):
             raise CollabError(f"{where}, fold {number}: {fault}. {fix}")
@@ -66,7 +67,7 @@ def check_split(content: Any, where: str, fix: str) -> Split:
 
 
 def _fold_fault(fold: Any) -> str | None:
-    """What is wrong with the form of a fold, or None."""
+    """What is wrong with the format of a fold, or None."""
     if not isinstance(fold, dict):
         return f'it must be an object with the lists "train" and "val"; it is {shown(fold)}'
     if missing := [role for role in ("train", "val") if role not in fold]:
@@ -83,9 +84,9 @@ def _role_fault(role: str, names: Any) -> str | None:
         return f"{role} must be a list of case names; it is {shown(names)}"
     for name in names:
         if fault := name_fault(name):
-            return f"{role} must hold case names; {shown(name)} is none: {fault}"
+            return f"{role} must hold case names; {shown(name)} is not one: {fault}"
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        return f"{role} must name a case once; twice there: {listed(twice)}"
+        return f"{role} must name each case once; these occur more than once: {listed(twice)}"
     if not names and role != "unlabeled":
         purpose = {"train": "train with", "val": "validate on"}[role]
         return f"{role} must name at least one case to {purpose}; it is empty"
@@ -96,20 +97,21 @@ def find_dataset(dataset: str) -> tuple[Path, Path]:
     """Folders of a dataset in nnUNet_raw and nnUNet_preprocessed; one of the two may be missing.
 
     Args:
-        dataset: Its id or its full name, as nnU-Net's commands take them.
+        dataset: Id or full name of the dataset, as nnU-Net's commands take them.
 
     Raises:
-        CollabError: If a variable is not set, or not exactly one dataset is meant.
+        CollabError: If a variable is not set, or if not exactly one dataset has this id or name.
     """
     if unset := [variable for variable in (RAW, PREPROCESSED) if not os.environ.get(variable)]:
         exports = "; ".join(f"export {variable}=/path/to/{variable}" for variable in unset)
-        raise CollabError(f"{' and '.join(unset)}: nnU-Net's folders must be set; not so here. Write: {exports}")
+        raise CollabError(f"{' and '.join(unset)}: nnU-Net's variables must be set; they are not. Write: {exports}")
     roots = [Path(os.environ[variable]) for variable in (RAW, PREPROCESSED)]
     folders = {path.name for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()}
     known = sorted(name for name in folders if re.fullmatch(r"Dataset\d{3}_.+", name))
     names = [name for name in known if name == dataset or (dataset.isdecimal() and int(name[7:10]) == int(dataset))]
     if len(names) != 1:
-        found = f"{dataset} is {' and '.join(names) or 'none'}; there is {', '.join(known) or 'no dataset at all'}"
+        there = f"the datasets there: {', '.join(known)}" if known else "there is no dataset"
+        found = f"{dataset} matches {' and '.join(names) or 'none'}; {there}"
         raise CollabError(
             f"-d: it must be the id or the full name of one dataset in {roots[0]} or {roots[1]}; {found}. Correct -d."
         )
@@ -119,18 +121,18 @@ def find_dataset(dataset: str) -> tuple[Path, Path]:
 def read_dataset_json(
     path: Path, *, needs: Collection[str] = ENTRIES, fix: str = "Correct the file."
 ) -> dict[str, Any]:
-    """The content of a dataset.json in the form of nnU-Net's version 2.
+    """The content of a dataset.json in the format of nnU-Net's version 2.
 
-    The form of version 1 is converted where it is unambiguous (`from_version_1`); the file stays as it is.
+    The format of version 1 is converted where it is unambiguous (`from_version_1`). The file itself is not changed.
 
     Args:
         path: The file.
-        needs: Entries that must be there; all others are checked if they are.
-        fix: How to fix a file that is missing or no JSON, in a sentence.
+        needs: Entries that must be present. All other known entries are checked if they are present.
+        fix: How to fix a file that is missing or not JSON, in a sentence.
 
     Raises:
-        CollabError: If it is missing or no JSON object (`read_json`), or with every fault of its entries
-            (`check_dataset_json`).
+        CollabError: If the file is missing or not a JSON object (`read_json`), or if entries are wrong
+            (`check_dataset_json`); then the message lists every fault.
     """
     found = read_json_object(path, fix)
     content = from_version_1(found)
@@ -139,21 +141,21 @@ def read_dataset_json(
 
 
 def read_plans(path: Path, fix: str) -> dict[str, Any]:
-    """The content of a plans file: what it names is checked, what nnU-Net computes with is left to nnU-Net.
+    """The content of a plans file. Only its names are checked; nnU-Net checks the rest.
 
     Args:
         path: The file.
         fix: How to fix it, in a sentence.
 
     Raises:
-        CollabError: If it is missing or no JSON object (`read_json`), plans no configuration, or has a name that would
-            lead out of its folder.
+        CollabError: If the file is missing or not a JSON object (`read_json`), has no configuration, or holds a name
+            that would point outside its folder.
     """
     plans = read_json_object(path, fix)
     planned = plans.get("configurations")
     if not isinstance(planned, dict) or not planned or not all(isinstance(entry, dict) for entry in planned.values()):
         raise CollabError(
-            f"{path}: its `configurations` must be an object of one or more; it is {shown(planned)}. {fix}"
+            f"{path}: `configurations` must be an object with at least one entry; it is {shown(planned)}. {fix}"
         )
     for entry in ("dataset_name", "plans_name"):
         if entry in plans:
@@ -171,16 +173,16 @@ def read_plans(path: Path, fix: str) -> dict[str, Any]:
 
 
 def channel_names(dataset_json: dict[str, Any]) -> dict[str, str]:
-    """Channel number -> name; old files call them modalities."""
+    """Channel number -> name. Old files call the entry `modality`."""
     names: dict[str, str] = dataset_json["channel_names" if "channel_names" in dataset_json else "modality"]
     return names
 
 
 def case_images(folder: Path, ending: str) -> dict[str, list[Path]]:
-    """Case -> its images in the order of their channels: files named `CASE_0000<ending>`, others are left out.
+    """Case -> its images in the order of their channels. Only files named `CASE_0000<ending>` are listed.
 
     Returns:
-        Cases in alphabetical order; empty if there is no such folder.
+        Cases in alphabetical order; empty if the folder does not exist.
     """
     images: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -191,16 +193,16 @@ def case_images(folder: Path, ending: str) -> dict[str, list[Path]]:
 
 
 def other_entries(folder: Path, images: Mapping[str, Sequence[Path]]) -> list[str]:
-    """Names of what lies in a folder of images and is used by nobody: other formats, `.NII.GZ`, folders.
+    """Names of the entries in a folder of images that are not used: other formats, `.NII.GZ`, subfolders.
 
-    Hidden files (what a Mac leaves behind) and `.json` (the spacing of a TIFF, the notes of a scanner) do not count.
+    Hidden files (such as macOS creates) and `.json` files (spacing of a TIFF, notes of a scanner) are not listed.
 
     Args:
-        folder: It may be missing.
-        images: What is used, from `case_images`.
+        folder: The folder; it may be missing.
+        images: The images that are used, from `case_images`.
 
     Returns:
-        Names in alphabetical order, those of folders with a slash at the end.
+        Names in alphabetical order; names of folders end with a slash.
     """
     used = {path.name for paths in images.values() for path in paths}
     entries = sorted(folder.iterdir()) if folder.is_dir() else []

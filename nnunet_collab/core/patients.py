@@ -1,4 +1,4 @@
-"""Which cases are of one patient: the entry `patient_pattern` of dataset.json, which `nnunet_collab convert` writes."""
+"""The patient of each case, from the entry `patient_pattern` of dataset.json, which `nnunet_collab convert` writes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ def patient_lookup(pattern: str | None, cases: Iterable[str] = ()) -> PatientOf:
     """A function from a case's name to its patient.
 
     Args:
-        pattern: Regular expression for a whole case name, whose first group is the patient; None makes every case a
-            patient of its own.
-        cases: Names it must match. The function raises the same error for any other name that does not match.
+        pattern: Regular expression that matches a whole case name; its first group is the patient. With None, every
+            case is a separate patient.
+        cases: Case names that the pattern must match. The returned function raises the same error for any other name
+            that does not match.
 
     Raises:
-        CollabError: If the pattern is no regular expression, has no group, or does not match some case.
+        CollabError: If the pattern is not a regular expression, has no group, or does not match a case.
     """
     if pattern is None:
         return str
@@ -28,7 +29,7 @@ def patient_lookup(pattern: str | None, cases: Iterable[str] = ()) -> PatientOf:
     try:
         regex = re.compile(pattern)
     except (re.error, TypeError, OverflowError, RecursionError) as error:
-        raise CollabError(f"{rule}, which is no regular expression ({error}). {fix}") from error
+        raise CollabError(f"{rule}, which is not a regular expression ({error}). {fix}") from error
     if regex.groups < 1:
         raise CollabError(f"{rule}, which has no group. {fix}")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def average_pool(features: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Average-pool `(B, D, *s)` to `(B, D, *size)`, in float32 at least if there is something to pool."""
+    """Average-pool `(B, D, *s)` to `(B, D, *size)`, in float32 or higher. At equal size the input is returned."""
     if tuple(features.shape[2:]) == size:
         return features
     dtype = torch.promote_types(features.dtype, torch.float32)
@@ -18,7 +18,7 @@ def average_pool(features: Tensor, size: tuple[int, ...]) -> Tensor:
         return adaptive(features.to(dtype), size)  # type: ignore[arg-type]
     if features.dtype == dtype and features.device.type == "cpu":
         return (F.avg_pool2d if len(size) == 2 else F.avg_pool3d)(features, factors)
-    # Equal, but deterministic on CUDA, and without a float32 copy of the whole map.
+    # The same result, but deterministic on CUDA and without a float32 copy of the whole map.
     for axis, factor in reversed(list(enumerate(factors, start=2))):
         features = features.unflatten(axis, (-1, factor))  # type: ignore[no-untyped-call]
     inner = tuple(range(3, 3 + 2 * len(size), 2))

@@ -6,8 +6,8 @@ The variable holds
 - the path of a JSON file, or
 - the name of a preset that ships with the package (`presets/*.json`).
 
-JSON may name a preset to start from: `{"preset": "ctrcl_resnet50_mitb2", "seed": 1}`. Keys of the JSON win. It may say
-which trainer it is for, `"trainer": "CTRCLTrainer"`; every preset does, and another trainer refuses it.
+JSON may name a preset to start from: `{"preset": "ctrcl_resnet50_mitb2", "seed": 1}`. Its own keys replace those of the
+preset. It may name its trainer: `"trainer": "CTRCLTrainer"`. Every preset does, and other trainers refuse it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Preset(NamedTuple):
     """A preset that ships with the package.
 
     Attributes:
-        name: Its name.
-        trainer: The trainer that it is for.
-        description: Its first sentence says what it is.
+        name: Name of the preset.
+        trainer: Name of the trainer that it is for.
+        description: What it is; the first sentence is shown in lists.
     """
 
     name: str
@@ -58,20 +58,21 @@ def settings_from_environment(default: T, trainer: type | None = None) -> T:
     """The trainer's default settings, changed as `nnUNet_collab_settings` says.
 
     Args:
-        default: The settings.
-        trainer: The trainer's class, to refuse presets of another method; None: they are not refused.
+        default: The default settings.
+        trainer: Class of the trainer; presets of other methods are refused. With None, no preset is refused.
 
     Raises:
-        CollabError: If the variable is neither JSON, nor a readable file, nor a preset; or its content is not valid.
+        CollabError: If the variable is neither JSON, nor a readable file, nor a preset, or if its content is not valid.
     """
     value = os.environ.get(VARIABLE, "").strip()
     return change(default, read(value, takes=accepted(trainer)), VARIABLE) if value else default
 
 
 def accepted(trainer: type | None) -> tuple[str, ...]:
-    """Names of the trainers whose presets `trainer` takes: its own, and that of the method it is a user's subclass of.
+    """Names of the trainers whose presets `trainer` accepts.
 
-    A trainer of this package takes its own alone: CPS is a subclass of Cross Teaching, and another method.
+    A trainer of this package accepts only its own presets: CPS is a subclass of Cross Teaching, but another method. A
+    trainer of a user also accepts the presets of the method that it is a subclass of.
     """
     names = []
     for base in trainer.__mro__ if trainer else ():
@@ -82,21 +83,21 @@ def accepted(trainer: type | None) -> tuple[str, ...]:
 
 
 def read(value: str, *, takes: Sequence[str] = (), built_on_by: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What inline JSON, a JSON file or a preset's name says, with the preset it builds on already merged in.
+    """The settings from inline JSON, a JSON file or a preset, merged with those of the preset that it builds on.
 
     Args:
-        value: One of the three.
-        takes: Names of the trainers that it may be for; none: any.
+        value: Inline JSON, path of a JSON file, or name of a preset.
+        takes: Names of the trainers that it may be for; empty for any trainer.
         built_on_by: The presets that build on it.
 
     Raises:
-        CollabError: If it cannot be read, is for another trainer, presets build on each other in a circle, or a student
-            is not the preset's.
+        CollabError: If it cannot be read, is for another trainer, builds on itself through other presets, or changes a
+            student that its preset does not have.
     """
     if value in built_on_by:
         chain = " -> ".join([*built_on_by, value])
         raise CollabError(
-            f"{VARIABLE}: presets must not build on each other in a circle; got {chain}. Remove a 'preset'."
+            f"{VARIABLE}: presets must not build on each other in a circle; got {chain}. Remove one 'preset' entry."
         )
     changes = _parse(value)
     _check_trainer(value, changes, takes)
@@ -114,7 +115,7 @@ def _check_trainer(value: str, changes: Mapping[str, Any], takes: Sequence[str])
         return
     ours = [preset.name for preset in presets() if preset.trainer in takes]
     raise CollabError(
-        f"{VARIABLE}: {shown(value)} is for {trainer}, and the trainer is {takes[0]}. "
+        f"{VARIABLE}: {shown(value)} is for {trainer}, but the trainer is {takes[0]}. "
         f"Presets for it: {', '.join(ours) or 'none'}."
     )
 
@@ -123,7 +124,7 @@ def _parse(value: str) -> dict[str, Any]:
     if value.startswith("{"):
         return _load(value, VARIABLE)
     for path in (PRESETS / f"{value}.json", Path(value)):
-        if os.path.isfile(path):  # False also for what can be no path at all
+        if os.path.isfile(path):  # also False for a text that cannot be a path
             return _load(_text(path), str(path))
     raise CollabError(
         f"{VARIABLE}: must be inline JSON, a JSON file or a preset; {shown(value)} is none of them. "
@@ -142,8 +143,8 @@ def _load(text: str, where: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except RecursionError as error:
-        raise CollabError(f"{where}: must be JSON of a few levels; it is nested too deeply to read.") from error
-    except ValueError as error:  # no JSON, or a number of more than 4300 digits
+        raise CollabError(f"{where}: must be JSON with few levels; it is nested too deeply to be read.") from error
+    except ValueError as error:  # not JSON, or a number of more than 4300 digits
         raise CollabError(f"{where}: not valid JSON ({error}). Correct the text, e.g. quote every key.") from error
     if not isinstance(content, dict):
         raise CollabError(f'{where}: must be a JSON object such as {{"beta": 2.0}}; got {type(content).__name__}.')

@@ -1,7 +1,7 @@
-"""Who writes a file: a process told apart from every other one, on this machine and on others that share the disk.
+"""Identify the process that writes a file, also if several machines share the disk.
 
-A process number alone is used again, and containers share host names. So a process is known by the place where its
-number counts (host, boot, process namespace), its number, and the moment it started.
+A process number is not enough: numbers are reused, and containers share host names. So a process is identified by the
+place in which its number is valid (host, boot, process namespace), by its number, and by its start time.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-PROC = Path("/proc")  # Linux only; elsewhere processes are told apart by their numbers
-CHECK_S = 0.5  # how often a process looks whether its parent is still there
+PROC = Path("/proc")  # Linux only; other systems use the process number alone
+CHECK_S = 0.5  # seconds between two checks whether the parent process still runs
 
 
 @dataclass(frozen=True)
 class ProcessId:
-    """One process.
+    """Identity of a process.
 
     Attributes:
-        place: Where `pid` counts, 8 hexadecimal digits.
-        pid: Its number there.
-        started: When it started, in the ticks of that machine since its boot; 0 where this cannot be known.
+        place: Where `pid` is valid, as 8 hexadecimal digits.
+        pid: Process number.
+        started: Start time in clock ticks since the boot of the machine; 0 if it is not known.
     """
 
     place: str
@@ -41,7 +41,7 @@ class ProcessId:
 
     @classmethod
     def parse(cls, text: str) -> ProcessId | None:
-        """The process that `str` wrote down, or None."""
+        """The process that `str(ProcessId)` describes, or None if the text is not valid."""
         place, *numbers = text.split("-")
         if not place or len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
             return None
@@ -49,17 +49,17 @@ class ProcessId:
 
     @property
     def is_here(self) -> bool:
-        """Whether this process could see it; on Windows it sees no other one."""
+        """Whether the current process can check if it runs; never True on Windows."""
         return self.place == _place() and os.name != "nt"
 
     @property
     def is_gone(self) -> bool:
-        """Whether it has ended for certain; never True of another place."""
+        """Whether it has certainly ended; never True for a process of another place."""
         return self.is_here and not (_exists(self.pid) and self.started == _start(self.pid))
 
 
 def this_process() -> ProcessId:
-    """The process that asks."""
+    """The current process."""
     return ProcessId(_place(), os.getpid(), _start(os.getpid()))
 
 
@@ -75,7 +75,7 @@ def _place() -> str:
 
 def _start(pid: int) -> int:
     try:
-        # The name of the program, in parentheses, may hold blanks; the start is the 20th field after it.
+        # The name of the program, in parentheses, may contain blanks. The start time is the 20th field after it.
         return int((PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return 0
@@ -92,7 +92,7 @@ def _exists(pid: int) -> bool:
 
 
 def _is_zombie(pid: int) -> bool:
-    """A process that has ended, and whose parent has not asked how: it writes nothing any more."""
+    """Whether the process has ended but its parent has not read its status. Such a process writes nothing."""
     try:
         return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (OSError, IndexError):
@@ -100,9 +100,10 @@ def _is_zombie(pid: int) -> bool:
 
 
 def end_with_parent() -> None:
-    """End this helper process within a second of losing the process that started it, whatever ended that one.
+    """End this worker process within 1 s after its parent process has ended, for whatever reason.
 
-    A thread looks, since what the kernel offers is Linux's alone and follows the thread that forked, not its process.
+    A thread checks the parent. The kernel's own mechanism exists only on Linux, and it watches the thread that forked,
+    not its process.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -110,7 +111,7 @@ def end_with_parent() -> None:
 
 
 def end_with_supervisor() -> None:
-    """The same for a process that another program started, such as torchrun."""
+    """End this process within 1 s after the program that started it, e.g. torchrun, has ended."""
     pid, pause = os.getppid(), threading.Event()
     _end_when(lambda: _is_lost(pid, lambda: pause.wait(CHECK_S)))
 

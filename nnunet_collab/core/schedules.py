@@ -1,4 +1,4 @@
-"""Schedules of learning rates and loss weights: pure functions of the iteration, which resuming cannot disturb."""
+"""Schedules of learning rates and loss weights. They depend only on the iteration, so resuming does not change them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def poly_with_warmup(step: int, total: int, *, warmup: int = 0, power: float = 0
     `PolyLRScheduler_offset`, as its Primus trainers use them.
 
     Args:
-        step: From 0, `< total`; of epochs or of iterations.
+        step: Index of the epoch or iteration, from 0 to `total - 1`.
         total: Number of steps of the whole run.
-        warmup: The rise ends with factor 1 at the last of so many steps.
+        warmup: Number of warm-up steps; the factor is 1 at the last of them.
         power: Exponent of the decay.
     """
     if step < warmup:
@@ -26,12 +26,12 @@ def sigmoid_ramp(iteration: int, length: int, *, steps: int = 0) -> float:
     """Factor that rises from exp(-5) to 1 over `length` iterations: exp(-5 (1 - t)^2) (Laine and Aila 2017).
 
     Args:
-        iteration: From 0.
-        length: Iterations of the rise; 0 or less: always 1.
-        steps: If given, t moves in so many equal steps, as in SSL4MIS (200 in a run).
+        iteration: Index of the iteration, from 0.
+        length: Number of iterations of the rise; with 0 or less the factor is always 1.
+        steps: Number of equal steps in which t rises, as in SSL4MIS (200 in a run); 0 for a continuous rise.
     """
     if length <= 0:
         return 1.0
-    # In whole numbers: rounding down a product of fractions would take some steps an iteration late.
+    # Integer arithmetic: with rounded fractions some steps would come one iteration late.
     share = iteration * steps // length / steps if steps else iteration / length
     return math.exp(-5 * (1 - min(1.0, share)) ** 2)

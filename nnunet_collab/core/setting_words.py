@@ -1,7 +1,7 @@
-"""The type and the bounds of a setting in words, and what is wrong with a value in one sentence.
+"""Describe the type and the bounds of a setting in words, and the fault of a value in one sentence.
 
-Both are read from the JSON schema that pydantic makes of a settings class, so that the manual, the messages and the
-schema for editors cannot tell different rules.
+Both come from the JSON schema that pydantic makes of a settings class. So the printed page, the messages and the schema
+for editors always state the same rules.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _NOUNS = {
     "object": "a JSON object",
     "null": "null",
 }
-_LONGEST = 200  # characters of a value that a message shows
+_LONGEST = 200  # largest number of characters of a value in a message
 
 
 def words(schema: Schema, node: Schema) -> str:
-    """What a value must be, such as "a finite number in [0, 1)".
+    """The rule for a value, such as "a finite number in [0, 1)".
 
     Args:
         schema: The JSON schema of the settings class, for its `$defs`.
-        node: The part of it that describes the value.
+        node: The part of the schema that describes the value.
     """
     if "rule" in node:
         return str(node["rule"])
@@ -49,18 +49,18 @@ def words(schema: Schema, node: Schema) -> str:
 
 
 def explain(error: ValidationError, schema: Schema, where: str, prefix: str = "") -> str:
-    """One sentence: where, which setting, what it must be, what was found. The first fault is told.
+    """One sentence about the first fault: where it is, the setting, the rule, and the value found.
 
     Args:
-        error: What pydantic raised.
+        error: The error of pydantic.
         schema: The JSON schema of the settings class.
-        where: Name of what holds the value, such as the environment variable.
-        prefix: Of the setting's name, such as "students.CNN.".
+        where: Source of the value, such as the name of the environment variable.
+        prefix: Start of the setting's full name, such as "students.CNN.".
     """
     fault = error.errors(include_url=False)[0]
     name, node, owner = _find(schema, fault["loc"], prefix)
     if fault["type"] == "unexpected_keyword_argument":
-        return f"{where}: unknown setting {name!r}. Valid are: {', '.join(owner.get('properties', {}))}."
+        return f"{where}: unknown setting {name!r}. Valid settings: {', '.join(owner.get('properties', {}))}."
     if fault["type"] in ("missing", "missing_argument"):
         return f"{where}: setting {name!r} is required; it has no default."
     if not fault["loc"]:
@@ -74,7 +74,7 @@ def explain(error: ValidationError, schema: Schema, where: str, prefix: str = ""
 
 
 def shown(value: object) -> str:
-    """`repr`, cut where it would fill the screen."""
+    """The `repr` of a value, shortened if it is long."""
     try:
         text = repr(value)
     except ValueError:  # Python does not print integers of more than 4300 digits
@@ -111,7 +111,7 @@ def _resolved(schema: Schema, node: Schema) -> Schema:
 
 
 def _find(schema: Schema, location: tuple[int | str, ...], prefix: str) -> tuple[str, Schema, Schema]:
-    """Name of the setting at pydantic's `location`, the schema of it and that of the object that holds it."""
+    """For pydantic's `location`: the name of the setting, its schema, and the schema of the object that holds it."""
     name, node, owner = "", _resolved(schema, schema), schema
     for step in location:
         node = _resolved(schema, node)
@@ -127,6 +127,6 @@ def _find(schema: Schema, location: tuple[int | str, ...], prefix: str) -> tuple
         elif any(option.get("type") == "object" for option in options):
             node = {}
         else:
-            continue  # pydantic's name of one of several types
+            continue  # pydantic's name for one of several types
         name += f"{'.' * bool(name)}{step}"
     return prefix + name, node, owner

@@ -1,12 +1,13 @@
-"""Settings: frozen pydantic dataclasses whose fields carry their meaning, unit, bounds and source.
+"""Settings: frozen pydantic dataclasses. Each field states its meaning, unit, bounds and source.
 
 A method declares its settings in a subclass, without a decorator (Python refuses `@dataclass` on it):
 
     class MySettings(SemiSupervisedSettings):
         tau: float = setting(0.95, "Confidence from which on a pseudo label is used.", gt=0, lt=1, source="section 3")
-        ramp_up: float = 0.5  # another default; meaning and bounds stay
+        ramp_up: float = 0.5  # a new default; meaning and bounds stay
 
-Types are strict: an integer is taken for a float, but no text for a number and no `True` for 1. Numbers are finite.
+Types are strict: an integer is accepted for a float, but a string is not accepted for a number, nor `True` for 1. NaN
+and infinity are refused.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from nnunet_collab.core.setting_words import Schema, explain, shown
 
 VARIABLE = "nnUNet_collab_settings"
 
-# Bounds of what is counted; the upper one is what a 32-bit integer holds.
+# Bounds of all counts. The upper bound is that of a 32-bit integer.
 COUNT: Mapping[str, Any] = {"ge": 1, "lt": 2**31}
 
 _CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
@@ -37,9 +38,9 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What `setting` was given. What was left out, a parent's setting of that name fills; see `over`."""
+    """The arguments of `setting`. Missing ones are taken from the parent's setting of the same name; see `over`."""
 
-    default: Any = ...  # as in pydantic: none
+    default: Any = ...  # as in pydantic, `...` means that there is no default
     factory: Callable[[], Any] | None = None
     description: str | None = None
     unit: str | None = None
@@ -49,7 +50,7 @@ class Spec:
     hint: Any = None
 
     def over(self, parent: Spec) -> Spec:
-        """This setting, with what it leaves out taken from the parent's; the source of another default is not."""
+        """This setting, completed from the parent's. With a new default, the parent's source is not taken over."""
         if self.default is not ... or self.factory is not None:
             parent = dataclasses.replace(parent, default=..., factory=None, source=None)
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -57,7 +58,7 @@ class Spec:
         return dataclasses.replace(parent, **{name: v for name, v in given.items() if v is not empty[name]})
 
     def field(self) -> Any:
-        """As pydantic takes it."""
+        """The field for pydantic."""
         told = {"unit": self.unit, "source": self.source, "rule": self.rule}
         return Field(
             **({"default_factory": self.factory} if self.factory else {"default": self.default}),
@@ -80,32 +81,32 @@ def setting(
     """A field of a settings class.
 
     Args:
-        default: Its default; without one, and without a factory, the field must be given.
-        description: What it means, in one or a few sentences.
-        unit: Such as "epochs" or "share of the run".
-        source: Where the default is from, such as "section IV.B" or "ours".
-        rule: What a value must be, in words, where type and bounds do not say it well.
-        factory: Makes the default, where that may be changed in place.
-        bounds: pydantic's: `gt`, `ge`, `lt`, `le`, `pattern`, `min_length`, `max_length`.
+        default: Default value. Without a default and without a factory, a value must be given.
+        description: Meaning of the setting, in one sentence or a few.
+        unit: Unit, such as "epochs" or "share of the run".
+        source: Source of the default, such as "section IV.B" or "ours".
+        rule: Rule for a value in words, if type and bounds do not describe it well.
+        factory: Function that makes the default, for values that can be changed in place.
+        bounds: Bounds of pydantic: `gt`, `ge`, `lt`, `le`, `pattern`, `min_length`, `max_length`.
     """
     return Spec(default, factory, description, unit, source, rule, bounds or None)
 
 
 @dataclass_transform(frozen_default=True)
 class Settings:
-    """Base of all settings; every subclass becomes a frozen dataclass that checks its values."""
+    """Base class of all settings. Every subclass becomes a frozen dataclass that checks its values."""
 
     if TYPE_CHECKING:
         __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
-    specs: ClassVar[Mapping[str, Spec]] = {}  # of all fields
-    own_specs: ClassVar[Mapping[str, Spec]] = {}  # of those that the class itself declares
+    specs: ClassVar[Mapping[str, Spec]] = {}  # all fields
+    own_specs: ClassVar[Mapping[str, Spec]] = {}  # the fields that the class itself declares
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Make a dataclass of the class.
+        """Turn the subclass into a dataclass.
 
         Raises:
-            CollabError: If the type of a setting is not known.
+            CollabError: If the type of a setting is not defined.
         """
         super().__init_subclass__(**keywords)
         inherited: dict[str, Spec] = {}
@@ -118,7 +119,7 @@ class Settings:
         for name in (*own, *again):
             if name in inherited:
                 annotations.setdefault(name, inherited[name].hint)
-        # Resolved now: nnU-Net forgets the modules of a user's folder once it has found a trainer in them.
+        # Resolved now, because nnU-Net removes the modules of a user's folder from `sys.modules` after its search.
         annotations.update({name: hint for name, hint in _hints(cls).items() if name in annotations})
         specs = {}
         for name, hint in annotations.items():
@@ -133,7 +134,7 @@ class Settings:
         _explain_errors(cls)
 
     def __post_init__(self) -> None:
-        """Rules that hold between settings; subclasses add theirs after `super().__post_init__()`."""
+        """Check rules between settings. Subclasses add theirs after `super().__post_init__()`."""
 
 
 def _hints(cls: type) -> dict[str, Any]:
@@ -141,13 +142,13 @@ def _hints(cls: type) -> dict[str, Any]:
         return typing.get_type_hints(cls, include_extras=True)
     except NameError as error:
         raise CollabError(
-            f"{cls.__name__}: the type of every setting must be known when the class is made; {error}. "
+            f"{cls.__name__}: the type of every setting must be defined when the class is created; {error}. "
             f"Import it at the top of the file, outside of `if TYPE_CHECKING`."
         ) from error
 
 
 def _explain_errors(cls: type[Settings]) -> None:
-    """Let the constructor, and so `dataclasses.replace`, raise our error instead of pydantic's; and take lists."""
+    """Let the constructor, and so `dataclasses.replace`, raise a `CollabError`, and accept lists for tuples."""
     checked = cls.__init__
 
     @functools.wraps(checked)
@@ -173,18 +174,18 @@ def schema_of(kind: type) -> Schema:
 
 
 def require(condition: bool, name: str, rule: str, found: object) -> None:
-    """Raise a `CollabError` that names the setting, the rule and what was found, unless `condition` holds."""
+    """Raise a `CollabError` with the setting, the rule and the value found, unless `condition` is true."""
     if not condition:
         raise CollabError(f"setting {name!r}: {rule}; got {shown(found)}. Change it in {VARIABLE} or in your subclass.")
 
 
 def refuse_unused(settings: Settings, names: Iterable[str], circumstance: str) -> None:
-    """Raise a `CollabError` if a setting that has no effect was changed: whoever changed it believes that it has.
+    """Raise a `CollabError` if a setting that has no effect was changed, because the user expects an effect.
 
     Args:
-        settings: A settings dataclass.
-        names: Of the settings without effect.
-        circumstance: Under which they have none, such as "in the formulation 'official'".
+        settings: Settings to check.
+        names: Names of the settings without effect.
+        circumstance: When they have no effect, such as "in the formulation 'official'".
     """
     for name in names:
         default, value = settings.specs[name].default, getattr(settings, name)
@@ -192,19 +193,19 @@ def refuse_unused(settings: Settings, names: Iterable[str], circumstance: str) -
 
 
 def change(default: T, changes: Mapping[str, Any], where: str, prefix: str = "") -> T:
-    """A copy of the settings `default` with the given fields changed, nested ones too.
+    """A copy of the settings `default` with changed fields, nested fields included.
 
-    A tuple of named settings (the students) may be given whole, as a list, or changed by name, as an object
+    A tuple of named settings (the students) can be replaced by a list, or changed by name with an object
     `{"CNN": {"lr": 0.005}}`.
 
     Args:
         default: Settings of any class.
-        changes: JSON values by name of the field.
-        where: Where they are from, for messages.
-        prefix: Of the fields' names in messages.
+        changes: Name of the field -> JSON value.
+        where: Source of the changes; it starts the messages.
+        prefix: Start of the fields' full names in messages.
 
     Raises:
-        CollabError: If a key is unknown or a value is not valid; the message says what is.
+        CollabError: If a key is unknown or a value is not valid; the message says what is valid.
     """
     changed: dict[str, Any] = {}
     for key, value in changes.items():
@@ -218,16 +219,16 @@ def change(default: T, changes: Mapping[str, Any], where: str, prefix: str = "")
             )
     plain = {**to_json(default), **changes, **{key: _plain(value) for key, value in changed.items()}}
     valid = _validated(type(default), plain, where, prefix)
-    # What was not changed stays as it is, not as JSON would give it back.
+    # Fields that were not changed keep their value, without a round trip through JSON.
     return dataclasses.replace(default, **{key: changed.get(key, getattr(valid, key)) for key in changes})  # type: ignore[type-var]
 
 
 def check_members(changes: Mapping[str, Any], names: list[str], where: str, name: str) -> None:
-    """Raise a `CollabError` unless `changes` maps some of `names` to the changes of each."""
+    """Raise a `CollabError` unless `changes` maps members of `names` to JSON objects."""
     unknown = [member for member in changes if member not in names]
     if unknown:
         raise CollabError(
-            f"{where}: setting {name!r}: no member is called {', '.join(unknown)}. There are: {', '.join(names)}."
+            f"{where}: setting {name!r} has no member {', '.join(unknown)}. Its members: {', '.join(names)}."
         )
     for member, change_of_one in changes.items():
         if not isinstance(change_of_one, Mapping):
@@ -249,7 +250,7 @@ def _plain(value: Any) -> Any:
 
 
 def to_json(settings: Any) -> dict[str, Any]:
-    """The settings as plain JSON values; `from_json` reads them back."""
+    """The settings as plain JSON values, which `from_json` reads."""
     return cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(settings))))
 
 
@@ -259,7 +260,7 @@ def from_json(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Names of the settings in which two results of `to_json` differ, with both values."""
+    """Name and both values of each setting in which two results of `to_json` differ."""
     lines = []
     for key in sorted({*ours, *theirs}):
         a, b = _by_name(ours.get(key)), _by_name(theirs.get(key))
@@ -271,7 +272,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str 
 
 
 def _by_name(value: Any) -> Any:
-    """A list of named things (the students) as an object by name, so that what differs in one of them can be told."""
+    """A list of named settings (the students) as an object by name, so that they are compared one by one."""
     if isinstance(value, list) and value and all(isinstance(item, Mapping) and "name" in item for item in value):
         return {str(item["name"]): item for item in value}
     return value

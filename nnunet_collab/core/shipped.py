@@ -1,6 +1,6 @@
-"""Where the scripts lie that ship with the package: the doorways for nnU-Net's finder, and the dataset converters.
+"""Find the scripts that ship with the package: the doorways for nnU-Net's search, and the dataset converters.
 
-In a checkout, and so in an editable install, they are folders beside the package; in a wheel they are inside it.
+In a checkout and in an editable install, they are folders beside the package. In a wheel, they are inside the package.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ def shipped_folder(name: str) -> Path:
     """The folder `name`, e.g. `trainers`, as an absolute path.
 
     Raises:
-        CollabError: If it is in neither place.
+        CollabError: If the folder is in neither place.
     """
     places = [PACKAGE / name, PACKAGE.parent / name]
     for place in places:
         if place.is_dir():
             return place.resolve()
     raise CollabError(
-        f"{name}: must be the folder {places[0]} or {places[1]}; there is none. Install the package again."
+        f"{name}: the folder must be {places[0]} or {places[1]}; neither exists. Install the package again."
     )
 
 
@@ -35,7 +35,7 @@ def doorway_folder() -> Path:
 
 
 def doorways() -> dict[str, str]:
-    """Name of each trainer that has a doorway -> the module its class lives in; nothing is imported."""
+    """Name of each trainer that has a doorway -> the module of its class. Nothing is imported."""
     found = {}
     for path in sorted(doorway_folder().glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -51,16 +51,16 @@ def extended(value: str, folder: Path) -> str:
     """The value of `nnUNet_extTrainer` with `folder` in it.
 
     Args:
-        value: What the variable says now; may be empty. The order of its folders stays, since the first one that
-            has a trainer of a given name wins.
-        folder: The doorways; appended unless the value names that folder already, in whatever spelling.
+        value: Current value of the variable; may be empty. The order of its folders is kept, because nnU-Net uses the
+            first folder that has a trainer of a given name.
+        folder: Folder of the doorways. It is appended unless the value already contains it, in any spelling.
 
     Raises:
-        CollabError: If the folder's path cannot be written into a list of paths.
+        CollabError: If the folder's path contains the separator of the list.
     """
     if os.pathsep in str(folder):
         raise CollabError(
-            f"{VARIABLE}: separates its folders by {os.pathsep!r}, so none may have it in its path; got {folder}. "
+            f"{VARIABLE}: {os.pathsep!r} separates its folders, so no path may contain it; got {folder}. "
             "Move the project to another folder, or install the package in another environment."
         )
     # A dictionary keeps the first spelling of each folder, and the order.
@@ -71,16 +71,16 @@ def extended(value: str, folder: Path) -> str:
 
 
 def folders_of(value: str) -> list[str]:
-    """The folders that a value of `nnUNet_extTrainer` names, in order, empty entries left out as nnU-Net does."""
+    """The folders in a value of `nnUNet_extTrainer`, in order. Empty entries are skipped, as nnU-Net does."""
     return [entry for entry in value.split(os.pathsep) if entry.strip()]
 
 
 def canonical(path: str | Path) -> str:
-    """One spelling for every way to write a path: absolute, without links, in one case where cases do not count."""
+    """One spelling of a path: absolute, without links, in lower case on systems that ignore case."""
     return os.path.normcase(os.path.realpath(path))
 
 
 def available_cores() -> int:
-    """Cores that this process may use, which can be fewer than there are."""
+    """Number of cores that this process may use; it can be smaller than that of the machine."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1

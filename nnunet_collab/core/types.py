@@ -1,7 +1,7 @@
-"""The tensors that students, losses and the trainer hand to each other.
+"""The tensors that students, losses and the trainer exchange.
 
 Shapes: `B` samples, `C` classes or regions, `D` feature channels, `*S` two or three spatial axes of the patch,
-`*s` those of a feature map.
+`*s` the spatial axes of a feature map.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from torch import Tensor
 
 
 class StudentOutput(NamedTuple):
-    """What a student hands over in one training forward.
+    """Output of a student in a forward pass of training.
 
     Attributes:
-        logits: `(B, C, *S)` at full resolution.
-        encoder: `(B, D_E, *s)` output of the encoder (F_E of CTRCL, equation 1), or None if not tapped.
-        decoder: `(B, D_D, *s)` last feature map before the classifier (F_D), or None if not tapped.
-        auxiliary: Deep-supervision logits of falling resolution, full resolution excluded; empty without them.
-        maps: Further feature maps that a method taps, `(B, D_i, *s_i)` each, in the order it names them.
-        teaching: `(B_t, C, *S)` logits, without gradient, of samples that only teach; `logits`, `decoder`, `auxiliary`
-            are without these. None if there are none.
+        logits: Logits at full resolution, `(B, C, *S)`.
+        encoder: Output of the encoder (F_E of CTRCL, equation 1), `(B, D_E, *s)`, or None if it is not used.
+        decoder: Last feature map before the classifier (F_D), `(B, D_D, *s)`, or None if it is not used.
+        auxiliary: Deep-supervision logits from high to low resolution, without full resolution; empty without deep
+            supervision.
+        maps: Other feature maps that a method uses, `(B, D_i, *s_i)` each, in the order in which it names them.
+        teaching: Logits without gradient of samples that only teach, `(B_t, C, *S)`; `logits`, `decoder` and
+            `auxiliary` do not contain these samples. None if there are none.
     """
 
     logits: Tensor
@@ -36,10 +37,10 @@ class Truth(NamedTuple):
     """The truth of a batch at full resolution: exclusive classes, or overlapping regions.
 
     Attributes:
-        labels: `(B, *S)` int64 in `[0, C)`; voxels of the ignore label hold 0, and so do all voxels where there are
+        labels: Labels in `[0, C)`, `(B, *S)` int64; 0 at voxels of the ignore label, and 0 everywhere if there are
             regions.
-        keep: `(B, *S)` bool, False where the label is to be ignored.
-        regions: `(B, R, *S)` bool, or None for exclusive classes.
+        keep: Voxels to use, `(B, *S)` bool; False where the label is ignored.
+        regions: Region masks, `(B, R, *S)` bool, or None for exclusive classes.
     """
 
     labels: Tensor
@@ -51,8 +52,8 @@ def region_truth(regions: Tensor, keep: Tensor) -> Truth:
     """Overlapping regions as independent two-class problems: class 1 inside the region, class 0 outside.
 
     Args:
-        regions: `(B, R, *S)` bool, one mask per region.
-        keep: `(B, *S)` bool.
+        regions: One mask per region, `(B, R, *S)` bool.
+        keep: Voxels to use, `(B, *S)` bool.
 
     Returns:
         Truth of `B * R` samples, in the order of `losses.collaborative_kl.as_two_classes`.
@@ -65,10 +66,10 @@ class Term(NamedTuple):
     """One summand of the total loss.
 
     Attributes:
-        student: Name of the one student that this term teaches.
-        name: What it is, e.g. `supervised`; `student/name` is its key in logs.
-        weight: Factor in the total.
-        value: Scalar float32 tensor.
+        student: Name of the student that this term trains.
+        name: Name of the term, e.g. `supervised`; its key in logs is `student/name`.
+        weight: Factor of the term in the total loss.
+        value: Value of the term, scalar float32 tensor.
     """
 
     student: str

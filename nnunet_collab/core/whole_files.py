@@ -1,9 +1,9 @@
-"""Whether an image file is whole, as far as its format can tell.
+"""Check that an image file is complete, as far as its format allows.
 
-Readers do not say it: SimpleITK 2.5 fills the missing voxels of a NIfTI, GIPL, BMP or TIFF file that was cut off with 0
-or with whatever was in memory, reads a compressed .mha with a flipped bit as if it were whole, and both SimpleITK and
-tifffile give back the first slices of a TIFF stack whose end is missing. So the length and the checksums are compared
-here. Uncompressed voxels have no checksum: a flipped bit in them cannot be seen.
+The readers do not report this. SimpleITK 2.5 fills the missing voxels of a truncated NIfTI, GIPL, BMP or TIFF file with
+0 or with arbitrary values from memory. It reads a compressed .mha with a flipped bit without an error. SimpleITK and
+tifffile both return the first slices of a TIFF stack whose end is missing. So lengths and checksums are checked here.
+Uncompressed voxels have no checksum: a flipped bit in them is not found.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _CHUNK = 1 << 20
 
 
 def check_whole(path: Path) -> None:
-    """Raise if the file is cut off or fails its checksum; a file of an unknown format passes.
+    """Raise if the file is truncated or has a wrong checksum. Files of unknown formats are not checked.
 
     Raises:
-        Exception: What is wrong, most often an OSError; the libraries used here raise others, too.
+        Exception: If the file is truncated or damaged; an OSError, or another exception of the library used.
     """
     name = path.name.lower()
     for endings, check in _CHECKS.items():
@@ -32,9 +32,9 @@ def check_whole(path: Path) -> None:
 
 
 def _check_nifti(path: Path) -> None:
-    """Read the file to its end, so that gzip checks its sum, and count the bytes against what the header announces."""
+    """Read the file to its end, so that gzip checks its checksum, and compare the number of bytes with the header."""
     with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-        header = file.read(540)  # of NIfTI-2, the longer of the two
+        header = file.read(540)  # the length of a NIfTI-2 header, which is longer than that of NIfTI-1
         held = len(header)
         while chunk := file.read(_CHUNK):
             held += len(chunk)
@@ -42,7 +42,7 @@ def _check_nifti(path: Path) -> None:
 
 
 def _nifti_bytes(header: bytes) -> int:
-    """Length in bytes that a NIfTI header announces; 0 if it is none, which the reader then reports."""
+    """Length of the file in bytes according to its NIfTI header; 0 if there is none, which the reader reports."""
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 
@@ -51,14 +51,14 @@ def _nifti_bytes(header: bytes) -> int:
         block, size = header[: kind.sizeof_hdr], kind.sizeof_hdr
         if len(block) == size and any(struct.unpack_from(f"{order}i", block)[0] == size for order in "<>"):
             head: Any = kind(block, check=False)
-            # An axis of length 0 is read as one voxel by ITK.
+            # ITK reads an axis of length 0 as one voxel.
             voxels = math.prod(max(count, 1) for count in head.get_data_shape())
             return int(head.get_data_offset() + voxels * int(head["bitpix"]) // 8)
     return 0
 
 
 def _check_gipl(path: Path) -> None:
-    """A header of 256 bytes, then the voxels."""
+    """Compare the length of the file: a header of 256 bytes, then the voxels."""
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
@@ -69,7 +69,7 @@ def _check_gipl(path: Path) -> None:
 
 
 def _check_metaimage(path: Path) -> None:
-    """Compressed voxels (.mha) are one zlib stream."""
+    """Check the zlib stream of the compressed voxels (.mha)."""
     with path.open("rb") as file:
         header = file.read(_CHUNK)
         start = re.search(rb"^ElementDataFile\s*=\s*LOCAL\r?\n", header, re.MULTILINE)
@@ -79,7 +79,7 @@ def _check_metaimage(path: Path) -> None:
 
 
 def _check_nrrd(path: Path) -> None:
-    """Compressed voxels (.nrrd) are one gzip stream after an empty line; ITK does not read it to its checksum."""
+    """Check the gzip stream of the compressed voxels (.nrrd), after an empty line; ITK does not check its checksum."""
     with path.open("rb") as file:
         header = file.read(_CHUNK)
         end = re.search(rb"\r?\n\r?\n", header)
@@ -90,28 +90,28 @@ def _check_nrrd(path: Path) -> None:
 
 
 def _check_stream(file: IO[bytes]) -> None:
-    """Decompress to the end, where the checksum stands."""
+    """Decompress to the end of the stream, where the checksum is."""
     stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # zlib or gzip
     while not stream.eof:
-        # At most so much at once: the voxels are not kept.
+        # A limited part at a time, because the voxels are not needed.
         if not (chunk := stream.unconsumed_tail or file.read(_CHUNK)):
             raise OSError("its compressed voxels end before their checksum")
         stream.decompress(chunk, 16 * _CHUNK)
 
 
 def _check_png(path: Path) -> None:
-    """Every chunk has a checksum, and the last one is IEND."""
+    """Let Pillow check the checksum of every chunk, and that the last chunk is IEND."""
     from PIL import Image
 
     with Image.open(path) as image:
         try:
             image.verify()
-        except SyntaxError as error:  # Pillow's word for a broken chunk
+        except SyntaxError as error:  # Pillow raises it for a damaged chunk
             raise OSError(str(error)) from error
 
 
 def _check_picture(path: Path) -> None:
-    """Pillow refuses what is cut off, where ITK does not."""
+    """Let Pillow read the file: unlike ITK, it refuses a truncated one."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -119,7 +119,7 @@ def _check_picture(path: Path) -> None:
 
 
 def _check_tiff(path: Path) -> None:
-    """The chain of pages must reach its end, and every strip and tile must lie within the file."""
+    """Check that the chain of pages reaches its end, and that every strip and tile lies within the file."""
     import tifffile
 
     length = path.stat().st_size
@@ -133,11 +133,11 @@ def _check_tiff(path: Path) -> None:
 
 
 def _pages_in_chain(path: Path, layout: Any) -> int:
-    """Number of pages; OSError if a link of the chain points beyond the file.
+    """Number of pages; raises an OSError if a link of the chain points beyond the end of the file.
 
     Args:
         path: The file.
-        layout: tifffile's `TiffFormat`: byte order and sizes, which differ between TIFF and BigTIFF.
+        layout: `TiffFormat` of tifffile: byte order and sizes, which differ between TIFF and BigTIFF.
     """
     pages = 0
     with path.open("rb") as file:

@@ -1,1 +1,1 @@
-"""Where data enters: raw datasets, splits by patient, and images that have no labels."""
+"""Data for training: preprocessing and loading of unlabeled images, their views, and batches of both kinds."""

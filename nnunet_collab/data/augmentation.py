@@ -1,4 +1,4 @@
-"""nnU-Net's augmentation made repeatable, and the papers' light one in its place."""
+"""Make nnU-Net's augmentation repeatable, or replace it by the lighter augmentation of the papers."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
-# CTRCL (section IV.B) says "random flip and random rotation" without numbers. The code its protocol follows
-# (TransUNet's, also SSL4MIS's) rotates half of the samples by up to 20 degrees; flips are nnU-Net's mirroring.
+# CTRCL (section IV.B) says "random flip and random rotation" without numbers. Its protocol follows the code of
+# TransUNet, as does SSL4MIS: it rotates half of the samples by up to 20 degrees. Flips are nnU-Net's mirroring.
 ROTATION_PROBABILITY = 0.5
 ROTATION_RADIANS = (-20 / 180 * math.pi, 20 / 180 * math.pi)
 
 
 def without_timing(planned: ComposeTransforms) -> ComposeTransforms:
-    """nnU-Net's training transforms as functions of their random numbers alone.
+    """nnU-Net's training transforms, changed so that the result depends only on the random numbers.
 
-    nnU-Net lets its blur time two implementations, which differ in the last bits, and keep the faster one. The same
-    batch would then differ between runs and between workers. Here it always convolves directly, the faster way for
-    kernels as short as nnU-Net's.
+    The blur of nnU-Net measures the time of two implementations and uses the faster one. Their results differ in the
+    last bits, so the same batch could differ between runs and between workers. Here the blur always convolves directly,
+    which is faster for kernels as short as nnU-Net's.
 
     Args:
-        planned: What `nnUNetTrainer.get_training_transforms` returns; its transforms are changed in place.
+        planned: Result of `nnUNetTrainer.get_training_transforms`; its transforms are changed in place.
     """
     for transform in planned.transforms:
         inner = getattr(transform, "transform", transform)
@@ -34,10 +34,10 @@ def without_timing(planned: ComposeTransforms) -> ComposeTransforms:
 
 
 def flips_and_rotations_only(planned: ComposeTransforms) -> ComposeTransforms:
-    """nnU-Net's training transforms without intensity changes and scaling, and with the papers' rotation.
+    """nnU-Net's training transforms without intensity changes and scaling, and with the rotation of the papers.
 
     Args:
-        planned: What `nnUNetTrainer.get_training_transforms` returns; its transforms are changed in place.
+        planned: Result of `nnUNetTrainer.get_training_transforms`; its transforms are changed in place.
 
     Returns:
         Cropping to the patch, rotation, mirroring and the conversion of labels, in nnU-Net's order.

@@ -1,8 +1,9 @@
-"""Batches that are a pure function of (seed, stream, rank, number).
+"""Batches that depend only on (seed, stream, rank, number).
 
-nnU-Net's loader draws from the global generators of whichever worker comes first, so that no run can be repeated and no
-resumed run equals an uninterrupted one; forked workers even share their torch generator. Here batch number i is drawn
-from a generator seeded for it alone, and workers take turns. The same batches come whatever the number of workers.
+nnU-Net's loader takes the next batch from the first worker that has one, and each worker draws from its own global
+generators. So no run can be repeated, and a resumed run differs from an uninterrupted one. Forked workers even share
+the state of torch's generator. Here the generators are seeded for each batch, and the workers take turns. So
+the batches do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ from nnunet_collab.core.process import end_with_parent
 
 
 class BatchSource(Protocol):
-    """What we need of an nnU-Net loader."""
+    """The part of nnU-Net's loader that this module uses."""
 
     def generate_train_batch(self) -> dict[str, Any]:
         """Draw one batch, using numpy's and torch's global generators."""
 
 
 class SeededBatches:
-    """Endless batches of `source`; number i is drawn with generators seeded by `(*key, i)`.
+    """Endless batches of `source`. Batch number i is drawn with generators seeded by `(*key, i)`.
 
     Args:
-        source: Draws a batch from the global generators.
-        key: Non-negative integers that set this stream apart: seed, stream, rank.
+        source: Loader that draws batches with the global generators.
+        key: Non-negative integers that identify this stream: seed, stream, rank.
         start: Number of the first batch.
-        workers: Number of processes that take turns, see `set_thread_id`.
+        workers: Number of processes that take turns; see `set_thread_id`.
     """
 
     def __init__(self, source: BatchSource, key: tuple[int, ...], *, start: int, workers: int = 1) -> None:
@@ -51,12 +52,12 @@ class SeededBatches:
         self.number = start
 
     def set_thread_id(self, thread_id: int) -> None:
-        """Called by the augmenter in each worker: it makes the batches number start + thread_id + k * workers."""
-        # A forked worker inherits OpenMP's record of threads that only its parent has; waiting for them would hang it.
+        """Called by the augmenter in each worker. The worker makes the batches start + thread_id + k * workers."""
+        # A forked worker inherits OpenMP's record of threads that exist only in its parent; it would wait for them.
         torch.set_num_threads(1)
         self.number = self.start + thread_id
-        # Ctrl-C reaches every process of the terminal, and the trainer's handlers came with the fork; the main process
-        # alone decides when a worker ends.
+        # Ctrl-C reaches every process of the terminal, and a forked worker inherits the trainer's handlers. But only
+        # the main process decides when a worker ends.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         end_with_parent()
@@ -73,12 +74,12 @@ class SeededBatches:
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong in a worker, in place of a batch.
+    """An error in a worker, passed on in place of a batch.
 
     Attributes:
-        message: For the user.
-        expected: Whether it was a `CollabError`.
-        trace: Where it happened.
+        message: Message for the user.
+        expected: Whether the error is a `CollabError`.
+        trace: Traceback of the error.
     """
 
     message: str
@@ -87,33 +88,33 @@ class Failure:
 
 
 class _TellingBatches(SeededBatches):
-    """Hands an exception over as a batch: batchgenerators only prints it, in the worker."""
+    """Returns an exception as a batch, because batchgenerators only prints it in the worker."""
 
     def __next__(self) -> Any:
         number = self.number
         try:
             return super().__next__()
-        except Exception as error:  # whatever it is, the main process must know
+        except Exception as error:  # the main process must see every error
             self.number = number + self.workers
             text = str(error) if isinstance(error, CollabError) else f"{type(error).__name__}: {error}"
             return Failure(text, isinstance(error, CollabError), traceback.format_exc())
 
 
 class Workers(MultiThreadedAugmenter):  # type: ignore[misc]
-    """batchgenerators' worker processes, which say what went wrong in one of them, and end with their parent.
+    """Worker processes of batchgenerators that report their errors and end with their parent.
 
     Raises:
-        CollabError: On drawing a batch, if making it failed for a reason the user can fix, or a worker was killed.
-        RuntimeError: If making it failed otherwise.
+        CollabError: When a batch is drawn, if it failed for a reason that the user can fix, or if a worker was killed.
+        RuntimeError: If the batch failed for another reason.
     """
 
     def __next__(self) -> Any:
         try:
             batch = super().__next__()
-        except RuntimeError as error:  # a worker is gone without a word
+        except RuntimeError as error:  # a worker ended without a message
             raise CollabError(
-                "a process that loads data was ended from outside, most often because the memory ran out (the kernel "
-                "writes so into its log, `dmesg`). Make the memory larger or set nnUNet_n_proc_DA to fewer processes, "
+                "a process that loads data was killed, most often because the machine ran out of memory (see the log "
+                "of the kernel, `dmesg`). Use more memory, or set nnUNet_n_proc_DA to a smaller number of processes, "
                 "then continue with --c."
             ) from error
         if isinstance(batch, Failure):
@@ -132,7 +133,7 @@ class Workers(MultiThreadedAugmenter):  # type: ignore[misc]
         super()._finish(*args, **kwargs)
 
     def _abort(self) -> None:
-        """At exit: the thread that reads from the workers would take their end, or half a batch, for a fault."""
+        """Stop at exit. Otherwise the thread that reads from the workers would report their end as a fault."""
         threading.excepthook = lambda _: None
         self.abort_event.set()
 
@@ -140,7 +141,7 @@ class Workers(MultiThreadedAugmenter):  # type: ignore[misc]
 def in_background(
     source: BatchSource, key: tuple[int, ...], *, start: int, workers: int, pin_memory: bool
 ) -> SingleThreadedAugmenter | MultiThreadedAugmenter:
-    """Seeded batches in order, made by `workers` processes (0: in this one) ahead of their use."""
+    """Seeded batches in order, prepared in advance by `workers` processes (0: made in this process)."""
     if workers == 0:
         return SingleThreadedAugmenter(SeededBatches(source, key, start=start), None)
     batches = _TellingBatches(source, key, start=start, workers=workers)
@@ -149,7 +150,7 @@ def in_background(
 
 @contextmanager
 def seeded(key: tuple[int, ...]) -> Iterator[None]:
-    """Seed Python's, numpy's and torch's CPU generators from `key`, and restore their states afterwards."""
+    """Seed the CPU generators of Python, numpy and torch with `key`, and restore their states at the end."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     state = np.random.SeedSequence(key).generate_state(3)
     random.seed(int(state[0]))

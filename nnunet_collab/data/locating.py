@@ -1,4 +1,4 @@
-"""What `preprocess_unlabeled --locate MODEL` does after preprocessing: find foreground in the unlabeled images."""
+"""Find foreground in the unlabeled images with a model: the part of `preprocess_unlabeled` for `--locate MODEL`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from nnunet_collab.data.unlabeled_preprocessing import preprocessing_fingerprint
 
 
 class Locating(NamedTuple):
-    """A model that fits the dataset.
+    """A model that fits the dataset, and the paths of the dataset.
 
     Attributes:
         locator: The model.
-        model: Its folder.
+        model: Folder of the model.
         preprocessed: Folder of the preprocessed dataset.
-        identifier: Of the configuration's preprocessed data.
-        foreground: Labels.
+        identifier: Data identifier of the configuration.
+        foreground: Foreground labels.
     """
 
     locator: Locator
@@ -40,7 +40,7 @@ class Locating(NamedTuple):
     foreground: list[int]
 
     def run(self, cases: Sequence[str], *, overwrite: bool) -> None:
-        """Locate the cases of imagesUn and those that a split declares unlabeled, but those that are done already."""
+        """Locate the cases of imagesUn and the unlabeled cases of a split. Cases that are done are skipped."""
         from tqdm import tqdm
 
         folder = locations_folder(self.preprocessed, self.identifier)
@@ -52,7 +52,7 @@ class Locating(NamedTuple):
         places = {**dict.fromkeys(sorted(declared), own)}
         places |= dict.fromkeys(cases, unlabeled_folder(self.preprocessed, self.identifier))
         record = {"model": str(self.model.resolve())}
-        if overwrite or read_record(folder) != record:  # places of two models are never mixed
+        if overwrite or read_record(folder) != record:  # never mix the locations of two models
             for path in folder.glob("*.npz"):
                 path.unlink()
         write_record(folder, record)
@@ -60,7 +60,7 @@ class Locating(NamedTuple):
         for case in tqdm(todo, desc="Locating", unit="case", disable=None):
             segmentation = self.locator.segment(open_image(places[case], case))
             save_locations(folder, case, sample_locations(segmentation, self.foreground, zlib.crc32(case.encode())))
-        print(f"located {len(todo)} cases with {self.model.name}, {len(places) - len(todo)} were there: {folder}")
+        print(f"located {len(todo)} cases with {self.model.name}, {len(places) - len(todo)} were done before: {folder}")
 
 
 def prepare(
@@ -71,22 +71,23 @@ def prepare(
     dataset_json: dict[str, Any],
     device: str,
 ) -> Locating:
-    """Load the model, unless it does not fit.
+    """Load the model and check that it fits the dataset.
 
     Raises:
-        CollabError: If it is no model, of another configuration, or has other channels, classes or preprocessing.
+        CollabError: If the folder holds no model, or if the model has another configuration, or other channels, classes
+            or preprocessing.
     """
     import torch
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise CollabError("-device: cuda must be there for --locate; torch finds none. Write -device cpu.")
+        raise CollabError("-device: --locate needs a GPU for cuda; torch finds none. Write -device cpu.")
     locator = Locator(model, torch.device(device))
     configuration = model.resolve().name.split("__")[-1]
     if configuration not in configurations or configuration not in plans["configurations"]:
         raise CollabError(
-            f"--locate: the model must be of a configuration that is preprocessed, {', '.join(configurations)}; "
-            f"{model} is of {configuration}. Name another model, or add its configuration to -c."
+            f"--locate: the configuration of the model must be in -c ({', '.join(configurations)}) and in the plans; "
+            f"{model} is a model of {configuration}. Use another model, or add its configuration to -c."
         )
     theirs = locator.dataset_json
     for what, ours, other in (
@@ -95,7 +96,7 @@ def prepare(
     ):
         if ours != other:
             raise CollabError(
-                f"--locate: the model must have the {what} of the dataset, {ours}; {model} has {other}. Name a model "
+                f"--locate: the model must have the {what} of the dataset, {ours}; {model} has {other}. Use a model "
                 f"that was trained on this dataset."
             )
     fingerprints = [
@@ -103,8 +104,8 @@ def prepare(
     ]
     if fingerprints[0] != fingerprints[1]:
         raise CollabError(
-            f"--locate: the model must expect images that are preprocessed as these; {model} was planned otherwise "
-            f"(spacing, normalization or reader). Name a model that was trained with plans {plans['plans_name']}."
+            f"--locate: the model must have the preprocessing of these plans; that of {model} differs (in spacing, "
+            f"normalization or reader). Use a model that was trained with the plans {plans['plans_name']}."
         )
     manager = PlansManager(plans)
     labels = manager.get_label_manager(dataset_json)

@@ -1,10 +1,10 @@
-"""Where a model sees foreground in unlabeled images, so that crops of them can be centered there.
+"""Voxels of predicted foreground in unlabeled images, on which crops can be centered.
 
-nnU-Net centers a third of the labeled crops on foreground. Where organs are small and volumes large, most crops at
-random places hold nothing to learn from. A model that exists already predicts every unlabeled image once; what is
-stored is what nnU-Net stores of labeled cases, voxels of each class, and no label is read for it.
+nnU-Net centers a third of the labeled crops on foreground. With small organs in large volumes, most crops at random
+positions contain no foreground. So a trained model predicts every unlabeled image once, and voxels of each predicted
+class are stored, in the form in which nnU-Net stores them for labeled cases. No label is read.
 
-They lie in a folder beside the preprocessed cases, a file per case, with a record of the model.
+The files are in a folder beside the preprocessed cases: one file per case, and a record of the model.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from nnunet_collab.core.files import write_atomically, write_json
 from nnunet_collab.core.json_files import json_object_or_empty
 
 RECORD = "model.json"
-MOST_VOXELS = 10_000  # of each class and case that are kept, as nnU-Net does
+MOST_VOXELS = 10_000  # largest number of stored voxels per class and case, as in nnU-Net
 
 ClassLocations = dict[int, npt.NDArray[np.int64]]
 
 
 def locations_folder(preprocessed_dataset: Path, data_identifier: str) -> Path:
-    """Beside the preprocessed cases: `<preprocessed_dataset>/<data_identifier>_locations`."""
+    """The folder of the locations: `<preprocessed_dataset>/<data_identifier>_locations`."""
     return preprocessed_dataset / f"{data_identifier}_locations"
 
 
 def sample_locations(segmentation: npt.NDArray[Any], foreground: list[int], seed: int) -> ClassLocations:
-    """Voxels of each foreground class that there is, at most `MOST_VOXELS` of each.
+    """Voxels of each foreground class in a segmentation, at most `MOST_VOXELS` per class.
 
     Args:
-        segmentation: `(*S)` labels.
-        foreground: Labels.
-        seed: Of the sample, so that a case gives the same voxels whenever it is located.
+        segmentation: Predicted labels, `(*S)`.
+        foreground: Foreground labels.
+        seed: Seed for sampling, so that the result can be repeated.
 
     Returns:
-        Label -> `(n, 1 + axes)`, the first column 0 as in nnU-Net's `class_locations`.
+        Label -> voxel indices `(n, 1 + axes)`; the first column is 0, as in nnU-Net's `class_locations`.
     """
     generator = np.random.default_rng(seed)
     found = {}
@@ -55,11 +55,11 @@ def sample_locations(segmentation: npt.NDArray[Any], foreground: list[int], seed
 
 
 def save_locations(folder: Path, case: str, locations: Mapping[int, npt.NDArray[Any]]) -> None:
-    """Write the file of a case, whole or not at all."""
+    """Write the file of a case atomically."""
     arrays = {str(label): voxels.astype(np.int32) for label, voxels in locations.items()}
 
     def write(path: Path) -> None:
-        with path.open("wb") as file:  # numpy would add an ending to a name
+        with path.open("wb") as file:  # numpy would append an ending to a path
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
     write_atomically(folder / f"{case}.npz", write)
@@ -77,7 +77,7 @@ def load_locations(folder: Path, case: str) -> ClassLocations:
             return {int(label): content[label].astype(np.int64) for label in content.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise CollabError(
-            f"{path}: the places of predicted foreground cannot be read ({error}). Delete the file and run "
+            f"{path}: the locations of predicted foreground cannot be read ({error}). Delete the file and run "
             f"nnunet_collab preprocess_unlabeled --locate again."
         ) from error
 
@@ -88,11 +88,11 @@ def located_cases(folder: Path) -> set[str]:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Remember the model."""
+    """Write the record of the model."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD, dict(record))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The model that located, empty if there is none."""
+    """The record of the model; empty if there is none."""
     return json_object_or_empty(folder / RECORD)

@@ -1,4 +1,4 @@
-"""Predict preprocessed images with a model that exists, in the space in which they are stored."""
+"""Predict preprocessed images with a trained model, on the grid on which they are stored."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from nnunet_collab.core.json_files import read_json_object
 
 
 class Locator:
-    """A published or stock model that predicts images which were preprocessed as its own.
+    """A published or stock model that predicts images with the preprocessing of the model.
 
     Args:
-        model: Its results folder, `<Trainer>__<plans>__<configuration>`.
-        device: On which it predicts.
+        model: Results folder of the model, `<Trainer>__<plans>__<configuration>`.
+        device: Device for prediction.
 
     Raises:
-        CollabError: If the folder holds no model, or its checkpoints cannot be read without running code.
+        CollabError: If the folder holds no model, or if loading its checkpoints would run code.
     """
 
     def __init__(self, model: Path, device: torch.device) -> None:
@@ -35,7 +35,7 @@ class Locator:
         if not found:
             raise CollabError(f"--locate: {model} must hold fold_*/checkpoint_final.pth; it holds none. {fix}")
         for path in found:
-            checkpoints.read(path)  # refuses what nnU-Net would run as code
+            checkpoints.read(path)  # refuses a file whose code nnU-Net would run
         self.predictor = nnUNetPredictor(
             use_mirroring=False, perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False
         )
@@ -43,7 +43,7 @@ class Locator:
         self.predictor.initialize_from_trained_model_folder(str(model), folds, "checkpoint_final.pth")
 
     def segment(self, image: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """Labels `(*S)` of a preprocessed image `(C, *S)`."""
+        """Predicted labels `(*S)` of a preprocessed image `(C, *S)`."""
         logits = self.predictor.predict_logits_from_preprocessed_data(torch.from_numpy(np.asarray(image[:])))
         segmentation = self.predictor.label_manager.convert_logits_to_segmentation(logits)
         return np.asarray(segmentation)

@@ -1,4 +1,4 @@
-"""Whether a preprocessed file is there and whole: copying stops on a full disk, and a killed process leaves a half."""
+"""Check that preprocessed files exist and are complete. A full disk or a killed process leaves truncated files."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-IMAGE_ENDINGS = (".b2nd", ".npy", ".npz")  # nnU-Net's formats, in the order in which they are looked for
+IMAGE_ENDINGS = (".b2nd", ".npy", ".npz")  # nnU-Net's formats, in the order of the search
 
 
 def open_array(path: Path) -> Any:
-    """An array in one of nnU-Net's formats, of which nothing is read yet but its header (an .npz is read whole).
+    """Open an array in one of nnU-Net's formats. Only the header is read, but an .npz file is read completely.
 
     Raises:
-        OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile: If the file is missing, empty or cut off.
+        OSError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile: If the file is missing, empty or truncated.
     """
-    import blosc2  # here and not above: the help of a command that uses this module must not wait for them
+    import blosc2  # imported here, so that the help of a command that uses this module is fast
     import numpy as np
 
     if path.suffix == ".b2nd":
-        # Threads of blosc2 would not survive the fork of a loader's worker; its memory maps do not work on Windows.
+        # One thread, because threads of blosc2 do not survive the fork of a loader's worker. No memory map on Windows,
+        # where it does not work.
         mapped = {} if os.name == "nt" else {"mmap_mode": "r"}
         return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **mapped)
     if path.suffix == ".npy":
@@ -30,13 +31,13 @@ def open_array(path: Path) -> Any:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a preprocessed file (.b2nd, .npy, .npz, .pkl) is there with all its bytes; no voxel is read.
+    """Whether a preprocessed file (.b2nd, .npy, .npz, .pkl) exists with its full length. No voxel is read.
 
-    A flipped bit between its first and its last byte is not seen.
+    Changed bytes within the file are not found.
     """
     try:
         if path.suffix == ".npz":
-            with zipfile.ZipFile(path) as archive:  # its list of contents is at the end
+            with zipfile.ZipFile(path) as archive:  # its table of contents is at the end of the file
                 return "data.npy" in archive.namelist()
         if path.suffix == ".pkl":
             with path.open("rb") as file:
@@ -48,6 +49,6 @@ def is_whole(path: Path) -> bool:
 
 
 def image_file(folder: Path, identifier: str) -> Path | None:
-    """The file of a case's preprocessed image, whole or not; None if there is none."""
+    """The file of a case's preprocessed image, complete or not; None if there is none."""
     places = (folder / f"{identifier}{ending}" for ending in IMAGE_ENDINGS)
     return next((place for place in places if place.is_file()), None)

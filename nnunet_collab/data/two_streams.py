@@ -1,4 +1,4 @@
-"""Labeled and unlabeled samples in one batch, drawn by one pool of workers."""
+"""Batches of labeled and unlabeled samples, drawn by one pool of workers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class TwoStreams:
 
     Args:
         labeled: Loader of labeled cases.
-        unlabeled: Loader of an `UnlabeledDataset` through `WeakAndStrongViews`.
+        unlabeled: Loader of an `UnlabeledDataset` with the transform `WeakAndStrongViews`.
 
-    A batch has the entries of the labeled part, and `views` `(B_u, V * C, *S)`, `learn_mask` `(B_u, 1, *S)`,
-    `keys_unlabeled`.
+    A batch has the entries of the labeled batch and three more: `views` `(B_u, V * C, *S)`, `learn_mask`
+    `(B_u, 1, *S)` and `keys_unlabeled`.
     """
 
     def __init__(self, labeled: BatchSource, unlabeled: BatchSource) -> None:
@@ -40,9 +40,9 @@ class TwoStreams:
 
 
 class LabeledCrops(nnUNetDataLoader):  # type: ignore[misc]
-    """nnU-Net's loader, which tells of each sample whether it was centered on foreground: entry `centered` `(B,)` bool.
+    """nnU-Net's loader with one more entry, `centered` `(B,)` bool: whether a sample was centered on foreground.
 
-    It draws the very batches that nnU-Net's loader draws.
+    It draws the same batches as nnU-Net's loader.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -63,18 +63,18 @@ class LabeledCrops(nnUNetDataLoader):  # type: ignore[misc]
 
 
 class RandomCrops(nnUNetDataLoader):  # type: ignore[misc]
-    """nnU-Net's loader without any choice of crops by label: no search for annotated voxels.
+    """nnU-Net's loader without choosing crops by label. It does not search for annotated voxels.
 
     Args:
-        args: As nnU-Net's loader takes them.
-        centered_share: Of the crops that are centered on predicted foreground, where a case has been located; chance
-            decides, so that the share holds for a batch of any size.
-        kwargs: As nnU-Net's loader takes them.
+        args: Arguments of nnU-Net's loader.
+        centered_share: Share of the crops that are centered on predicted foreground, for cases that have locations. It
+            is decided at random for each crop, so that the share holds on average for any batch size.
+        kwargs: Keyword arguments of nnU-Net's loader.
     """
 
     def __init__(self, *args: Any, centered_share: float = 0.0, **kwargs: Any) -> None:
         super().__init__(
             *args, oversample_foreground_percent=centered_share, probabilistic_oversampling=centered_share > 0, **kwargs
         )
-        # With an ignore label nnU-Net centers even random crops on annotated voxels, whose places are unknown here.
+        # With an ignore label nnU-Net centers even random crops on annotated voxels. These are not known here.
         self.has_ignore = False

@@ -1,1 +1,1 @@
-"""A phantom that looks like a heart, and figures of what a run made of it."""
+"""A phantom of a heart, and a short training on it with tables and figures."""

@@ -1,4 +1,4 @@
-"""What the demo trains for each method: small networks and a short run, minutes on two CPU cores."""
+"""Trainings of the demo for each method: small networks and short runs, a few minutes on two CPU cores."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Training:
     """One training of the demo.
 
     Attributes:
-        trainer: Its name.
+        trainer: Name of the trainer.
         students: Names of the students, which are published as `<trainer>_<student>`.
-        settings: Of the trainer.
+        settings: Settings of the trainer.
     """
 
     trainer: str
@@ -37,12 +37,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Method:
-    """What `--method` names.
+    """One choice of `--method`.
 
     Attributes:
-        training: Of the method.
-        labeled: Cases with labels, one of them for validation if there are few.
-        unlabeled: Cases without.
+        training: Training of the method.
+        labeled: Number of cases with labels, one of them for validation if there are few.
+        unlabeled: Number of cases without labels.
         baseline: Training on the labeled cases alone, or None.
     """
 
@@ -57,32 +57,34 @@ def _training(trainer: str, students: Mapping[str, Any], **settings: Any) -> Tra
 
 
 def _with_few_labels(trainer: str, students: Mapping[str, Any], **settings: Any) -> Method:
+    batch = {"batch_size": 4}  # labeled samples; the method has as many unlabeled ones on top
     return Method(
-        _training(trainer, students, **settings),
-        labeled=2,  # with three for training, the labels alone are enough on this phantom
+        _training(trainer, students, **batch, **settings),
+        labeled=2,  # with three training cases, the labels alone are enough on this phantom
         unlabeled=20,
-        baseline=_training("SupervisedTrainer", {"CNN": _CNN}),
+        baseline=_training("SupervisedTrainer", {"CNN": _CNN}, **batch),
     )
 
 
 _ONE = {"CNN": _CNN}
 _PAIR = {"CNN": _CNN, "Transformer": _TRANSFORMER}
-# A run of 450 iterations is short: weights that rise over a published run of 30 000 are larger and rise faster, and an
-# average with the usual decay of 0.99 would lag far behind its student. Chosen on other phantoms than the demo's own.
+# A run of 450 iterations is short. So weights that rise over a published run of 30 000 iterations are larger and rise
+# faster, and the decay is below the usual 0.99, with which the teacher would lag far behind. The values were chosen on
+# other phantoms than those of the demo.
 _SHORT_RAMP = {"ramp_up": 0.3}
 _SHORT_TEACHER = {"ema_decay": 0.95, **_SHORT_RAMP}
 
 METHODS: dict[str, Method] = {
     "ctrcl": Method(_training("CTRCLTrainer", _PAIR)),
     "cross_teaching": _with_few_labels("CrossTeachingTrainer", _PAIR),
-    "cps": _with_few_labels("CPSTrainer", {"CNN1": _CNN, "CNN2": _CNN}, pseudo_weight=0.5, **_SHORT_RAMP),
-    "mean_teacher": _with_few_labels("MeanTeacherTrainer", _ONE, consistency_weight=1.0, **_SHORT_TEACHER),
-    "uamt": _with_few_labels("UAMTTrainer", _ONE, consistency_weight=1.0, **_SHORT_TEACHER),
+    "cps": _with_few_labels("CPSTrainer", {"CNN1": _CNN, "CNN2": _CNN}, pseudo_weight=1.0, **_SHORT_RAMP),
+    "mean_teacher": _with_few_labels("MeanTeacherTrainer", _ONE, consistency_weight=2.0, **_SHORT_TEACHER),
+    "uamt": _with_few_labels("UAMTTrainer", _ONE, consistency_weight=2.0, **_SHORT_TEACHER),
     "fixmatch": _with_few_labels("FixMatchTrainer", _ONE, tau=0.8, **_SHORT_RAMP),
     "unimatch": _with_few_labels("UniMatchTrainer", _ONE, tau=0.8, **_SHORT_RAMP),
     "crossmatch": _with_few_labels("CrossMatchTrainer", _ONE, tau=0.8, **_SHORT_RAMP),
     "crln": _with_few_labels(
-        "CRLNTrainer", _ONE, tau=0.8, rectify_from_iteration=100, contrast_weight=0.1, **_SHORT_RAMP
+        "CRLNTrainer", _ONE, tau=0.8, rectify_from_iteration=100, contrast_weight=0.2, **_SHORT_RAMP
     ),
     "ldc": _with_few_labels("LDCTrainer", _ONE, **_SHORT_TEACHER),
     "cmaformer": Method(

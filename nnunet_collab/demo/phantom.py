@@ -1,11 +1,12 @@
 """A cardiac phantom: synthetic short-axis MR images with exact labels, and nnU-Net datasets made of them.
 
-The left ventricle is a tapering, wobbly tube: a blood pool (with its papillary muscles, as annotators draw it) inside
-myocardium. The right ventricle is a crescent on it. Around lie lungs, liver, stomach, aorta, chest wall and, above the
-base, an atrium: some as bright as blood, some as dark as myocardium, so that intensity alone does not tell the classes.
+The left ventricle is a tapering, irregular tube: a blood pool (with its papillary muscles, as annotators draw it)
+inside of myocardium. The right ventricle is a crescent next to it. Around them are lungs, liver, stomach, aorta, chest
+wall and, above the base, an atrium. Some are as bright as blood, some as dark as myocardium, so intensity alone does
+not determine the class.
 
-Axes are (z, y, x), z from base to apex. `u` (right) and `v` (down) are mm from the left ventricle's axis in the turned
-frame of the body. Body and heart shrink together when the field of view is smaller than 140 mm.
+Axes are (z, y, x), z from base to apex. `u` (right) and `v` (down) are mm from the left ventricle's axis in the rotated
+frame of the body. Body and heart are scaled down together if the field of view is smaller than 140 mm.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ LABELS_OF_KIND |= {"ignore": {**_CLASSES, "ignore": IGNORE}, "regions_ignore": {
 # fmt: off
 # What differs between cases, uniform between two bounds; lengths in mm, angles in rad, intensities relative to blood.
 _RANGES: dict[str, tuple[float, float]] = {
-    # Turn and shift of the body, lean of the heart's axis (mm per mm), length of the heart (share of the stack), where
-    # the rest of the stack lies (1: all above the base), heart beat (below 0.5 near diastole, above it near systole).
+    # Rotation and shift of the body, tilt of the heart's axis (mm per mm), length of the heart (share of the stack),
+    # position of the rest of the stack (1: all above the base), heart beat (below 0.5 near diastole, above it near
+    # systole).
     "turn": (-0.45, 0.45), "shift_u": (-7, 7), "shift_v": (-7, 7), "lean_u": (-0.12, 0.12), "lean_v": (-0.12, 0.12),
     "length": (0.66, 0.92), "base_at": (0, 1), "beat": (0, 1),
     # Left ventricle at the base in diastole: radius of the pool, wall and its unevenness, harmonics of the outline.
     "endo_mm": (19, 26), "wall_mm": (6.5, 10.5), "uneven": (0, 0.18), "oval": (0, 0.10), "oval_at": (0, math.pi),
     "lumpy": (0, 0.05), "lumpy_at": (0, math.pi),
-    # Right ventricle: its greatest width, its direction from the left one's axis, half the angle that it spans.
+    # Right ventricle: its largest width, its direction from the left ventricle's axis, half of its opening angle.
     "rv_mm": (20, 31), "rv_at": (math.pi - 0.3, math.pi + 0.3), "rv_span": (1.15, 1.45),
     # Look. With `rv_contrast` below 0.12 the right ventricle's blood is nearly as dark as myocardium. `bias` is the
     # standard deviation of the field's logarithm, `gain` the scanner's arbitrary unit.
@@ -82,12 +84,14 @@ def make_case(rng: Rng, *, shape: Shape, spacing_mm: Spacing, kind: str = "plain
         ValueError: If the shape or the spacing is too small.
     """
     if kind not in LABELS_OF_KIND:
-        raise CollabError(f"make_case: kind is one of {', '.join(LABELS_OF_KIND)}; got {kind!r}. Choose one of these.")
+        raise CollabError(
+            f"make_case: kind must be one of {', '.join(LABELS_OF_KIND)}; got {kind!r}. Choose one of these."
+        )
     if shape[0] < 1 or min(shape[1:]) < 16 or min(spacing_mm) <= 0:
         raise ValueError(f"make_case: shape must be >= (1, 16, 16) and spacing_mm > 0; got {shape} and {spacing_mm}")
     p = SimpleNamespace(**{name: rng.uniform(*bounds) for name, bounds in _RANGES.items()})
     p.organ_shift_mm, p.organ_size = rng.uniform(-5, 5, 2), rng.uniform(0.85, 1.15)
-    p.slice_shift_mm = rng.normal(0, 0.7, (2, shape[0], 1, 1))  # breath-holds differ
+    p.slice_shift_mm = rng.normal(0, 0.7, (2, shape[0], 1, 1))  # slices are shifted: breath-holds differ
     shrink = min(1.0, shape[1] * spacing_mm[1] / 140, shape[2] * spacing_mm[2] / 140)
     step_mm = (spacing_mm[0], spacing_mm[1] / shrink, spacing_mm[2] / shrink)
     axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, step_mm, strict=True)]
@@ -119,9 +123,9 @@ def _field(rng: Rng, axes: list[Array], shortest_mm: float, longest_mm: float) -
 
 
 def _heart(p: SimpleNamespace, axes: list[Array], stack_mm: float) -> tuple[Array, Array, Array, Array, Array]:
-    """Labels, bright blood but the right ventricle's, mm outside the heart's surface, and u, v: each (z, y, x)."""
+    """Labels, bright blood except in the right ventricle, distance from the heart in mm, u and v: each (z, y, x)."""
     z, y, x = np.ix_(*axes)
-    # 12 mm: the left ventricle lies beside the middle of the heart.
+    # 12 mm: the left ventricle is not in the middle of the heart.
     u = math.cos(p.turn) * x + math.sin(p.turn) * y - 12 - p.shift_u - p.lean_u * z - p.slice_shift_mm[0]
     v = math.cos(p.turn) * y - math.sin(p.turn) * x - p.shift_v - p.lean_v * z - p.slice_shift_mm[1]
     rho, theta = np.hypot(u, v), np.arctan2(v, u)
@@ -129,7 +133,7 @@ def _heart(p: SimpleNamespace, axes: list[Array], stack_mm: float) -> tuple[Arra
     length_mm = p.length * min(stack_mm, 95) * (1 - 0.1 * squeeze)
     depth = (z + stack_mm / 2 - p.base_at * (stack_mm - length_mm)) / length_mm  # 0 at the base, 1 at the apex
     here, t = (depth >= 0) & (depth <= 1), depth.clip(0, 1)
-    # Muscle keeps its area while the pool contracts, so the wall thickens.
+    # The muscle's area is constant while the pool contracts, so the wall thickens.
     endo_base = p.endo_mm * (1 - 0.32 * squeeze)
     wall_base = math.sqrt(endo_base**2 + (p.endo_mm + p.wall_mm) ** 2 - p.endo_mm**2) - endo_base
     endo, wall = endo_base * np.sqrt((1 - (t / 0.96) ** 2.5).clip(0)), wall_base * (1 - 0.3 * t)
@@ -137,7 +141,7 @@ def _heart(p: SimpleNamespace, axes: list[Array], stack_mm: float) -> tuple[Arra
     epi = (endo + wall) * outline
     in_epi = here & (rho < epi)
     pool = (endo > 0) & (rho < endo * outline + p.uneven * wall * np.cos(theta - p.oval_at))
-    # However coarse the grid: the pool touches only wall and has heart below it, so that the wall is in one piece.
+    # For every grid: the pool touches only wall and has heart below it, so that the wall is connected.
     below = np.pad((in_epi | ~here)[1:], ((0, 1), (0, 0), (0, 0)), constant_values=True)
     pool &= ndimage.binary_erosion(in_epi & below, np.ones((1, 3, 3)))
 
@@ -145,7 +149,9 @@ def _heart(p: SimpleNamespace, axes: list[Array], stack_mm: float) -> tuple[Arra
     width = p.rv_mm * (1 - 0.25 * squeeze) * (1 - (t / 0.85) ** 1.6)
     crescent = np.where(width > 5, width, 0) * np.cos(off_axis.clip(0, 1) * np.pi / 2) ** 0.7
     parts, _ = ndimage.label(here & ~in_epi & (rho < epi + crescent))
-    right = (parts > 0) & (parts == np.bincount(parts.ravel(), minlength=2)[1:].argmax() + 1)  # no crumbs at its tips
+    right = (parts > 0) & (
+        parts == np.bincount(parts.ravel(), minlength=2)[1:].argmax() + 1
+    )  # no isolated voxels at its tips
     labels = np.select([pool, in_epi, right], [LV, MYO, RV]).astype(np.uint8)
     surface = np.where(here, epi + np.where(crescent > 0, crescent + 2.5, 0), 0.9 * epi)
     outside_mm = np.where(depth <= 1, rho - surface, np.inf)
@@ -157,7 +163,7 @@ def _heart(p: SimpleNamespace, axes: list[Array], stack_mm: float) -> tuple[Arra
 
 
 def _body(p: SimpleNamespace, u: Array, v: Array, wobble: Array, grain: Array) -> Array:
-    """What lies around the heart, without bias and noise: float32 (z, y, x)."""
+    """Tissue around the heart, without bias and noise: float32 (z, y, x)."""
     image = p.tissue * (1 + 0.15 * wobble)
     for at_u, at_v, half_u, half_v, look in _ORGANS.values():
         off_u, off_v = u - at_u - p.organ_shift_mm[0], v - at_v - p.organ_shift_mm[1]
@@ -165,7 +171,7 @@ def _body(p: SimpleNamespace, u: Array, v: Array, wobble: Array, grain: Array) -
         image[inside] = getattr(p, look) if isinstance(look, str) else look
         if look in ("lung", "liver"):
             image[inside & (grain > 1.6)] = 0.8  # vessels
-    # 1 at the skin; going in: fat, then ribs with muscle between them.
+    # 1 at the skin; further inside: fat, then ribs with muscle between them.
     chest = np.hypot((u + 5) / 120, (v - 35) / 105) * (1 + 0.01 * wobble)
     image[chest > 0.82] = 0.35
     image[(chest > 0.84) & (np.cos(16 * np.arctan2(v - 35, u + 5) + wobble) > 0.2)] = 0.65
@@ -185,19 +191,19 @@ def write_dataset(
     kind: str = "plain",
     n_unlabeled: int = 0,
 ) -> None:
-    """Write an nnU-Net raw dataset of phantoms; it appears whole or not at all.
+    """Write an nnU-Net raw dataset of phantoms, completely or not at all.
 
-    A case depends only on the seed, its role and its number: asking for more cases leaves the others as they are.
+    A case depends only on the seed, its role and its number: with more cases, the first ones stay the same.
 
     Args:
-        folder: To be made; named `DatasetXXX_Name`.
+        folder: New folder, named `DatasetXXX_Name`.
         n_train: Cases in imagesTr and labelsTr, >= 1.
         n_test: Cases in imagesTs and labelsTs, >= 0. Their labels are complete in every kind.
-        seed: >= 0.
-        shape: Typical voxels along (z, y, x); cases differ from it by a slice, and by 6 % in the plane.
+        seed: Random seed, >= 0.
+        shape: Typical number of voxels along (z, y, x); cases differ from it by one slice, and by 6 % in the plane.
         spacing_mm: Typical voxel size along (z, y, x); cases differ from it by 4 %.
         kind: A key of `LABELS_OF_KIND`.
-        n_unlabeled: Cases in imagesUn, which have no label anywhere, >= 0.
+        n_unlabeled: Cases in imagesUn, without labels, >= 0.
 
     Raises:
         CollabError: If the folder exists or is misnamed, a number is too small, or the kind is unknown.
@@ -210,7 +216,7 @@ def write_dataset(
     if n_train < 1 or min(n_test, n_unlabeled, seed) < 0:
         raise CollabError(
             "write_dataset: n_train must be at least 1, and n_test, n_unlabeled and seed at least 0; "
-            f"got {n_train}, {n_test}, {n_unlabeled} and {seed}. Raise what is too small."
+            f"got {n_train}, {n_test}, {n_unlabeled} and {seed}. Increase the number that is too small."
         )
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -220,7 +226,7 @@ def write_dataset(
                 rng = np.random.default_rng([seed, stream, number])
                 _write_case(rng, partial, role, number, shape, spacing_mm, kind if role == "Tr" else "plain")
         labels = dict(LABELS_OF_KIND[kind])
-        order = (RV, MYO, LV) if "heart" in labels else None  # regions: the whole heart first, then what lies in it
+        order = (RV, MYO, LV) if "heart" in labels else None  # regions: the whole heart first, then its parts
         about = {"regions_class_order": order, "license": "synthetic, no patient data", "converted_by": __name__}
         generate_dataset_json(str(partial), {"0": "cine MRI"}, labels, n_train, ".nii.gz", **about)
         partial.rename(folder)

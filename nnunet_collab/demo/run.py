@@ -1,4 +1,4 @@
-"""The main job in minutes: a phantom dataset through nnU-Net's own commands, to a table and two figures."""
+"""The whole workflow in minutes: a phantom dataset, nnU-Net's own commands, a table and two figures."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ TEST_CASES = 6
 def run_demo(folder: Path, *, method: str, device: str, overwrite: bool) -> None:
     """Make data, plan, train, predict, ensemble, evaluate, draw.
 
-    A method that learns from unlabeled images gets few labeled cases and many unlabeled ones, and is shown beside
-    nnU-Net's training of the same network, for as many iterations, on the labeled ones alone.
+    A method that learns from unlabeled images gets few labeled and many unlabeled cases. It is compared with nnU-Net's
+    training of the same network on the labeled cases alone, for the same number of iterations.
 
     Args:
-        folder: Where everything goes.
+        folder: Folder for all files.
         method: A key of `demo.methods.METHODS`.
-        device: `auto`, or what nnU-Net's `-device` takes.
+        device: `auto`, or a value of nnU-Net's `-device`.
         overwrite: Replace the folder of an earlier demo.
 
     Raises:
@@ -77,7 +77,7 @@ def run_demo(folder: Path, *, method: str, device: str, overwrite: bool) -> None
         name: evaluate_folders(path, raw / "labelsTs", dataset_json=raw / "dataset.json", processes=1, progress=False)
         for name, path in predictions.items()
     }
-    # The two ways to combine the students look alike; the figure shows one.
+    # Both ways to combine the students give similar results; the figure shows one.
     drawn = {name: path for name, path in predictions.items() if name != "both"}
     titles = _titles(chosen)
     short = {name: title.removesuffix(" student").removeprefix("nnUNetv2_") for name, title in titles.items()}
@@ -91,7 +91,7 @@ def run_demo(folder: Path, *, method: str, device: str, overwrite: bool) -> None
 
 
 def _make_data(run: Commands, raw: Path, preprocessed: Path, method: Method) -> None:
-    """Phantoms, planned and preprocessed."""
+    """Make the phantoms, plan and preprocess them."""
     unlabeled = f" (one of them for validation), {method.unlabeled} unlabeled" if method.unlabeled else ""
     run.step(f"making {method.labeled} labeled{unlabeled} and {TEST_CASES} test cases of a cardiac phantom")
     write_dataset(raw, n_train=method.labeled, n_test=TEST_CASES, n_unlabeled=method.unlabeled, seed=0)
@@ -103,7 +103,7 @@ def _make_data(run: Commands, raw: Path, preprocessed: Path, method: Method) -> 
     if method.unlabeled:
         command = ("nnunet_collab", "preprocess_unlabeled", "-d", DATASET_ID, "-c", CONFIGURATION, "-np", 2)
         run("preprocess_unlabeled", *command)
-        # Too few for nnU-Net's own split; the last one validates.
+        # Too few cases for nnU-Net's own split; the last one is for validation.
         cases = sorted(path.name.removesuffix(".nii.gz") for path in (raw / "labelsTr").glob("*.nii.gz"))
         write_json(preprocessed / "splits_final.json", [{"train": cases[:-1], "val": cases[-1:]}])
 
@@ -134,7 +134,7 @@ def _titles(method: Method) -> dict[str, str]:
 
 
 def _epoch_line(line: str) -> str | None:
-    """What the training's log says of an epoch, in one line."""
+    """The training's log of an epoch, in one line."""
     return line.partition(": ")[2].strip() if "pseudo Dice: " in line else None
 
 

@@ -1,4 +1,4 @@
-"""The demo's folder, its environment, and running nnU-Net's commands in it."""
+"""The folder and environment of the demo, and running nnU-Net's commands in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARKER = ".nnunet_collab_demo"  # a folder with this file may be replaced
 
 
 def chosen_device(asked: str) -> str:
-    """What nnU-Net's `-device` takes; `auto` is a GPU if there is one."""
+    """Value for nnU-Net's `-device`; `auto` is a GPU if there is one."""
     if asked != "auto":
         return asked
     import torch
@@ -26,7 +26,7 @@ def chosen_device(asked: str) -> str:
 
 
 def make_room(folder: Path, overwrite: bool) -> None:
-    """Make the folder, or empty it if it is an earlier demo's.
+    """Create the folder, or empty it if it holds an earlier demo.
 
     Raises:
         CollabError: If it must not be replaced.
@@ -34,7 +34,7 @@ def make_room(folder: Path, overwrite: bool) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not (folder / MARKER).exists():
             raise CollabError(
-                f"{folder}: must be empty or an earlier demo's; it holds other files. Name another folder."
+                f"{folder}: must be empty or hold an earlier demo; it holds other files. Name another folder."
             )
         if not overwrite:
             raise CollabError(f"{folder}: holds an earlier demo. Name another folder, or replace it with --overwrite.")
@@ -44,7 +44,7 @@ def make_room(folder: Path, overwrite: bool) -> None:
 
 
 def environment(paths: Mapping[str, Path]) -> dict[str, str]:
-    """nnU-Net's commands need its paths and the doorways; the user's own variables are left alone."""
+    """Variables that nnU-Net's commands need, with the trainers' folder; the user's variables do not change."""
     for path in paths.values():
         path.mkdir(parents=True, exist_ok=True)
     own = {name: str(path) for name, path in paths.items()}
@@ -52,11 +52,11 @@ def environment(paths: Mapping[str, Path]) -> dict[str, str]:
         **os.environ,
         **own,
         "nnUNet_extTrainer": str(doorway_folder()),
-        # Few processes: on a small machine, starting them costs more than they save.
+        # Few processes: on a small machine, starting them takes longer than they save.
         "nnUNet_n_proc_DA": "1",
         "nnUNet_def_n_proc": "1",
         "nnUNet_compile": "f",
-        # The C library of Linux maps and unmaps large tensors at every use; a CPU's steps then take a fifth longer.
+        # The C library of Linux maps and unmaps large tensors at every use; steps on the CPU then take 20 % longer.
         "MALLOC_MMAP_THRESHOLD_": str(2**33),
         "MALLOC_TRIM_THRESHOLD_": str(2**33),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -64,7 +64,7 @@ def environment(paths: Mapping[str, Path]) -> dict[str, str]:
 
 
 class Commands:
-    """Runs commands with their output in log files, and tells what is going on."""
+    """Runs commands with their output in log files, and reports progress."""
 
     def __init__(self, logs: Path, environment: dict[str, str], began: float) -> None:
         self.logs = logs
@@ -73,7 +73,7 @@ class Commands:
         logs.mkdir(parents=True, exist_ok=True)
 
     def step(self, what: str) -> None:
-        """Tell what comes now, and how long it has taken so far."""
+        """Print the next step, and the time so far."""
         print(f"[{time.time() - self.began:4.0f} s] {what}", flush=True)
 
     def __call__(
@@ -86,18 +86,18 @@ class Commands:
         """Run a command to its end.
 
         Args:
-            name: Of its log file.
+            name: Name of its log file.
             command: Program and arguments.
-            variables: Further environment variables.
-            echo: What to print of a line of its output, if anything.
+            variables: Additional environment variables.
+            echo: Function that returns the text to print for a line of output, or None.
 
         Raises:
-            CollabError: If it fails, with the end of its output.
+            CollabError: If it fails; the message has the end of its output.
         """
         log = self.logs / f"{name}.log"
         words = [str(word) for word in command]
         print(f"         $ {' '.join(words)}", flush=True)
-        # Our own command by its module: the scripts of this environment need not be on the PATH.
+        # Our own command by its module, because the scripts of this environment may not be on the PATH.
         start = [sys.executable, "-m", "nnunet_collab", *words[1:]] if words[0] == "nnunet_collab" else words
         environment = {**self.environment, **(variables or {})}
         with (

@@ -1,1 +1,1 @@
-"""What `nnunet_collab doctor` looks at, and how to fix what it finds."""
+"""The checks of `nnunet_collab doctor`, and how to fix the problems that they find."""

@@ -1,4 +1,4 @@
-"""Whether a dataset is planned, and which of its configurations are preprocessed."""
+"""Check that a dataset is planned, and which of its configurations are preprocessed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from nnunet_collab.doctor.folders import PREPROCESSED, RAW, RESULTS
 
 
 def check_dataset(dataset: str) -> Iterator[Finding]:
-    """What nnU-Net has made of the dataset so far.
+    """Check the files, the plans and the preprocessed cases of a dataset.
 
     Args:
-        dataset: Its id or its full name, as nnU-Net's commands take them.
+        dataset: Id or full name of the dataset, as nnU-Net's commands take them.
     """
     names = dataset_names(dataset)
     if len(names) != 1:
@@ -51,7 +51,7 @@ def check_dataset(dataset: str) -> Iterator[Finding]:
 
 
 def _files(name: str) -> Iterator[Finding]:
-    """What dataset.json and the split say, where they can be used at all."""
+    """Check that dataset.json and the split can be used."""
     for variable in (RAW, PREPROCESSED):
         folder = Path(os.environ.get(variable) or os.devnull, name)
         for path, read in ((folder / "dataset.json", read_dataset_json), (folder / SPLIT_FILE, read_split)):
@@ -59,17 +59,17 @@ def _files(name: str) -> Iterator[Finding]:
                 try:
                     read(path)
                 except CollabError as error:
-                    yield Finding("FAIL", str(error), f"Correct {path}; trainings and all commands read it.")
+                    yield Finding("FAIL", str(error), f"Correct {path}. Trainings and all commands read it.")
 
 
 def _unlabeled(name: str, folder: Path, plans: dict[str, dict[str, Any]]) -> Iterator[Finding]:
-    """How many unlabeled cases there are, for which configurations they are preprocessed, and what is not used."""
+    """The number of unlabeled cases, the configurations for which they are preprocessed, and the unused entries."""
     place = Path(os.environ.get(RAW) or os.devnull, name, UNLABELED)
     if not place.is_dir():
         return
     try:
         ending = read_dataset_json(place.parent / "dataset.json")["file_ending"]
-    except CollabError:  # said above
+    except CollabError:  # reported by `_files`
         return
     images = case_images(place, ending)
     done = []
@@ -88,7 +88,7 @@ def _unlabeled(name: str, folder: Path, plans: dict[str, dict[str, Any]]) -> Ite
 
 
 def dataset_names(dataset: str) -> list[str]:
-    """Names of all datasets in nnU-Net's folders that `dataset` may mean; more than one is a mistake there."""
+    """Names of all datasets in nnU-Net's folders that match `dataset`; more than one is a fault in these folders."""
     roots = [Path(os.environ[variable]) for variable in (RAW, PREPROCESSED, RESULTS) if os.environ.get(variable)]
     folders = {path.name for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()}
     names = sorted(name for name in folders if re.fullmatch(r"Dataset\d{3}_.+", name))
@@ -96,12 +96,12 @@ def dataset_names(dataset: str) -> list[str]:
 
 
 def preprocessed_cases(folder: Path, plans: dict[str, Any], suffix: str = "") -> dict[str, int]:
-    """Number of preprocessed cases per configuration, cascades left out: they need another model's segmentation.
+    """Number of preprocessed cases per configuration. Cascades, which need the output of another model, are left out.
 
     Args:
         folder: `$nnUNet_preprocessed/<dataset>`.
         plans: Content of a plans file.
-        suffix: Of the names of the configurations' folders.
+        suffix: Ending of the names of the configurations' folders.
     """
     configurations = plans["configurations"]
     counts = {}
@@ -113,7 +113,7 @@ def preprocessed_cases(folder: Path, plans: dict[str, Any], suffix: str = "") ->
 
 
 def _inherit(configurations: dict[str, Any], name: str) -> dict[str, Any]:
-    """A configuration with what it takes over from others."""
+    """A configuration, with the entries that it inherits."""
     chain: list[str] = []
     while name in configurations and name not in chain:
         chain.append(name)
@@ -138,7 +138,7 @@ def _preprocessed(name: str, plans: str, counts: dict[str, int], total: Any, any
 
 def _ambiguous(dataset: str, names: list[str]) -> Finding:
     if names:
-        return Finding("FAIL", f"dataset {dataset} may be {' or '.join(names)}", "Give each dataset an id of its own.")
+        return Finding("FAIL", f"dataset {dataset} can be {' or '.join(names)}", "Give each dataset a different id.")
     text = f"dataset {dataset}: nnUNet_raw and nnUNet_preprocessed have no such dataset"
     return Finding(
         "FAIL", text, "Correct -d (an id such as 27, or a full name such as Dataset027_ACDC), or convert the data."
@@ -146,7 +146,7 @@ def _ambiguous(dataset: str, names: list[str]) -> Finding:
 
 
 def _plans(folder: Path) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
-    """Name without ending -> content of every plans file, and what is wrong with any other file of JSON."""
+    """Name without ending -> content of every plans file; and the faults of the other JSON files."""
     plans, faults = {}, []
     for path in sorted(folder.glob("*.json")):
         if path.name in ("dataset.json", SPLIT_FILE):
@@ -163,6 +163,6 @@ def _plans(folder: Path) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
 def _number_of_cases(path: Path) -> int | None:
     try:
         total = read_dataset_json(path, needs=()).get("numTraining")
-    except CollabError:  # said above, or not there
+    except CollabError:  # reported by `_files`, or the file is missing
         return None
     return total if isinstance(total, int) else None

@@ -1,4 +1,4 @@
-"""The side of `doctor.probe` that runs in the child process: each step imports something heavy and looks at it."""
+"""The part of `doctor.probe` that runs in the child process. Each step imports a large package and collects facts."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from nnunet_collab.core.shipped import VARIABLE, folders_of
 
 
 def report(output: str, steps: str) -> None:
-    """Run steps and write what each found, as one line `[name, facts, error]` of JSON, before the next begins.
+    """Run the steps. After each step, write one JSON line `[name, facts, error]`.
 
     Args:
-        output: The file to write.
+        output: Path of the file to write.
         steps: JSON object: name of each step -> its keyword arguments.
     """
     for name, arguments in json.loads(steps).items():
         facts, error = {}, ""
         try:
             facts = STEPS[name](**arguments)
-        except BaseException as fault:  # a broken package may even raise SystemExit
+        except BaseException as fault:  # a damaged package can even raise SystemExit
             error = describe(fault)
         with open(output, "a", encoding="utf-8") as file:
             file.write(json.dumps([name, facts, error]) + "\n")
 
 
 def describe(fault: BaseException) -> str:
-    """An exception in one line."""
+    """Describe an exception in one line."""
     lines = str(fault).strip().splitlines()
     return ": ".join([type(fault).__name__, *lines[:1]])
 
@@ -40,8 +40,8 @@ def torch_facts() -> dict[str, Any]:
     """Import torch.
 
     Returns:
-        `version`; `cuda`, the version it was built for, or None; `gpus`, each as `[name, memory in GiB]`; `triton`,
-        whether it is there.
+        `version`: version of torch. `cuda`: the CUDA or ROCm version for which it was built, or None. `gpus`: each as
+        `[name, memory in GiB]`. `triton`: whether triton is installed.
     """
     import torch
 
@@ -56,21 +56,22 @@ def torch_facts() -> dict[str, Any]:
 
 
 def timm_facts() -> dict[str, Any]:
-    """Import timm, as nnU-Net does before it looks for any trainer outside of itself."""
+    """Import timm, as nnU-Net does before it searches for trainers of other packages."""
     importlib.import_module("timm")
     return {}
 
 
 def trainer_facts(expected: Mapping[str, str], folders: str) -> dict[str, Any]:
-    """Let nnU-Net's own finder look for trainers.
+    """Search for trainers with the function of nnU-Net.
 
     Args:
-        expected: Name of each trainer -> the module its class lives in.
-        folders: The value of `nnUNet_extTrainer` to search with.
+        expected: Name of each trainer -> the module of its class.
+        folders: Value of `nnUNet_extTrainer` for the search.
 
     Returns:
-        Per name: `ours`, whether exactly that class was found; `module`, where the one found lives; `folder`, the first
-        folder of the variable that has a trainer of that name or cannot be searched; `error`, if the finder failed.
+        Per name: `ours`: whether exactly this class was found. `module`: the module of the class that was found.
+        `folder`: the first folder of the variable that has a trainer of this name or cannot be searched. `error`: the
+        error of the search, or empty.
     """
     os.environ[VARIABLE] = folders
     return {name: _find(name, module, folders_of(folders)) for name, module in expected.items()}
@@ -91,7 +92,7 @@ def _first_folder(name: str, folders: list[str]) -> str:
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
     for folder in filter(os.path.exists, folders):
-        found = True  # also when the folder cannot be searched: nnU-Net gets no further either
+        found = True  # also if the folder cannot be searched, because nnU-Net's search ends there, too
         with contextlib.suppress(Exception, SystemExit):
             found = (
                 recursive_find_python_class(

@@ -1,4 +1,4 @@
-"""What a check found out, and how it is printed."""
+"""The result of a check, and its printed form."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Status = Literal["ok", "warn", "FAIL"]
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check.
+    """The result of one check.
 
     Attributes:
-        status: `FAIL` if training or prediction cannot work, `warn` if it can, but not as one may expect.
-        text: One line.
-        fix: What to do about it; empty if nothing need be done. May have several lines.
+        status: `FAIL` if training or prediction cannot work; `warn` if it works, but with a problem.
+        text: Result in one line.
+        fix: How to fix the problem, in one or more lines; empty if there is none.
     """
 
     status: Status

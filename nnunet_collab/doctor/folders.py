@@ -1,4 +1,4 @@
-"""The three folders of nnU-Net: set, there, writable, with room."""
+"""Check that nnU-Net's three folders are set, exist, are writable, and have free space."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from nnunet_collab.doctor.finding import Finding, Status
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
-LOW_GB, TOO_LOW_GB = 10.0, 1.0  # a fold with two students leaves about 1 GB of checkpoints
+LOW_GB, TOO_LOW_GB = 10.0, 1.0  # the checkpoints of a fold with two students take about 1 GB
 
 
 def check_folders() -> Iterator[Finding]:
@@ -21,12 +21,12 @@ def check_folders() -> Iterator[Finding]:
 
 
 def check_folder(variable: str, value: str) -> Finding:
-    """What is to be said of one of them.
+    """Check one folder.
 
     Args:
-        variable: Its environment variable. The folder of results may be missing, nnU-Net makes it; raw data may be
-            read-only, training does not write there.
-        value: What the variable says.
+        variable: Environment variable of the folder. The results folder may be missing, because nnU-Net creates it. The
+            raw folder may be read-only, because training does not write there.
+        value: Value of the variable.
     """
     if not value:
         return Finding("FAIL", f"{variable} is not set", f"export {variable}=/path/to/{variable}")
@@ -39,7 +39,7 @@ def check_folder(variable: str, value: str) -> Finding:
     if not is_writable(existing):
         status: Status = "warn" if variable == RAW else "FAIL"
         text = f"{variable}: {existing} is not writable"
-        return Finding(status, text, "Ask its owner for permission, or let the variable name a folder of your own.")
+        return Finding(status, text, "Ask its owner for permission, or set the variable to a folder of your own.")
     return _room(variable, path, existing)
 
 
@@ -53,7 +53,7 @@ def _room(variable: str, path: Path, existing: Path) -> Finding:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether a file can be made there; permission bits do not tell on network drives and read-only mounts."""
+    """Whether a file can be created there. Permission bits are not reliable on network drives and read-only mounts."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True

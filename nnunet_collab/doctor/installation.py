@@ -1,4 +1,4 @@
-"""Python and the packages: their versions, from what pip recorded, and whether they can be imported at all."""
+"""Check Python and the packages: their versions, as recorded by pip, and whether they can be imported."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _REINSTALL_TORCH = 'python -m pip install --force-reinstall "torch>=2.1.2,!=2.9.
 
 
 def check_python(found: tuple[int, ...] = sys.version_info[:3]) -> Finding:
-    """Whether this Python is one that the package supports."""
+    """Whether the package supports this version of Python."""
     oldest, newest = (".".join(map(str, limit)) for limit in (OLDEST_PYTHON, NEWEST_PYTHON))
     text = f"Python {'.'.join(map(str, found))} (supported {oldest} to {newest})"
     if OLDEST_PYTHON <= found[:2] <= NEWEST_PYTHON:
         return Finding("ok", text)
-    return Finding("FAIL", text, f"Install into an environment of a supported one: python{newest} -m venv .venv")
+    return Finding("FAIL", text, f"Install into an environment with a supported version: python{newest} -m venv .venv")
 
 
 def check_packages() -> Iterator[Finding]:
-    """Whether nnU-Net, torch, torchvision and timm are there, in versions that fit."""
+    """Whether nnU-Net, torch, torchvision and timm are installed, in supported versions."""
     nnunet = installed("nnunetv2")
     if not nnunet:
         yield Finding("FAIL", f"nnunetv2 is not installed (supported {NNUNET})", _INSTALL_NNUNET)
@@ -40,24 +40,24 @@ def check_packages() -> Iterator[Finding]:
     versions = {name: installed(name) for name in ("torch", "torchvision", "timm")}
     missing = [name for name, found in versions.items() if not found]
     text = ", ".join(f"{name} {found or 'is not installed'}" for name, found in versions.items())
-    yield Finding("FAIL", text, f"{_INSTALL_NNUNET}   # brings what is missing") if missing else Finding("ok", text)
+    yield Finding("FAIL", text, f"{_INSTALL_NNUNET}   # also installs these") if missing else Finding("ok", text)
 
 
 def check_imports(torch: Outcome, timm: Outcome) -> Finding:
     """Whether torch and timm can be imported; nnU-Net imports both before it finds any trainer.
 
     Args:
-        torch: Outcome of the step `torch`.
-        timm: Outcome of the step `timm`.
+        torch: Result of the step `torch`.
+        timm: Result of the step `timm`.
     """
     if torch.error:
         return Finding("FAIL", f"torch cannot be imported: {torch.error}", _REINSTALL_TORCH)
     if "torchvision::" in timm.error:
         fix = (
-            f"torch {torch.facts['version']} and torchvision {installed('torchvision')} are builds that do not fit, "
-            "e.g. one for the CPU beside one for CUDA.\nUntil they do, nnU-Net finds no trainer outside of itself. "
+            f"The builds of torch {torch.facts['version']} and torchvision {installed('torchvision')} do not fit, "
+            "e.g. one is for the CPU and one for CUDA.\nUntil they fit, nnU-Net finds only its own trainers. "
             f"Install both from the same index, in one command:\n{_REINSTALL_TORCH}\n"
-            "(for a CPU build, or another CUDA version, add one --index-url that has both)"
+            "(for a CPU build, or another CUDA version, add an --index-url that has both)"
         )
         return Finding("FAIL", f"timm cannot be imported: {timm.error}", fix)
     if timm.error:
@@ -68,7 +68,7 @@ def check_imports(torch: Outcome, timm: Outcome) -> Finding:
 
 
 def installed(package: str) -> str:
-    """The version that pip recorded, or an empty text."""
+    """The version that pip recorded, or an empty string."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""Look at heavy packages from another process, which may crash or hang without taking this one along.
+"""Import large packages in another process, so that a crash or a hang does not affect this process.
 
-A child runs the steps of `doctor.facts` in order and writes the facts of each to a file as soon as it has them: when it
-dies, the steps before the fatal one are known, and the fatal one is known too.
+A child process runs the steps of `doctor.facts` in order. It writes the facts of each step to a file at once. If it
+crashes, the results of the steps before are known, and also which step crashed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 300.0  # the first import of torch from a network drive takes minutes
-# The child sees the packages that this process sees, whatever -m, -c or a console script put on the path.
+# The child gets the search path of this process, which depends on -m, -c or a console script.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from nnunet_collab.doctor.facts import report; report(*sys.argv[2:])"
@@ -25,7 +25,7 @@ _START = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one step: facts, or the reason why there are none."""
+    """Result of one step: its facts, or the reason why there are none."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     error: str = ""
@@ -36,10 +36,10 @@ def probe(steps: Mapping[str, Mapping[str, Any]], timeout_s: float = TIMEOUT_S) 
 
     Args:
         steps: Name of each step -> its keyword arguments.
-        timeout_s: For all steps together, in seconds; then the child is killed.
+        timeout_s: Time limit in seconds for all steps together; then the child is killed.
 
     Returns:
-        An outcome for every step.
+        Name of each step -> its result.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "facts.jsonl")
@@ -61,7 +61,7 @@ def probe(steps: Mapping[str, Mapping[str, Any]], timeout_s: float = TIMEOUT_S) 
 
 
 def _end(child: subprocess.CompletedProcess[str]) -> str:
-    """How a child ended that left steps undone."""
+    """How a child process ended that did not finish all steps."""
     how = (
         f"crashed with signal {-child.returncode}" if child.returncode < 0 else f"ended with status {child.returncode}"
     )

@@ -1,4 +1,4 @@
-"""Whether nnU-Net will find our trainers: the variable it searches by, and its own finder."""
+"""Check that nnU-Net finds the trainers of this package: its variable, and its own search."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from nnunet_collab.core.shipped import VARIABLE, canonical, doorway_folder, fold
 from nnunet_collab.doctor.finding import Finding
 from nnunet_collab.doctor.probe import Outcome
 
-_SET = 'eval "$(nnunet_collab env)"   # put it into your shell\'s start-up file or your job script'
+_SET = 'eval "$(nnunet_collab env)"   # add this line to your shell\'s start-up file or your job script'
 
 
 def check_variable(value: str) -> Iterator[Finding]:
-    """Whether `nnUNet_extTrainer` names the folder of our doorways, and only folders that are there.
+    """Whether `nnUNet_extTrainer` contains the folder of our doorways, and only folders that exist.
 
     Args:
-        value: What it says; empty if it is not set.
+        value: Value of the variable; empty if it is not set.
     """
     folders, ours = folders_of(value), doorway_folder()
     if canonical(ours) in map(canonical, folders):
@@ -32,18 +32,18 @@ def check_variable(value: str) -> Iterator[Finding]:
 
 
 def check_trainers(outcome: Outcome, expected: dict[str, str]) -> Iterator[Finding]:
-    """Whether nnU-Net's finder, given our doorways, hands back our classes.
+    """Whether the search of nnU-Net, with our doorways, returns our classes.
 
     Args:
-        outcome: Of the step `trainers`.
-        expected: Name of each trainer -> the module its class lives in.
+        outcome: Result of the step `trainers`.
+        expected: Name of each trainer -> the module of its class.
     """
     if outcome.error:
         yield Finding("FAIL", f"nnU-Net's search for trainers: {outcome.error}", "Install nnunetv2 again.")
         return
     found = [name for name in expected if outcome.facts[name]["ours"]]
     if found:
-        text = f"{len(found)} of {len(expected)} trainers found by nnU-Net itself, and no other has their names"
+        text = f"nnU-Net finds {len(found)} of {len(expected)} trainers, and no other trainers of these names"
         yield Finding("ok", f"{text}: {', '.join(found)}")
     for name in expected:
         if name not in found:
@@ -53,7 +53,7 @@ def check_trainers(outcome: Outcome, expected: dict[str, str]) -> Iterator[Findi
 def _not_found(name: str, facts: dict[str, Any]) -> Finding:
     where, elsewhere = facts["folder"], facts["folder"] and canonical(facts["folder"]) != canonical(doorway_folder())
     if facts["error"]:
-        fix = "Fix or remove the module named above; nnU-Net imports whatever sorts before the trainer it looks for."
+        fix = "Fix or remove the module named above. nnU-Net imports all modules that sort before the trainer."
         if elsewhere:
             fix = f"Remove {where} from {VARIABLE}, or put it last."
         return Finding("FAIL", f"{name} is not found by nnU-Net: {facts['error']}", fix)

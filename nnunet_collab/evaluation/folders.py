@@ -1,9 +1,9 @@
-"""A folder of predictions against a folder of labels: one row of metrics per case and class.
+"""Evaluate a folder of predictions against a folder of labels: one row of metrics per case and class.
 
 Files are paired by name and read with nnU-Net's own reader, so NIfTI, nrrd, PNG and its other formats work, with its
-axis order (z, y, x) and spacing. All problems of all files are told at once, and one problem means no table. Classes
-are the labels or regions of dataset.json but the background. The ignore label counts where the *label* has it. Images
-of nnU-Net's 2D reader (PNG, BMP, TIFF) have no spacing: their distances are in pixels only.
+axis order (z, y, x) and spacing. All problems of all files are reported together; with any problem there is no table.
+Classes are the labels or regions of dataset.json, without the background. Voxels with the ignore label in the *label*
+file are left out. Images of nnU-Net's 2D reader (PNG, BMP, TIFF) have no spacing: their distances are in pixels only.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ def evaluate_folders(
 ) -> pd.DataFrame:
     """Measure every prediction against the label of the same name.
 
-    Workers are spawned: a script of your own must call this under `if __name__ == "__main__":`, or with `processes=1`.
+    Workers are spawned: your own script must call this under `if __name__ == "__main__":`, or with `processes=1`.
 
     Args:
         predictions: Folder of predicted segmentations.
         labels: Folder of labels.
-        dataset_json: Names the classes. None looks in `predictions`, where nnU-Net puts it, in the two folders above,
-            in `labels`, and in the folder above.
-        processes: Worker processes; 1 works without any.
+        dataset_json: Path of the dataset.json with the classes. None: search in `predictions` (where nnU-Net puts it),
+            in the two folders above, in `labels`, and in the folder above.
+        processes: Number of processes; 1: without worker processes.
         allow_missing: Leave out files without a partner instead of raising.
         progress: Show progress bars.
 
     Returns:
         One row per case and class: `case`, `class`, the metrics and flags of `case_metrics`, and `distance_unit`: `mm`,
-        or `pixel` where there is no spacing and so no distance in mm. Where the `patient_pattern` of dataset.json fits
-        every case, `patient` stands behind `case`.
+        or `pixel` if there is no spacing and so no distance in mm. If the `patient_pattern` of dataset.json matches
+        every case, the column `patient` follows `case`.
 
     Raises:
         CollabError: If a folder or dataset.json is missing or unusable, no prediction has a label, files lack a
-            partner, cannot be read whole, lie on different grids, or hold values that dataset.json does not name.
+            partner, cannot be read completely, lie on different grids, or hold values that dataset.json does not name.
     """
     import pandas as pd
 
@@ -68,13 +68,13 @@ def evaluate_folders(
     rows: list[dict[str, Any]] = []
     result: CaseResult
     with workers(min(processes, len(plan.cases)), progress) as run:
-        # What can no longer end in a table is checked for further problems, but not measured.
+        # After a problem there is no table, so the rest is only checked, not measured.
         for result in run("evaluating", partial(_evaluate, plan, bool(problems)), plan.cases):
             problems += result.problems
             rows += result.rows
     if problems:
         raise CollabError(
-            f"evaluate: predictions and labels must fit each other; found {len(problems)} problem(s) between "
+            f"evaluate: predictions and labels must match; found {len(problems)} problem(s) between "
             f"{predictions} and {labels}. No scores are given.\n"
             + "\n".join(f"- {problem}" for problem in problems[:SHOWN])
             + (f"\n- and {len(problems) - SHOWN} more" if len(problems) > SHOWN else "")
@@ -87,10 +87,10 @@ def _evaluate(plan: Plan, only_check: bool, case: str) -> CaseResult:
 
 
 def _with_patients(frame: pd.DataFrame, plan: Plan) -> pd.DataFrame:
-    """With the patient of each case, so that the table alone says which cases belong together."""
+    """Add the patient of each case, so that the table itself says which cases belong together."""
     try:
         patient_of = patient_lookup(plan.patient_pattern, plan.cases)
-    except CollabError:  # the pattern is for the training cases; these are called otherwise
+    except CollabError:  # the pattern is for the training cases; these have other names
         return frame
     if plan.patient_pattern is not None:
         frame.insert(1, "patient", frame["case"].map(patient_of))
@@ -112,7 +112,7 @@ def workers(processes: int, progress: bool) -> Iterator[Callable[..., list[T]]]:
         yield run
     except BrokenProcessPool as error:
         raise CollabError(
-            "evaluate: worker processes must live to the end; one died, most often because memory ran out. Use -np 1. "
+            "evaluate: worker processes must not be killed; one was, probably because memory ran out. Use -np 1. "
             '(A script that calls evaluate_folders must do so under `if __name__ == "__main__":`.)'
         ) from error
     finally:

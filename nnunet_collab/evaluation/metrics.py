@@ -7,20 +7,21 @@ For a prediction :math:`P` and a truth :math:`T`, both sets of voxels of an imag
     \mathrm{Jaccard} = \frac{|P \cap T|}{|P \cup T|}, \qquad
     \mathrm{MAE} = \frac{|P \mathbin{\triangle} T|}{|\Omega|}.
 
-MAE is the mean absolute error between the two binary images, which is the share of wrong pixels (not per cent). It is
-meant for 2D images such as Kvasir-SEG; of a volume it mostly says how much of it is background. HD, HD95 and ASD are
-defined in `surface.py`; they are Euclidean, in mm and, in columns of their own, in voxels. The latter are for papers
-that ignore the spacing: a step along a thick axis counts as much as one in the plane.
+MAE is the mean absolute error between the two binary images, which is the share of wrong pixels (not in percent). It is
+meant for 2D images such as Kvasir-SEG; for a volume it mostly depends on the share of background. HD, HD95 and ASD are
+defined in `surface.py`; they are Euclidean, in mm and, in separate columns, in voxels. The latter are for comparison
+with papers that ignore the spacing: a step along a thick axis counts as much as a step in the plane.
 
-**Empty masks.** Conventions differ between published codes, and means with them, so here is ours:
+**Empty masks.** Published codes use different conventions, which change the means. Ours is:
 
-- Neither holds the class: Dice, Jaccard and the distances are NaN and left out of the means. Counted in `both_empty`.
-- Only the truth holds it: Dice and Jaccard are 0, the distances NaN. Counted in `missed`.
-- Only the prediction holds it: the same, counted in `false_positive`.
-- MAE is defined in all of these.
+- Neither mask has the class: Dice, Jaccard and the distances are NaN and left out of the means. Counted in
+  `both_empty`.
+- Only the truth has it: Dice and Jaccard are 0, the distances NaN. Counted in `missed`.
+- Only the prediction has it: the same, counted in `false_positive`.
+- MAE is defined in all of these cases.
 
-So a mean distance is taken over the cases where both hold the class: read it beside its number of cases, because a
-method that misses the hard cases does not pay for them there.
+So a mean distance is over the cases in which both masks have the class. Read it together with its number of cases: a
+method that misses the hard cases has no penalty for them in the distance.
 
 **Ignored voxels** are left out: background in both masks, and not in :math:`\Omega`. An object cut by an ignored area
 therefore has a surface at the cut, the same one in both masks. If every voxel is ignored, MAE is NaN too.
@@ -57,16 +58,16 @@ def case_metrics(
     keep: Mask | None = None,
     image_size: int | None = None,
 ) -> dict[str, float]:
-    """Every metric of one class in one case; the module says what happens with empty masks.
+    """All metrics of one class in one case. The module's docstring has the rules for empty masks.
 
     Args:
         prediction: `(*S)` bool.
         truth: `(*S)` bool.
         spacing_mm: Distance of neighboring voxel centers along each axis, in mm, > 0; None if it is not known.
-        keep: `(*S)` bool, False where the voxel is to be ignored; None keeps all.
-        image_size: Number of voxels of the image that are not ignored, for MAE, where the masks are a box cut from it,
-            outside of which both are empty. The box must be thicker than one voxel along each axis along which the
-            image is. None: the masks are the image.
+        keep: `(*S)` bool, False for ignored voxels; None: all voxels count.
+        image_size: For MAE, if the masks are a box cut from an image and both are empty outside of it: number of voxels
+            of the image that are not ignored. The box must be thicker than one voxel along each axis along which the
+            image is thicker. None: the masks are the image.
 
     Returns:
         `dice`, `jaccard` and `mae` in `[0, 1]`; `hd_mm`, `hd95_mm`, `asd_mm` if the spacing is known; `hd_voxel`,
@@ -109,12 +110,12 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     with a value in any class.
 
     Args:
-        frame: One row per case and class as from `evaluate_folders`: `case`, `class`, metrics and flags. NaN is left
+        frame: One row per case and class, as from `evaluate_folders`: `case`, `class`, metrics and flags. NaN is left
             out.
 
     Returns:
-        Three rows per class, told apart by `statistic`: `mean`; `std` (n - 1 in the denominator, NaN for one case); and
-        `count`, in which each metric's column holds the number of cases its mean was taken over, and each flag's
+        Three rows per class, which differ in `statistic`: `mean`; `std` (n - 1 in the denominator, NaN for one case);
+        and `count`, in which each metric's column holds the number of cases its mean was taken over, and each flag's
         column the number of cases with that flag. Columns: `class`, `statistic`, metrics, flags.
     """
     import pandas as pd
@@ -131,7 +132,7 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _statistics(name: str, mean: pd.Series, values: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """The three rows of one class: its mean, the spread and number of `values`, and how many `rows` carry each flag."""
+    """The three rows of one class: its mean, spread and number of `values`, and the number of `rows` with each flag."""
     import pandas as pd
 
     table = pd.DataFrame([mean, values.std(ddof=1), values.count().astype(float)]).reset_index(drop=True)

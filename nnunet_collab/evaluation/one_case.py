@@ -1,14 +1,14 @@
-"""One prediction against one label: both files are read once, checked, and measured class by class.
+"""Evaluate one prediction against one label: both files are read once, checked, and measured class by class.
 
-**Same place in the world.** Voxel `(i, j, k)` of the prediction is compared with voxel `(i, j, k)` of the label, so
-both files must state the same grid: size, spacing, origin and direction, but for the rounding of headers (`core.grid`,
-the tolerance of conversion). Other grids are refused, also where one is the other one mirrored or turned and could be
-turned back: nnU-Net writes each prediction on the grid of its image, so a label on another grid was not drawn on that
-image, and nnU-Net has trained and predicted without that turn. dataset.json may name a reader that turns both upright
-(`"overwrite_image_reader_writer": "SimpleITKIOWithReorient"`); then what it returns is compared and measured.
+**Same grid.** Voxel `(i, j, k)` of the prediction is compared with voxel `(i, j, k)` of the label, so
+both files must have the same grid: size, spacing, origin and direction, except for the rounding of headers
+(`core.grid`, the tolerance of conversion). Different grids are refused, also if one is a mirrored or rotated version of
+the other: nnU-Net writes each prediction on the grid of its image, so a label on another grid was not drawn on that
+image, and nnU-Net has trained and predicted without that rotation. dataset.json may name a reader that reorients both
+(`"overwrite_image_reader_writer": "SimpleITKIOWithReorient"`); then its output is compared and measured.
 
-**Every class in its box.** A class is measured in the box that holds it in either file, which changes no value: outside
-of it both masks are empty.
+**Bounding boxes.** A class is measured in the bounding box of its voxels in both files. This changes no value: outside
+of the box both masks are empty.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Box = tuple[slice, ...]
 
 
 class CaseResult(NamedTuple):
-    """What came of one case.
+    """Result of one case.
 
     Attributes:
-        problems: What is wrong with its files.
-        rows: One row of metrics per class; none if there is a problem, or if only a check was asked for.
+        problems: Problems of its files.
+        rows: One row of metrics per class; none if there is a problem, or if the files were only checked.
     """
 
     problems: list[str]
@@ -42,7 +42,7 @@ class CaseResult(NamedTuple):
 
 
 def evaluate_case(plan: Plan, case: str, *, measure: bool = True) -> CaseResult:
-    """Read both files of a case, check them, and measure it if they are in order."""
+    """Read and check both files of a case, and measure it if there is no problem."""
     known = {0, *(value for values in plan.classes.values() for value in values)}
     with_ignore = known if plan.ignore is None else known | {plan.ignore}
     problems: list[str] = []
@@ -68,8 +68,8 @@ def evaluate_case(plan: Plan, case: str, *, measure: bool = True) -> CaseResult:
     if len(grids) == 2:
         (predicted, grid), (label, label_grid) = grids
         problems += [
-            f"{predicted}: the {what} must be that of its label {label}, {wanted}; it is {found} (x, y, z). Predict "
-            "the very image that this label was drawn on."
+            f"{predicted}: the {what} must be that of its label {label}, {wanted}; got {found} (x, y, z). Predict "
+            "the image on which this label was drawn."
             for what, wanted, found in grid_differences(label_grid, grid)
         ]
     if problems or not measure:
@@ -78,11 +78,11 @@ def evaluate_case(plan: Plan, case: str, *, measure: bool = True) -> CaseResult:
 
 
 class _Labels(NamedTuple):
-    """A segmentation, fit to be measured.
+    """A segmentation, ready to be measured.
 
     Attributes:
-        voxels: `(Z, Y, X)` small integers, which compare faster than floats.
-        boxes: Where value 1, 2, ... is; None for a value that no voxel has.
+        voxels: `(Z, Y, X)` small integers; comparing them is faster than comparing floats.
+        boxes: Bounding boxes of the values 1, 2, ...; None for a value that no voxel has.
         spacing: `(3,)` in mm.
         strange: Values that are not allowed, as text; empty if there are none.
     """
@@ -94,11 +94,13 @@ class _Labels(NamedTuple):
 
 
 def _as_labels(volume: Volume, allowed: set[int]) -> _Labels:
-    """Whole numbers from what nnU-Net's readers return as float32."""
+    """Convert the float32 arrays of nnU-Net's readers to integers."""
     voxels = np.empty(volume.voxels.shape[1:], np.min_scalar_type(max(allowed)))
     strange: list[Any] = []
-    for read, whole in zip(volume.voxels[0], voxels, strict=True):  # by slices, which fit the processor's cache
-        with np.errstate(invalid="ignore"):  # NaN is no integer; it is told below
+    for read, whole in zip(
+        volume.voxels[0], voxels, strict=True
+    ):  # slice by slice, because a slice fits into the processor's cache
+        with np.errstate(invalid="ignore"):  # NaN is not an integer; it is reported below
             np.copyto(whole, read, casting="unsafe")
         if not np.array_equal(whole, read):
             rounded, uneven = whole_numbers(read)
@@ -115,7 +117,7 @@ def _as_labels(volume: Volume, allowed: set[int]) -> _Labels:
 
 
 def _shortest(value: Any) -> str:
-    """The shortest text that tells a value from its neighbors: 3.0000002 must not be printed as 3."""
+    """The shortest text that identifies a value: 3.0000002 must not be printed as 3."""
     return np.format_float_positional(value, trim="-") if value.dtype.kind == "f" else str(value)
 
 
@@ -140,9 +142,9 @@ def _measure(plan: Plan, case: str, prediction: _Labels, truth: _Labels) -> list
 
 
 def _hull(boxes: list[Box], shape: tuple[int, ...]) -> Box:
-    """The smallest box around all boxes, at least two voxels thick along each axis on which the image is.
+    """The smallest box around all boxes, at least two voxels thick along each axis along which the image is.
 
-    An axis of a single voxel is one across which nothing is measured (`surface.py`), so a box must not make one.
+    Nothing is measured along an axis of a single voxel (`surface.py`), so a box must not create one.
     """
     hull = []
     for axis, size in enumerate(shape):
@@ -155,5 +157,5 @@ def _hull(boxes: list[Box], shape: tuple[int, ...]) -> Box:
 
 
 def _mask(labels: NDArray[Any], values: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Where the labels have one of the values."""
+    """Mask of the voxels whose label is one of the values."""
     return labels == values[0] if len(values) == 1 else np.isin(labels, values)

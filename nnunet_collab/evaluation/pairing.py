@@ -1,4 +1,4 @@
-"""Which files are compared, and what dataset.json says of them, found out without opening an image."""
+"""Find the files to compare and their dataset.json, without opening an image."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ SHOWN = 20  # problems or names listed before "and n more"
 
 
 class Plan(NamedTuple):
-    """What will be compared with what; `plan_evaluation` makes it, worker processes receive it."""
+    """The files to compare and how; `plan_evaluation` makes it, worker processes receive it."""
 
     predictions: Path
     labels: Path
     dataset_json: Path
-    ending: str  # of the files in both folders, e.g. ".nii.gz"
-    reader: type[Any]  # nnU-Net's reader class for it
+    ending: str  # file ending in both folders, e.g. ".nii.gz"
+    reader: type[Any]  # nnU-Net's reader class for this ending
     classes: dict[str, tuple[int, ...]]  # class or region name -> its label values
-    ignore: int | None  # the ignore label's value
-    cases: list[str]  # file names without the ending, here and below
+    ignore: int | None  # value of the ignore label
+    cases: list[str]  # file names without the ending, also below
     without_label: list[str]
     without_prediction: list[str]
     distance_unit: str  # "mm", or "pixel" for images without spacing
-    patient_pattern: str | None  # of dataset.json, see `core.patients`
+    patient_pattern: str | None  # from dataset.json, see `core.patients`
 
 
 def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | None = None) -> Plan:
@@ -56,9 +56,9 @@ def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | Non
 
 
 def dataset_json_places(predictions: Path, labels: Path | None) -> list[Path]:
-    """Where the dataset.json of predictions may be.
+    """Folders that may hold the dataset.json of predictions.
 
-    With them, where nnU-Net puts it; in the two folders above; with their labels; in the folder above those.
+    With the predictions, where nnU-Net puts it; in the two folders above; with the labels; in the folder above.
     """
     near = [predictions, *predictions.resolve().parents[:2]]
     near += [] if labels is None else [labels, labels.resolve().parent]
@@ -66,19 +66,21 @@ def dataset_json_places(predictions: Path, labels: Path | None) -> list[Path]:
 
 
 def _find_dataset_json(predictions: Path, labels: Path, given: Path | None) -> Path:
-    """The file that was given, or the first one found around the two folders."""
+    """The given file, or the first one found in or near the two folders."""
     candidates = dataset_json_places(predictions, labels) if given is None else [given]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
         at = ", ".join(map(str, candidates))
-        raise CollabError(f"evaluate: dataset.json must name the classes; none at {at}. Give it with --dataset-json.")
+        raise CollabError(
+            f"evaluate: dataset.json must name the classes; there is none at {at}. Give it with --dataset-json."
+        )
     return found
 
 
 def _read_dataset_json(
     path: Path, labels: Path
 ) -> tuple[str, dict[str, tuple[int, ...]], int | None, type[Any], str | None]:
-    """File ending, foreground classes, ignore value, reader class and patient pattern that a dataset.json states."""
+    """File ending, foreground classes, ignore value, reader class and patient pattern in a dataset.json."""
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     try:
@@ -89,35 +91,35 @@ def _read_dataset_json(
         classes = {name: of_class for name, of_class in values.items() if any(of_class)}
         if not classes:
             raise ValueError("no foreground class")
-        # Two readers claim .tif; only trying them on a file tells which one can read it.
+        # Two readers support .tif; only a trial on a file shows which one can read it.
         example = min(map(str, labels.glob("*.tif")), default=None) if ending == ".tif" else None
         if example is not None:
-            read_whole(Path(example), str)  # a damaged one would be taken for a fault of dataset.json
+            read_whole(Path(example), str)  # a damaged file would look like a fault of dataset.json
         reader = determine_reader_writer_from_dataset_json(content, example, verbose=False)
     except CollabError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise CollabError(
             "evaluate: dataset.json must be nnU-Net's, with `labels` and a `file_ending` that nnU-Net reads; "
-            f"{path} gave {type(error).__name__}: {error}. Mend it, or give another with --dataset-json."
+            f"{path} gave {type(error).__name__}: {error}. Fix it, or give another with --dataset-json."
         ) from error
     return ending, classes, ignore, reader, content.get("patient_pattern")
 
 
 def _case_names(folder: Path, ending: str) -> set[str]:
-    """Names of the files with that ending, without it; hidden files are not cases."""
+    """Names of the files with this ending, without the ending; hidden files are not cases."""
     names = (file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     return {name[: -len(ending)] for name in names if name.endswith(ending)}
 
 
 def listed(names: Collection[str]) -> str:
-    """How many there are and which, cut short if there are many."""
+    """The number of names and the names, shortened if there are many."""
     more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{len(names)} ({', '.join(sorted(names)[:SHOWN])}{more})" if names else "none"
 
 
 def unpaired(plan: Plan) -> list[str]:
-    """One problem for each of the two ways in which files can lack a partner."""
+    """One problem for predictions without labels, and one for labels without predictions."""
     mend = "Add them, or leave these cases out with --allow-missing."
     ways = (("prediction", "label", plan.without_label), ("label", "prediction", plan.without_prediction))
     return [f"every {has} needs a {lacks}; without one: {listed(names)}. {mend}" for has, lacks, names in ways if names]

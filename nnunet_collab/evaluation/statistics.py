@@ -1,11 +1,11 @@
-r"""Intervals of means and paired tests, with patients, not cases, as what was drawn at random.
+r"""Intervals of means and paired tests; the sampling unit is the patient, not the case.
 
-Cases of one patient (two phases, two lesions) resemble each other, so they are not as much evidence as cases of two
-patients. Both functions below therefore take a unit per case: its patient where that is known, else the case itself.
+Cases of one patient (two phases, two lesions) are similar, so they are less evidence than cases of two patients. Both
+functions below therefore take a unit per case: its patient if that is known, else the case itself.
 
-**Interval.** Units are drawn with replacement, each with all its cases, and the mean is taken anew; the interval lies
-between two percentiles of the means. With few units plain percentiles give intervals that are too narrow, so they are
-moved outwards as if for Student's t with :math:`n` units ("expanded percentile"): the lower one is
+**Interval.** Units are drawn with replacement, each with all its cases, and the mean is computed again; the interval
+lies between two percentiles of the means. With few units plain percentiles give intervals that are too narrow, so they
+are moved outward as if for Student's t with :math:`n` units ("expanded percentile"): the lower one is
 
 .. math:: \Phi\left(-\sqrt{n / (n - 1)}\; t_{1 - \alpha/2,\, n - 1}\right)
 
@@ -35,9 +35,9 @@ class Interval(NamedTuple):
     """A mean and its confidence interval.
 
     Attributes:
-        mean: Of the values, NaN without any.
+        mean: Mean of the values; NaN without any.
         low: Lower end; NaN if fewer than two units have a value.
-        high: Upper end; likewise.
+        high: Upper end; NaN if fewer than two units have a value.
     """
 
     mean: float
@@ -49,8 +49,8 @@ class PairedTest(NamedTuple):
     """A two-sided Wilcoxon signed-rank test.
 
     Attributes:
-        p: In (0, 1]; NaN if no unit has a difference.
-        units: How many units the test was made of, those without any difference included.
+        p: P-value in (0, 1]; NaN if no unit has a value.
+        units: Number of units in the test, including those with a difference of 0.
     """
 
     p: float
@@ -63,15 +63,17 @@ def bootstrap_interval(values: NDArray[Any], units: Sequence[str], *, seed: int 
     Args:
         values: `(cases, *K)`; the mean is taken over the cases first and then over the axes `K` from the last to the
             first, such as `(cases, seeds, classes)`: over classes, then over seeds. NaN is left out of every mean.
-        units: One per case.
-        seed: Of the drawing.
+        units: One unit per case.
+        seed: Seed of the random draws.
 
     Raises:
         ValueError: If there is not one unit per case.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim == 0 or len(values) != len(units):
-        raise ValueError(f"bootstrap_interval: one unit per case; got {values.shape} values and {len(units)} units")
+        raise ValueError(
+            f"bootstrap_interval: there must be one unit per case; got {values.shape} values and {len(units)} units"
+        )
     mean = mean_over_cases(values)
     known, shape = np.isfinite(values), values.shape[1:]
     flat, flat_known = np.where(known, values, 0.0).reshape(len(units), -1), known.reshape(len(units), -1).astype(float)
@@ -88,7 +90,7 @@ def bootstrap_interval(values: NDArray[Any], units: Sequence[str], *, seed: int 
 
 
 def mean_over_cases(values: NDArray[Any]) -> float:
-    """The mean that `bootstrap_interval` is about, of `(cases, *K)` values."""
+    """The mean of `(cases, *K)` values, as in `bootstrap_interval`."""
     values = np.asarray(values, dtype=np.float64)
     known = np.isfinite(values).reshape(len(values), -1)
     flat = np.where(known, values.reshape(len(values), -1), 0.0)
@@ -98,7 +100,7 @@ def mean_over_cases(values: NDArray[Any]) -> float:
 def _means(
     weights: NDArray[Any], values: NDArray[Any], known: NDArray[Any], shape: tuple[int, ...]
 ) -> NDArray[np.float64]:
-    """`(R,)` means of `(cases, K)` values, for `(R, cases)` weights; NaN where nothing is known."""
+    """`(R,)` means of `(cases, K)` values, for `(R, cases)` weights; NaN if there is no value."""
     with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a class without any value
         means: NDArray[np.float64] = ((weights @ values) / (weights @ known)).reshape(len(weights), *shape)
@@ -112,14 +114,16 @@ def paired_test(differences: NDArray[Any], units: Sequence[str]) -> PairedTest:
 
     Args:
         differences: `(cases,)`, method minus baseline; NaN where either has no value.
-        units: One per case.
+        units: One unit per case.
 
     Raises:
         ValueError: If there is not one unit per case.
     """
     differences = np.asarray(differences, dtype=np.float64)
     if differences.shape != (len(units),):
-        raise ValueError(f"paired_test: one unit per case; got {differences.shape} values and {len(units)} units")
+        raise ValueError(
+            f"paired_test: there must be one unit per case; got {differences.shape} values and {len(units)} units"
+        )
     known = np.isfinite(differences)
     names, of_case = np.unique(np.asarray(units)[known], return_inverse=True)
     if len(names) == 0:
@@ -127,12 +131,12 @@ def paired_test(differences: NDArray[Any], units: Sequence[str]) -> PairedTest:
     per_unit = np.bincount(of_case, weights=differences[known]) / np.bincount(of_case)
     if not per_unit.any():
         return PairedTest(1.0, len(names))  # no difference anywhere: nothing to rank
-    # Equal up to rounding is equal: ties must not be broken by the order of a summation.
+    # Values that are equal up to rounding are ties, whatever the order of the summation.
     return PairedTest(float(stats.wilcoxon(per_unit.round(12)).pvalue), len(names))
 
 
 def smallest_p(units: int) -> float:
-    """The smallest p that `paired_test` can give over so many units: all differences of one sign, 0.0625 for five."""
+    """The smallest p of `paired_test` for this number of units (all differences of one sign): 0.0625 for 5."""
     return min(1.0, 2.0 / 2.0**units)
 
 

@@ -1,9 +1,9 @@
 r"""Distances between the surfaces of two masks: Hausdorff, its 95th percentile, and the average.
 
 **Surface.** A voxel of a mask is on the mask's surface :math:`\partial A` if one of its face neighbors (4 in 2D, 6 in
-3D) is outside the mask; what lies beyond the image is outside. Points are voxel centers, in mm, and every surface
-voxel weighs the same. With :math:`d(a, B) = \min_{b \in \partial B} \lVert a - b \rVert_2` and the directed sets of
-distances :math:`D_{AB} = \{d(a, B) : a \in \partial A\}` and :math:`D_{BA}`,
+3D) is outside the mask; voxels beyond the image are outside. Points are voxel centers, in mm, and every
+surface voxel has the same weight. With :math:`d(a, B) = \min_{b \in \partial B} \lVert a - b \rVert_2` and the directed
+sets of distances :math:`D_{AB} = \{d(a, B) : a \in \partial A\}` and :math:`D_{BA}`,
 
 .. math::
     \mathrm{HD} &= \max(\max D_{AB}, \max D_{BA}) \\
@@ -15,9 +15,9 @@ the pooled distances. This is the definition of MONAI's `compute_hausdorff_dista
 MONAI's `compute_average_surface_distance(symmetric=True)`. DeepMind's `surface-distance` puts its points on voxel
 corners and weighs them by surface area; on smooth objects it differs by less than a voxel.
 
-Nearest surface voxels are found with a k-d tree over the surface voxels alone. That is as exact as a Euclidean distance
-transform with `sampling=spacing`, and neither its time nor its memory grows with the box that holds the masks: one
-stray voxel in the far corner of a CT would otherwise make the transform fill the whole volume.
+Nearest surface voxels are found with a k-d tree of the surface voxels alone. It is as exact as a Euclidean distance
+transform with `sampling=spacing`, but its time and memory do not depend on the bounding box of the masks. With a
+transform, one stray voxel in the far corner of a CT would require a transform of the whole volume.
 
 Range: `[0, inf)` mm; 0 exactly where the surfaces agree. An empty mask has no surface: the three distances are NaN.
 """
@@ -52,7 +52,7 @@ class SurfaceDistances(NamedTuple):
 def surface_distances(prediction: Mask, truth: Mask, spacing_mm: Sequence[float]) -> SurfaceDistances:
     """Hausdorff distance, HD95 and average symmetric surface distance; symmetric in the two masks.
 
-    Axes of length 1 are dropped, so a single slice is measured in its plane: across it every voxel would be surface.
+    Axes of length 1 are dropped, so a single slice is measured in its plane; otherwise every voxel would be surface.
 
     Args:
         prediction: `(*S)` bool.
@@ -80,7 +80,7 @@ def surface_distances_at(
 
     thick = [axis for axis, size in enumerate(prediction.shape) if size > 1]
     if not thick:
-        return tuple(SurfaceDistances(0.0, 0.0, 0.0) for _ in checked)  # an image of one voxel, which both masks hold
+        return tuple(SurfaceDistances(0.0, 0.0, 0.0) for _ in checked)  # an image of one voxel, which is in both masks
     prediction, truth = _crop_to_union(prediction.squeeze(), truth.squeeze())
     ours, theirs = _surface(prediction), _surface(truth)
     both = ours & theirs
@@ -109,12 +109,12 @@ def check_masks(where: str, **masks: Mask) -> None:
     """Raise unless the named masks are boolean and of one shape.
 
     Args:
-        where: The caller's public name; it starts the message.
+        where: Public name of the caller; the message starts with it.
         **masks: Argument name -> array.
 
     Raises:
-        TypeError: Naming the first mask that is not boolean.
-        ValueError: Naming every mask and its shape.
+        TypeError: If a mask is not boolean; the message names the first one.
+        ValueError: If shapes differ; the message gives the shape of every mask.
     """
     for name, mask in masks.items():
         if mask.dtype != np.bool_:
@@ -151,21 +151,21 @@ def _surface(mask: Mask) -> Mask:
         inside, neighbors = np.moveaxis(interior, axis, 0), np.moveaxis(mask, axis, 0)
         inside[1:] &= neighbors[:-1]
         inside[:-1] &= neighbors[1:]
-        inside[[0, -1]] = False  # beyond the image is outside
+        inside[[0, -1]] = False  # voxels beyond the image are outside
     return mask & ~interior
 
 
 def _where(mask: Mask) -> NDArray[np.int64]:
     """`np.argwhere(mask) + 1`, faster for few voxels in a large box.
 
-    Counted from 1, as in the first tables: the last bit of a distance depends on where the box begins.
+    Counted from 1, as in the first tables: the last bit of a distance depends on where the box starts.
     """
     return np.stack(np.unravel_index(np.flatnonzero(mask), mask.shape), axis=1) + 1
 
 
 def _nearest(points: _Points, others: _Points, spacing: NDArray[np.float64]) -> NDArray[np.float64]:
     """Distance of each of the points to the nearest of the others, `(N,)`."""
-    distances = np.zeros(len(points.indices))  # of points on both surfaces
+    distances = np.zeros(len(points.indices))  # distance of points that are on both surfaces
     tree = KDTree(others.indices * spacing, leafsize=32, balanced_tree=False)
     distances[~points.shared] = tree.query(points.indices[~points.shared] * spacing)[0]
     return distances

@@ -19,18 +19,19 @@ from nnunet_collab.figures.style import LINE_COLORS, save, style
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (10, 2)), (0, (2, 3)))
 _GREY = "#555555"
 _IN_A_ROW = 4
-_LEGEND: Mapping[str, Any] = {"fontsize": 9, "framealpha": 0.7, "edgecolor": "none"}  # curves shine through
+_LEGEND: Mapping[str, Any] = {"fontsize": 9, "framealpha": 0.7, "edgecolor": "none"}  # curves behind it stay visible
 
 
 def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
-    """Draw how a training went: pseudo Dice, loss terms, and what else was measured.
+    """Draw the curves of a training: pseudo Dice, loss terms, and other measured values.
 
     Args:
-        curves: `epochs`: their numbers, at least one. `pseudo_dice`: student -> values in [0, 1]. `losses`:
+        curves: `epochs`: numbers of the epochs, at least one. `pseudo_dice`: student -> values in [0, 1]. `losses`:
             `student/term` -> values. `agreement`, of the students: values in [0, 1], or None. `pseudo_labels`:
             `student/quantity` -> values in [0, 1], or none of them. `variables` that a method learns beside the
             networks: `name` or `group/name` -> values, or none of them. Every list is as long as `epochs`; NaN leaves a
-            gap. Losses are on a log scale if none is negative and they span more than a factor of 50.
+            gap. `start`: the epoch from which more than the labels counts, marked in every panel, or None. Losses are
+            on a log scale if none is negative and they span more than a factor of 50.
         out: The file, .png (at least 1200 pixels wide), .pdf or .svg; its folder is made, an old file is replaced.
 
     Raises:
@@ -55,22 +56,14 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
         for name, values in curves["pseudo_dice"].items():
             _draw_curve(panels[0], epochs, values, colors[name], "-")
         panels[0].set(title="Pseudo Dice", ylabel="mean over classes, 0 to 1", ylim=(0, 1.02))
-        for name, (student, term) in split.items():
-            _draw_curve(panels[1], epochs, curves["losses"][name], colors.get(student, _GREY), dashes[term])
-        panels[1].set(title="Loss terms", ylabel="loss, no unit")
-        if (lowest := _lowest_on_log_scale(curves["losses"])) is not None:
-            panels[1].set_yscale("log", nonpositive="mask")
-            panels[1].set(ylabel="loss, no unit, log scale", ylim=(lowest, None))
+        _draw_losses(panels[1], epochs, curves["losses"], colors)
         if agreement is not None:
-            _draw_curve(panels[2], epochs, agreement, _GREY, "-")
-            least = np.floor(10 * np.nanmin([*agreement, 0.9])) / 10
-            panels[2].set(
-                title="Agreement between students", ylabel="Dice of their predictions, 0 to 1", ylim=(least, 1.005)
-            )
+            _draw_agreement(panels[2], epochs, agreement)
         if pseudo_labels:
             _draw_pseudo_labels(panels[count - len(groups) - 1], epochs, pseudo_labels, colors)
         for axes, (group, variables) in zip(panels[count - len(groups) :], groups.items(), strict=True):
             _draw_variables(axes, epochs, group, variables)
+        _mark_start(list(panels), curves.get("start"), max(epochs))
         for axes in panels:
             axes.set(xlabel="epoch", xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
@@ -93,10 +86,10 @@ def _dashes(names: Iterable[str]) -> dict[str, Any]:
 def _draw_pseudo_labels(
     axes: Axes, epochs: Sequence[float], curves: Mapping[str, Sequence[float]], colors: Mapping[str, str]
 ) -> None:
-    """Share used, entropy and quality; a legend of its own, because its dashes mean other things than the losses'."""
-    split = {name: name.rpartition("/")[::2] for name in curves}  # whose, quantity
+    """Share used, entropy and quality, with a separate legend: its dashes have another meaning than in the losses."""
+    split = {name: name.rpartition("/")[::2] for name in curves}  # student, quantity
     dashes = _dashes(quantity for _, quantity in split.values())
-    # Those that are no student's, such as a teacher's before and after rectification.
+    # Curves without a student, such as those of a teacher before and after rectification.
     others = [whose for whose in dict.fromkeys(whose for whose, _ in split.values()) if whose not in colors]
     further = {whose: LINE_COLORS[-1 - i % len(LINE_COLORS)] for i, whose in enumerate(others)}
     for name, (whose, quantity) in split.items():
@@ -108,7 +101,7 @@ def _draw_pseudo_labels(
 
 
 def _grouped(variables: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Sequence[float]]]:
-    """`group/name` by group, then by name; a variable without a group is one by itself."""
+    """`group/name` by group, then by name; a variable without a group is its own group."""
     groups: dict[str, dict[str, Sequence[float]]] = {}
     for key, values in variables.items():
         group, _, name = key.partition("/")
@@ -117,7 +110,7 @@ def _grouped(variables: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Se
 
 
 def _draw_variables(axes: Axes, epochs: Sequence[float], group: str, curves: Mapping[str, Sequence[float]]) -> None:
-    """What a method learns beside the networks; a legend of its own."""
+    """Variables that a method learns besides the networks, with a separate legend."""
     for i, values in enumerate(curves.values()):
         dash = _DASHES[i // len(LINE_COLORS) % len(_DASHES)]
         _draw_curve(axes, epochs, values, LINE_COLORS[i % len(LINE_COLORS)], dash)
@@ -129,18 +122,23 @@ def _draw_variables(axes: Axes, epochs: Sequence[float], group: str, curves: Map
 
 def _check_curves(curves: Mapping[str, Any]) -> None:
     if not {"epochs", "pseudo_dice", "losses"} <= set(curves) or len(curves["epochs"]) == 0:
-        raise ValueError(f"learning_curves_figure: it takes pseudo_dice, losses and some epochs; got {sorted(curves)}")
+        raise ValueError(
+            f"learning_curves_figure: pseudo_dice, losses and at least 1 epoch are required; got {sorted(curves)}"
+        )
     n_epochs = len(curves["epochs"])
     optional = {"agreement": curves.get("agreement")}
     for family in ("pseudo_labels", "variables"):
         optional |= {f"{family} {name}": values for name, values in (curves.get(family) or {}).items()}
     for name, values in {**optional, **curves["pseudo_dice"], **curves["losses"]}.items():
         if values is not None and len(values) != n_epochs:
-            raise ValueError(f"learning_curves_figure: one value per epoch, {n_epochs}; {name} has {len(values)}")
+            raise ValueError(
+                f"learning_curves_figure: every curve must have one value per epoch, {n_epochs}; {name} has "
+                f"{len(values)}"
+            )
 
 
 def _smoothed_over(epochs: Sequence[float]) -> int:
-    """How many epochs a point of the thick line is the mean of: odd, and 1 for a short training."""
+    """Number of epochs in the moving average of the thick line: odd, and 1 for a short training."""
     return 2 * (len(epochs) // 50) + 1
 
 
@@ -152,6 +150,34 @@ def _draw_curve(axes: Axes, epochs: Sequence[float], values: Sequence[float], co
         total, count = (np.convolve(v, np.ones(width), mode="same") for v in (np.where(known, smooth, 0), known))
         smooth = np.where(known, total / np.maximum(count, 1), np.nan)
     axes.plot(epochs, smooth, color=color, linestyle=dash, linewidth=1.8, marker="o" if len(epochs) == 1 else "")
+
+
+def _draw_losses(
+    axes: Axes, epochs: Sequence[int], losses: Mapping[str, Sequence[float]], colors: Mapping[str, str]
+) -> None:
+    split = {name: name.rpartition("/")[::2] for name in losses}  # student, term
+    dashes = _dashes(term for _, term in split.values())
+    for name, (student, term) in split.items():
+        _draw_curve(axes, epochs, losses[name], colors.get(student, _GREY), dashes[term])
+    axes.set(title="Loss terms", ylabel="loss, no unit")
+    if (lowest := _lowest_on_log_scale(losses)) is not None:
+        axes.set_yscale("log", nonpositive="mask")
+        axes.set(ylabel="loss, no unit, log scale", ylim=(lowest, None))
+
+
+def _draw_agreement(axes: Axes, epochs: Sequence[int], agreement: Sequence[float]) -> None:
+    _draw_curve(axes, epochs, agreement, _GREY, "-")
+    least = np.floor(10 * np.nanmin([*agreement, 0.9])) / 10
+    axes.set(title="Agreement between students", ylabel="Dice of their predictions, 0 to 1", ylim=(least, 1.005))
+
+
+def _mark_start(panels: Sequence[Axes], start: float | None, last: int) -> None:
+    """A line in every panel where more than the labels begins to count; none if that is the beginning or the end."""
+    if start is None or not 0 < start <= last:
+        return
+    for axes in panels:
+        axes.axvline(start, color=_GREY, linewidth=1.0, linestyle=(0, (1, 2)), gid="start")
+    panels[0].annotate("start", (start, 0.02), xytext=(3, 0), textcoords="offset points", fontsize=8, color=_GREY)
 
 
 def _lowest_on_log_scale(losses: Mapping[str, Sequence[float]]) -> float | None:

@@ -28,11 +28,11 @@ class OverlayRow:
     """One held-out case.
 
     Attributes:
-        case: Its name, written at the left.
+        case: Name of the case, written on the left.
         image: (rows, columns): one channel of one slice, such as that of `largest_slice`.
         truth: (rows, columns) of class numbers; 0 is background.
         predictions: Name, such as `CNN` -> (rows, columns) of class numbers; drawn in this order.
-        dice: Name of the prediction -> Dice of the case in [0, 1]; NaN where it is not defined.
+        dice: Name of the prediction -> Dice of the case in [0, 1]; NaN if it is not defined.
         spacing_mm: Height and width of a pixel.
     """
 
@@ -53,8 +53,8 @@ def overlay_figure(rows: Sequence[OverlayRow], out: Path, *, classes: Mapping[in
     """Draw cases below each other: image, truth, then every prediction with its Dice, cropped around the foreground.
 
     Args:
-        rows: One or more cases, all with the same names of predictions in the same order.
-        out: The file, .png (at least 1200 pixels wide), .pdf or .svg; its folder is made, an old file is replaced.
+        rows: At least one case; all with the same names of predictions in the same order.
+        out: The file, .png (at least 1200 pixels wide), .pdf or .svg; its folder is created, an old file is replaced.
         classes: Number -> name in the legend. Numbers without a name are called `class <number>`.
 
     Raises:
@@ -89,21 +89,23 @@ def overlay_figure(rows: Sequence[OverlayRow], out: Path, *, classes: Mapping[in
 
 def _check_rows(rows: Sequence[OverlayRow]) -> None:
     if not rows:
-        raise ValueError("overlay_figure: at least one row is needed; got none")
+        raise ValueError("overlay_figure: needs at least 1 row; got 0")
     for row in rows:
         if list(row.predictions) != list(rows[0].predictions) or not set(row.predictions) <= set(row.dice):
             raise ValueError(
-                f"overlay_figure: every row has predictions and Dice named {list(rows[0].predictions)}; "
+                f"overlay_figure: every row must have predictions and Dice named {list(rows[0].predictions)}; "
                 f"{row.case} has predictions {list(row.predictions)} and Dice {list(row.dice)}"
             )
         pictures = {"image": row.image, "truth": row.truth, **row.predictions}
         shapes = {name: picture.shape for name, picture in pictures.items()}
         if row.image.ndim != 2 or len(set(shapes.values())) > 1:
-            raise ValueError(f"overlay_figure: all are (rows, columns) of one shape; {row.case} has {shapes}")
+            raise ValueError(
+                f"overlay_figure: all arrays must be (rows, columns) of one shape; {row.case} has {shapes}"
+            )
 
 
 def _window(row: OverlayRow) -> tuple[slice, slice]:
-    """A square in mm around all foreground, half as wide again as need be; the whole image without foreground."""
+    """A square in mm around all foreground, 1.5 times as wide as necessary; the whole image without foreground."""
     drawn = np.any([labels > 0 for labels in (row.truth, *row.predictions.values())], axis=0)
     if not drawn.any():
         return slice(None), slice(None)

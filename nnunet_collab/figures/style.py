@@ -1,7 +1,8 @@
-"""What all figures share.
+"""Common style of all figures.
 
-Colors are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with the common color vision
-deficiencies can tell apart. The ground is white whatever style the user has set. A figure appears whole or not at all.
+Colors are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with common color vision
+deficiencies can distinguish. The background is white for every style of the user. Files are written completely or not
+at all.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ FORMATS = (".png", ".pdf", ".svg")
 
 
 def style() -> dict[str, Any]:
-    """Settings that do not depend on the user's."""
+    """Settings that do not depend on those of the user."""
     ink = {name: "black" for name in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")}
     ground = {name: "white" for name in ("figure.facecolor", "axes.facecolor", "savefig.facecolor")}
     sizes = {"font.size": 11, "axes.titlesize": 12, "axes.labelsize": 11, "legend.fontsize": 10}
-    # nnU-Net draws its own figure in the same process with seaborn, which enlarges these for all that follow.
+    # nnU-Net draws its own figure in the same process with seaborn, which enlarges these for all later figures.
     sizes |= {"xtick.labelsize": 10, "ytick.labelsize": 10}
     return {**ink, **ground, **sizes, "font.family": "sans-serif"}
 
@@ -34,10 +35,12 @@ def save(figure: Figure, out: Path) -> None:
     """Write a figure, at least 1200 pixels wide.
 
     Raises:
-        CollabError: If the ending is of no known format.
+        CollabError: If the format of the ending is unknown.
     """
     if out.suffix.lower() not in FORMATS:
-        raise CollabError(f"figure: the format is one of {', '.join(FORMATS)}; got {out}. Change the file's ending.")
+        raise CollabError(
+            f"figure: the format must be one of {', '.join(FORMATS)}; got {out}. Change the file's ending."
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     try:

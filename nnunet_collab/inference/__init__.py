@@ -1,1 +1,1 @@
-"""Publishing students as ordinary nnU-Net models."""
+"""Publish students as ordinary nnU-Net models."""

@@ -1,4 +1,4 @@
-"""Whether a student's weights are all that its network needs, seen by loading them as nnU-Net's predictor will."""
+"""Check that the weights of a student are complete, by loading them as nnU-Net's predictor does."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def require_complete(
     configuration: str,
     dataset: dict[str, Any],
 ) -> None:
-    """Raise unless the network of these plans takes these weights, all of them and no more.
+    """Raise unless the weights are exactly those of the network in the plans.
 
     Args:
-        file: The checkpoint they are of.
-        student: Its name.
-        weights: Of its network alone.
-        plans: Those it is published with.
-        configuration: Of the plans.
+        file: Checkpoint that holds the weights.
+        student: Name of the student.
+        weights: Weights of its network, without heads.
+        plans: Plans with which it is published.
+        configuration: Name of the configuration in the plans.
         dataset: Content of dataset.json.
 
     Raises:
-        CollabError: Naming what is missing, too many or of another shape.
+        CollabError: If weights are missing, not needed, or of another shape; the message names them.
     """
     manager = PlansManager(plans)
     entry = manager.get_configuration(configuration)
-    with torch.random.fork_rng(devices=[]):  # building a network draws its random weights
+    with torch.random.fork_rng(devices=[]):  # building a network draws random weights
         network = get_network_from_plans(
             entry.network_arch_class_name,
             entry.network_arch_init_kwargs,
@@ -52,7 +52,7 @@ def require_complete(
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise CollabError(
-            f"checkpoint {file}: must hold all weights of student {student}, which cannot be published otherwise; "
-            f"found {len(weights)} of {len(network.state_dict())} ({' '.join(str(error).split())[:400]}). The file was "
-            f"changed: publish from another checkpoint, or train anew."
+            f"checkpoint {file}: must hold all weights of student {student} to publish it; found {len(weights)} of "
+            f"{len(network.state_dict())} ({' '.join(str(error).split())[:400]}). The file was changed. Publish from "
+            f"another checkpoint, or train again."
         ) from error

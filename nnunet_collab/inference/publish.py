@@ -1,9 +1,9 @@
-"""Publish each student of a run as an ordinary nnU-Net model, in a results folder of its own.
+"""Publish each student of a run as an ordinary nnU-Net model, in its own results folder.
 
-A run in `<Trainer>__<plans>__<configuration>/fold_X` gives `<Trainer>_<Student>__<plans>__<configuration>/fold_X` with
-plans.json, dataset.json, dataset_fingerprint.json and the checkpoints. A published checkpoint names nnU-Net's own
-trainer, so a student whose network the plans describe predicts where this package is not installed; any other student
-needs the package importable, but not `nnUNet_extTrainer`.
+A run in `<Trainer>__<plans>__<configuration>/fold_X` is published as
+`<Trainer>_<Student>__<plans>__<configuration>/fold_X`, with plans.json, dataset.json, dataset_fingerprint.json and the
+checkpoints. A published checkpoint names nnU-Net's own trainer. So a student with a network of nnU-Net predicts without
+this package. Any other student needs this package to be installed, but not `nnUNet_extTrainer`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nnunet_collab.core.names import require_plain_name
 from nnunet_collab.inference.complete_weights import require_complete
 
 KEY = checkpoints.KEY
-# What a model tells of its training. The rest is for continuing it: a teacher, multipliers, the names of the cases.
+# Entries that a published model keeps. The others are only for continuing the training: a teacher, multipliers, cases.
 _RECORD = ("settings", "iteration", "weights_from")
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 STOCK_TRAINER = "nnUNetTrainer"
@@ -36,7 +36,7 @@ def student_folder(run: Path, student: str) -> Path:
 
     Args:
         run: `<results>/<dataset>/<Trainer>__<plans>__<configuration>`.
-        student: Its name.
+        student: Name of the student.
     """
     trainer, plans, configuration = run.name.split("__")
     require_plain_name(f"{run}, name of a student in its plans.json", student, "Publish a run of your own.")
@@ -48,24 +48,27 @@ def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
 
     Args:
         fold: `.../<Trainer>__<plans>__<configuration>/fold_X`.
-        only: Names of students; None for those that the settings publish.
+        only: Names of the students to publish; None for those in the settings.
 
     Returns:
-        The fold folders written, `.../<Trainer>_<Student>__.../fold_X`.
+        The written folders of the fold, `.../<Trainer>_<Student>__.../fold_X`.
 
     Raises:
-        CollabError: If the folder is not a run of this package, has no final checkpoint or a broken one, names no such
-            student, was trained with other networks than its plans.json describes, another fold of the student was
-            published with another network, or another run was trained in the student's folder.
+        CollabError: If the folder is not a run of this package; if its final checkpoint is missing or damaged; if it
+            has no such student; if it was trained with other networks than its plans.json describes; if another fold of
+            the student was published with another network; or if the student's folder belongs to another training.
     """
     run = fold.parent
     plans, dataset = _read_json(run / "plans.json"), _read_json(run / "dataset.json")
     if KEY not in plans:
-        raise CollabError(f"{run}: must be the results folder of an nnunet_collab trainer; its plans.json is not ours.")
+        raise CollabError(
+            f"{run}: must be the results folder of a trainer of nnunet_collab; its plans.json is from another trainer. "
+            "Correct the path."
+        )
     record = plans[KEY]
     if "student" in record:
         raise CollabError(
-            f"{run}: is a published student already, {record['student']}. Name the folder of its training."
+            f"{run}: is already a published student, {record['student']}. Use the folder of its training."
         )
     learners = [s["name"] for s in record["settings"]["students"] if not s["frozen"]]
     names = list(only) if only is not None else record["settings"].get("publish") or learners
@@ -73,7 +76,7 @@ def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
     if unknown:
         raise CollabError(f"{run}: has no student {', '.join(unknown)} to publish; it has {', '.join(learners)}.")
     if not (fold / CHECKPOINTS[0]).is_file():
-        raise CollabError(f"{fold}: has no {CHECKPOINTS[0]}: the training is not finished. Continue it with --c.")
+        raise CollabError(f"{fold}: has no {CHECKPOINTS[0]}, so the training is not finished. Continue it with --c.")
     configuration = run.name.split("__")[2]
     targets = {name: student_folder(run, name) for name in names}
     student_plans = {name: _student_plans(plans, configuration, name) for name in names}
@@ -93,12 +96,12 @@ def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
 
 
 def _write_folder(target: Path, fold: Path, plans: dict[str, Any], dataset: dict[str, Any]) -> None:
-    """Everything of a published student but its checkpoints."""
+    """Write all files of a published student except its checkpoints."""
     run = fold.parent
     (target / fold.name).mkdir(parents=True, exist_ok=True)
     write_json(target / "plans.json", plans)
     write_json(target / "dataset.json", dataset)
-    # Without a progress.png, nnUNetv2_export_model_to_zip fails.
+    # nnUNetv2_export_model_to_zip fails without a progress.png.
     for file in (run / "dataset_fingerprint.json", fold / "progress.png"):
         if file.is_file():
             write_atomically(target / file.relative_to(run), partial(shutil.copyfile, file))
@@ -113,33 +116,33 @@ def _student_plans(plans: dict[str, Any], configuration: str, name: str) -> dict
 
 
 def _refuse_other_network(target: Path, plans: dict[str, Any], configuration: str, fold: str) -> None:
-    """Folds of one folder share its plans.json, so they must share the network and the patch size."""
+    """Refuse a fold with another network or patch size, because all folds of a folder share one plans.json."""
     path = target / "plans.json"
     if not path.is_file():
         return
     published = _read_json(path)
     if "student" not in published.get(KEY, {}):
         raise CollabError(
-            f"{target}: must hold a published student; it is the results folder of another training, whose run_name is "
-            f"this student's name. Rename that folder, or train one of the two under another run_name."
+            f"{target}: must hold a published student; it is the results folder of another training, whose run_name "
+            f"equals the name of this student. Rename that folder, or use another run_name for one of the two."
         )
     new, old = (p["configurations"][configuration] for p in (plans, published))
     other_folds = [f.name for f in target.glob("fold_*") if f.name != fold and (f / CHECKPOINTS[0]).is_file()]
     for key in ("architecture", "patch_size"):
         if new.get(key) != old.get(key) and other_folds:
             raise CollabError(
-                f"{target}: all folds of a model share one plans.json; {', '.join(other_folds)} was published with "
-                f"another {key}. Train under another run_name, or move that folder away."
+                f"{target}: all folds of a model must share one plans.json; {', '.join(other_folds)} was published "
+                f"with another {key}. Train with another run_name, or move that folder away."
             )
 
 
 def _refuse_other_plans(file: Path, checkpoint: dict[str, Any], record: dict[str, Any]) -> None:
-    """The folds of a run share its plans.json, so the last one trained may have replaced it."""
+    """Refuse a fold that was trained with other plans. The folds of a run share its plans.json, which may be newer."""
     trained = checkpoint["init_args"]["plans"][KEY]["students"]
     if trained != record["students"]:
         raise CollabError(
-            f"{file}: must have been trained with the networks that the plans.json of its run describes; it was not. "
-            f"Another fold was trained with other settings in the same folder: give each its own run_name."
+            f"{file}: must have been trained with the networks in the plans.json of its run; it was not. Another fold "
+            f"was trained with other settings in the same folder. Use a different run_name for each."
         )
 
 
@@ -173,5 +176,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return content
-    except (OSError, ValueError) as error:  # ValueError: no JSON, or no text
+    except (OSError, ValueError) as error:  # ValueError: not JSON, or not text
         raise CollabError(f"{path}: must be a readable JSON file of a results folder; {error}.") from error

@@ -1,1 +1,1 @@
-"""Losses: functions of tensors that return a float32 scalar; the stop-gradient is inside each of them."""
+"""Losses: functions of tensors that return a float32 scalar. Each loss detaches its targets itself."""

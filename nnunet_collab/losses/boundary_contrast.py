@@ -4,15 +4,15 @@ With unit vectors h, teacher t, student s and temperature T,
 
 .. math:: L = -\frac{1}{N} \sum_i \log \frac{\exp(h^t_i \cdot h^s_i / T)}{\sum_j \exp(h^t_i \cdot h^s_j / T)},
 
-j over all images or slices of the batch of all ranks, i itself among them (Zheng et al., equation 4, whose sum leaves
-that open; InfoNCE and SimCVD count it). Neighbouring slices of one volume look alike; `gap` takes those up to so many
-slices away out of the sum.
+where j runs over all images or slices of the batch of all ranks, with i itself (Zheng et al., equation 4, does not say
+so; InfoNCE and SimCVD include it). Neighboring slices of one volume look alike; those at most `gap` slices away are
+left out of the sum.
 
 `diagonal_contrast` is what the released code computes instead: logits of labeled image b against those of the
-unrelated unlabeled image b, by the order in which the loader drew them.
+unrelated unlabeled image b, in the order in which the loader drew them.
 
 Float32 whatever autocast says (float64 for float64 vectors). The teacher never receives a gradient. Range [0, inf);
-exactly 0 with a single image, which has no negatives, and for an empty batch.
+exactly 0 for a single image, which has no negatives, and for an empty batch.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from nnunet_collab.core.distributed import concatenate_over_ranks, global_mean
 def boundary_contrast(
     student: Tensor, teacher: Tensor, *, slices: int = 1, gap: int = 0, temperature: float = 0.07
 ) -> Tensor:
-    """The equation of the module's docstring, the mean over the images or slices of all ranks.
+    """InfoNCE between student and teacher (see the module's docstring), mean over the images or slices of all ranks.
 
     Args:
-        student: `(N, E)` unit vectors, those of the slices of a volume one after the other; receives the gradient.
-        teacher: `(N, E)` of the same; detached here.
-        slices: Per volume, the same on all ranks; 1 for images.
-        gap: Slices of the same volume no farther away than this are no negatives.
-        temperature: T.
+        student: Unit vectors, `(N, E)`, the slices of a volume one after the other; receives the gradient.
+        teacher: Unit vectors of the same images or slices, `(N, E)`; detached here.
+        slices: Number of slices per volume, equal on all ranks; 1 for images.
+        gap: Slices of the same volume at most this far apart are not negatives of each other.
+        temperature: Temperature T.
 
     Raises:
         ValueError: If shapes disagree, or N is not a multiple of `slices`.
@@ -43,7 +43,7 @@ def boundary_contrast(
     check_same_shape("boundary_contrast", student=student, teacher=teacher)
     if slices < 1 or len(student) % slices:
         raise ValueError(
-            f"boundary_contrast: vectors come in whole volumes of {slices} slices; got {len(student)} vectors."
+            f"boundary_contrast: the number of vectors must be a multiple of {slices} slices; got {len(student)}."
         )
     with torch.autocast(student.device.type, enabled=False):
         dtype = torch.promote_types(student.dtype, torch.float32)
@@ -55,18 +55,18 @@ def boundary_contrast(
         same_volume = own.unsqueeze(1) // slices == other // slices
         excluded = same_volume & (distance > 0) & (distance <= gap)
         similarity = similarity.masked_fill(excluded, float("-inf"))
-        # The sum of an empty batch has a gradient, its mean would be NaN.
+        # The sum over an empty batch has a gradient; its mean would be NaN.
         total = F.cross_entropy(similarity, own, reduction="sum")
         return global_mean(total, torch.tensor(len(student), device=student.device))
 
 
 def diagonal_contrast(labeled: Tensor, unlabeled: Tensor, *, temperature: float = 0.07) -> Tensor:
-    """InfoNCE of whole logit maps, labeled image b with unlabeled image b as its positive; of this rank's samples.
+    """InfoNCE of whole logit maps; the positive of labeled image b is unlabeled image b. This rank's samples only.
 
     Args:
         labeled: `(B, C, *S)` logits; receives the gradient.
         unlabeled: `(B, C, *S)` logits; detached here.
-        temperature: T.
+        temperature: Temperature T.
 
     Raises:
         ValueError: If shapes disagree.
@@ -80,7 +80,7 @@ def diagonal_contrast(labeled: Tensor, unlabeled: Tensor, *, temperature: float 
 
 
 def distance_error(maps: Tensor, truth: Tensor, keep: Tensor) -> Tensor:
-    """Mean squared error of signed distance maps; samples with ignored voxels, whose boundaries are unknown, are out.
+    """Mean squared error of signed distance maps. Samples with ignored voxels are left out: their boundary is unknown.
 
     Args:
         maps: `(B, K, *s)`, receives the gradient; brought to the size of the truth.

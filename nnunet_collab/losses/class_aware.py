@@ -1,4 +1,4 @@
-r"""Class-aware feature-wise collaborative learning (CFCL) of CTRCL: let two students see the classes alike.
+r"""Class-aware feature-wise collaborative learning (CFCL) of CTRCL: align the class maps of two students' features.
 
 Each student's features :math:`F` are turned into a map over the classes (category perception module, CPM):
 
@@ -13,9 +13,9 @@ label, both at the resolution of the features.
 
 Source: Wu et al., CTRCL, section III.C, equations 13-16; alpha = 20 as in PANet (Wang et al. 2019). Where the paper is
 silent: features of unequal size are average-pooled to the coarser grid, labels are sampled nearest-exact (the cell's
-center), cells of the ignore label take part in nothing, and the gradient flows through the student's own prototypes.
+center), cells of the ignore label are left out, and the gradient flows through the student's own prototypes.
 In a distributed run the prototypes are those of the whole batch. All arithmetic is float32 (float64 for float64
-features), for 20 * cos has an error of 0.03 in bfloat16. Units: nats.
+features), because 20 * cos has an error of 0.03 in bfloat16. Units: nats.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from nnunet_collab.losses.collaborative_kl import Order
 
 ClassSet = Literal["sample", "batch"]
 
-# Numbers in a slab of features, of one sample at least: few, so that no copy of a whole batch of wide maps is held; on
-# a GPU more, because there each operation costs its start.
+# Number of values in a slab of features, at least one sample. Few, so that no copy of a whole batch of wide maps is
+# held; more on a GPU, where every operation has a launch cost.
 SLAB_ELEMENTS, SLAB_ELEMENTS_CUDA = 2**20, 2**24
 
 
@@ -54,10 +54,10 @@ def class_aware_kl(
     """CFCL for one student at one level (encoder or decoder); equation 16.
 
     Args:
-        student_features: `(B, D, *s)`. Receives the gradient.
-        peer_features: `(B, D', *s')`; channels and size may differ. Detached here.
-        truth: At full resolution, `(B, *S)`.
-        num_classes: K, with the background.
+        student_features: Features of the student, `(B, D, *s)`. Receives the gradient.
+        peer_features: Features of the peer, `(B, D', *s')`; channels and size may differ. Detached here.
+        truth: Truth at full resolution, `(B, *S)`.
+        num_classes: Number of classes K, with the background.
         alpha: Factor of the cosine, > 0.
         order: Which map comes first in the Kullback-Leibler divergence.
         classes: Softmax over the classes of the `sample` (paper) or of the `batch`.
@@ -104,14 +104,14 @@ def region_class_aware_kl(
     """CFCL for region-based training: each region is an independent two-class problem; mean over the regions.
 
     Args:
-        student_features: `(B, D, *s)`. Receives the gradient.
-        peer_features: `(B, D', *s')`. Detached here.
-        regions: `(B, R, *S)` bool, one mask per region.
-        keep: `(B, *S)` bool.
-        alpha: As in `class_aware_kl`, like all that follow.
-        order: See there.
-        classes: See there.
-        detach_prototypes: See there.
+        student_features: Features of the student, `(B, D, *s)`. Receives the gradient.
+        peer_features: Features of the peer, `(B, D', *s')`. Detached here.
+        regions: One mask per region, `(B, R, *S)` bool.
+        keep: Voxels that count, `(B, *S)` bool.
+        alpha: Factor of the cosine, > 0.
+        order: Which map comes first in the Kullback-Leibler divergence.
+        classes: Softmax over the classes of the `sample` (paper) or of the `batch`.
+        detach_prototypes: If True, the gradient does not flow through the prototypes.
 
     Returns:
         Scalar.
@@ -153,7 +153,7 @@ def _class_aware_log_map(
     """Logarithm of R (equation 15), `(B, K, N)`; meaningless at classes outside `in_softmax`.
 
     Args:
-        features: `(B, D, N)`, in any floating dtype.
+        features: Features `(B, D, N)` of any floating dtype.
         member: `(B, K, N)` 1 where a kept cell has the class; in the arithmetic dtype, like the result.
         in_softmax: `(B, K)` bool, the classes that compete.
         alpha: Factor of the cosine.
@@ -162,18 +162,18 @@ def _class_aware_log_map(
     products, norms, prototypes = _Comparison.apply(features, member, detach_prototypes)
     lengths = torch.linalg.vector_norm(prototypes, dim=1).clamp_min(1e-8)
     cosine = products / (norms.clamp_min(1e-8).unsqueeze(1) * lengths.view(1, -1, 1))
-    # A finite fill: -inf would give NaN where a probability of 0 meets a logarithm of -inf. Without any class (nothing
-    # kept) the fill leaves a uniform map, which the caller's masks remove.
+    # A finite fill: with -inf, a probability of 0 times a logarithm of -inf would be NaN. Without any class (nothing
+    # kept) the map is uniform, and the caller's masks remove it.
     log_map: Tensor = (alpha * cosine).masked_fill(~in_softmax.unsqueeze(2), -1e9).log_softmax(dim=1)
     return log_map
 
 
 class _Comparison(torch.autograd.Function):
-    """Prototypes (equation 14), and what their cosine with the features needs.
+    """Prototypes (equation 14), and the products and norms for their cosine with the features.
 
-    The features are by far the largest tensors here: hundreds of channels against a handful of classes. Written with
-    autograd's own operations they would be copied for the normalization, for float32 and once per use in the backward
-    pass. Here they are read in slabs of a few samples, and the backward pass fills one gradient.
+    The features are by far the largest tensors here: hundreds of channels, but few classes. With autograd's own
+    operations they would be copied for the normalization, for float32 and once per use in the backward pass. Here they
+    are read in slabs of a few samples, and the backward pass fills one gradient.
     """
 
     @staticmethod
@@ -214,7 +214,7 @@ class _Comparison(torch.autograd.Function):
 
 
 def _slabs(features: Tensor, member: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Features `(b, D, N)` in the arithmetic dtype and membership `(b, K, N)` of some samples after the others.
+    """Iterate over slabs of samples: features `(b, D, N)` in the arithmetic dtype and membership `(b, K, N)`.
 
     Dropped cells read 0, because an inf or NaN there would survive a product with 0.
     """
@@ -256,7 +256,7 @@ def check_spatial_axes(caller: str, name: str, truth: Tensor, leading: int, feat
     """Raise unless the truth, without its leading axes, has as many axes as a feature map.
 
     Raises:
-        ValueError: Naming both shapes.
+        ValueError: If not; the message names both shapes.
     """
     if truth.ndim - leading != features.ndim - 2:
         raise ValueError(
@@ -269,7 +269,7 @@ def check_features(caller: str, student: Tensor, peer: Tensor, alpha: float, ord
     """Raise unless two feature maps can be compared, and the options are known.
 
     Raises:
-        ValueError: Naming what is wrong.
+        ValueError: If not; the message says what is wrong.
     """
     if student.ndim != peer.ndim or student.shape[0] != peer.shape[0] or student.ndim not in (4, 5):
         raise ValueError(

@@ -8,10 +8,10 @@ and a part along the features themselves,
     \frac{\partial L}{\partial F_s} = \sum_i a_{i,s} p_i + \sum_i b_i [Y_s = i] + c_s F_s,
 
 with one number a per cell and class, one vector b per class (through the prototypes), and one number c per cell
-(through the norm). Only a, b and c are kept. The gradient itself, the largest tensor here, is made when the backward
-pass reaches the features, after what lies behind them was freed. Features are read in chunks of cells. The maps over
-the classes are small, and those of both students and of all levels lie in one tensor, because on a GPU each operation
-costs its start.
+(through the norm). Only a, b and c are kept. The gradient itself, the largest tensor here, is computed when the
+backward pass reaches the features, when the memory of later layers is free already. Features are read in chunks of
+cells. The maps over the classes are small. Those of both students and of all levels are in one tensor, because on a GPU
+every operation has a launch cost.
 
 Source, arithmetic and units as in `class_aware`.
 """
@@ -50,18 +50,18 @@ def class_aware_pair(
     """CFCL of each student of a pair at each level, the other's tensors being constants.
 
     Args:
-        first_features: Of the first student, `(B, D, *s)` per level.
-        second_features: Of the second, `(B, D', *s')` per level; channels and size may differ.
-        truth: At full resolution, `(B, *S)`. With regions, each is a two-class problem; the mean over them counts.
-        num_classes: K, with the background; regions are counted from the truth.
-        alpha: As in `class_aware_kl`, like all that follow.
-        order: See there.
-        classes: See there.
-        detach_prototypes: See there.
+        first_features: Features of the first student, `(B, D, *s)` per level.
+        second_features: Features of the second student, `(B, D', *s')` per level; channels and size may differ.
+        truth: Truth at full resolution, `(B, *S)`. Each region is a two-class problem; the loss is their mean.
+        num_classes: Number of classes K, with the background. Not used for regions.
+        alpha: Factor of the cosine, > 0.
+        order: Which map comes first in the Kullback-Leibler divergence.
+        classes: Softmax over the classes of the `sample` (paper) or of the `batch`.
+        detach_prototypes: If True, the gradient does not flow through the prototypes.
 
     Returns:
-        Two scalars per level: one gives a gradient to the first student's features alone, one to the second's. They can
-        be differentiated once.
+        Two scalars per level: the first gives a gradient only to the first student's features, the second only to the
+        second student's. They can be differentiated once.
 
     Raises:
         ValueError: As in `class_aware_kl`.
@@ -91,7 +91,7 @@ def class_aware_pair(
 class _Cells(NamedTuple):
     """The truth on the grids of the levels, `N` cells in all: `G` problems of `K` classes each, one without regions."""
 
-    of_level: list[slice]  # where the cells of each level are
+    of_level: list[slice]  # cells of each level
     member: Tensor  # (B, G * K, N) 1 where a kept cell has the class, in the arithmetic dtype
     mask: Tensor  # (B, 1, N) of the kept cells, see `blank`
     weight: Tensor  # (levels,) of a kept cell in the mean
@@ -100,7 +100,7 @@ class _Cells(NamedTuple):
 
 
 class _Comparison(NamedTuple):
-    """Both students' features beside their prototypes."""
+    """Products of both students' features with their prototypes, and the norms."""
 
     cosine: Tensor  # (2, B, G * K, N), 0 where dropped
     norms: Tensor  # (2, B, 1, N) of the features, 1e-8 at least
@@ -188,7 +188,7 @@ def _compare(features: list[list[Tensor]], cells: _Cells) -> _Comparison:
             prototypes[-1].append((unit, length))
             for (b, _, n), f in chunks(own, 1 if own.dtype == unit.dtype else CHUNKS):
                 cosine[student, ..., at][b, :, n] = unit.expand(len(f), -1, -1) @ f.to(unit.dtype)
-            norms[student, ..., at] = torch.linalg.vector_norm(own, dim=1, keepdim=True, dtype=norms.dtype)
+            torch.linalg.vector_norm(own, dim=1, keepdim=True, dtype=norms.dtype, out=norms[student, ..., at])
     norms = blank(norms, cells.mask).clamp_min_(1e-8)
     return _Comparison(blank(cosine, cells.mask).div_(norms), norms, prototypes)
 
@@ -196,12 +196,12 @@ def _compare(features: list[list[Tensor]], cells: _Cells) -> _Comparison:
 def _divergences(comparison: _Comparison, cells: _Cells, alpha: float, order: Order) -> tuple[list[Tensor], Tensor]:
     """Both values (equation 16) of each level, `(2,)`, and their slopes with respect to the cosines.
 
-    At dropped cells all cosines are 0: both students' maps are alike there, and add nothing.
+    At dropped cells all cosines are 0: both students' maps are equal there, and add nothing.
     """
     groups = cells.not_competing.shape[2]
     scaled = (alpha * comparison.cosine).view(*comparison.cosine.shape[:2], groups, -1, comparison.cosine.shape[3])
     for at, absent in zip(cells.of_level, cells.not_competing, strict=True):
-        # A finite fill: -inf would give NaN where a probability of 0 meets a logarithm of -inf.
+        # A finite fill: with -inf, a probability of 0 times a logarithm of -inf would be NaN.
         scaled[..., at].masked_fill_(absent, -1e9)
     own = scaled.log_softmax(dim=3)
     peer = own.flip(0)
@@ -214,9 +214,9 @@ def _divergences(comparison: _Comparison, cells: _Cells, alpha: float, order: Or
         divergence = (response * ratio).sum(dim=3, keepdim=True)
         slopes = ratio.sub_(divergence).mul_(response)
     values = []
-    for at, weight in zip(cells.of_level, cells.weight, strict=True):
+    for at, weight, factor in zip(cells.of_level, cells.weight, alpha * cells.weight, strict=True):
         values.append(divergence[..., at].sum(dim=(1, 2, 3, 4)) * weight)
-        slopes[..., at].mul_(weight * alpha)
+        slopes[..., at].mul_(factor)
     return values, slopes.flatten(2, 3)
 
 

@@ -1,4 +1,4 @@
-r"""Logit-wise collaborative learning: pull a student's probabilities to a soft label made from its peer.
+r"""Logit-wise collaborative learning: pull a student's probabilities toward a soft label made from its peer.
 
 For the kept voxels :math:`\Omega`, a student's :math:`p = \mathrm{softmax}(z)` and a target :math:`q` without gradient,
 
@@ -9,13 +9,13 @@ For the kept voxels :math:`\Omega`, a student's :math:`p = \mathrm{softmax}(z)` 
     \quad\text{(student first)}.
 
 The four ways to make :math:`q` are the rows of the CTRCL paper's table IV: the peer itself (mutual learning, DML), the
-mean of both (ensemble, KDCL), the peer where it is nearer to the truth (selective, CTCL), the rectified peer (RLCL,
+mean of both (ensemble, KDCL), the peer where it is closer to the truth (selective, CTCL), the rectified peer (RLCL,
 equation 12). The paper prints "student first", the methods it follows implement "target first", whose gradient
 :math:`p - q` is bounded; that is the default. In "student first", q is clamped at 1e-8 before its logarithm.
 
 All arithmetic is float32 (float64 for float64 logits) whatever autocast says. The gradient with respect to the logits
-has a closed form, so it is computed in the forward pass, slab by slab, and kept in the logits' own dtype: the loss
-costs one copy of the logits in memory, instead of the five that autograd would store. Units: nats. Range: `[0, inf)`.
+has a closed form, so it is computed in the forward pass, slab by slab, and kept in the logits' own dtype. The loss
+needs memory for one copy of the logits; autograd would store five. Units: nats. Range: `[0, inf)`.
 """
 
 from __future__ import annotations
@@ -36,20 +36,22 @@ from nnunet_collab.losses.rectified import ALL_FACTORS, rectify
 Order = Literal["target_first", "student_first"]
 UnsurePeer = Literal["as_published", "skip"]
 
-# (student log-probabilities, peer log-probabilities, labels) -> (soft label, voxels it teaches or None for all)
+# (student log-probabilities, peer log-probabilities, labels) -> (soft label, mask of voxels it teaches or None for all)
 SoftLabel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
-SLABS = 16  # the working memory is this fraction of what the whole patch would need
-SOFT_LABEL_FLOOR = 1e-8  # of the soft label inside the logarithm, order "student_first"
-MIN_SLAB_VOXELS = {"cuda": 2**15}  # below that, launching kernels costs more than it saves; a CPU launches none
+SLABS = 16  # the working memory is 1 / SLABS of that for the whole patch
+SOFT_LABEL_FLOOR = 1e-8  # lower bound of the soft label inside the logarithm, order "student_first"
+MIN_SLAB_VOXELS = {
+    "cuda": 2**15
+}  # for smaller slabs the kernel launches cost more than the memory is worth; on a CPU there are none
 
 
 def mutual_kl(student_logits: Tensor, peer_logits: Tensor, truth: Truth, *, order: Order = "target_first") -> Tensor:
     """Mutual learning (DML, Zhang et al. 2018): the soft label is the peer's prediction.
 
     Args:
-        student_logits: `(B, K, *S)`. Receives the gradient.
-        peer_logits: `(B, K, *S)`. Detached here.
+        student_logits: Logits of the student, `(B, K, *S)`. Receives the gradient.
+        peer_logits: Logits of the peer, `(B, K, *S)`. Detached here.
         truth: Only its `keep` is used.
         order: Which distribution comes first in the Kullback-Leibler divergence.
 
@@ -92,14 +94,14 @@ def rectified_kl(
     """RLCL (CTRCL, equation 12): the soft label is the peer's prediction, rectified by the truth.
 
     Args:
-        student_logits: `(B, K, *S)`. Receives the gradient.
-        peer_logits: `(B, K, *S)`. Detached here.
-        truth: Used for rectification; voxels with `keep` False take no part.
+        student_logits: Logits of the student, `(B, K, *S)`. Receives the gradient.
+        peer_logits: Logits of the peer, `(B, K, *S)`. Detached here.
+        truth: Truth that rectifies; voxels with `keep` False are left out.
         factors: The factors of lambda, see `rectify`.
         order: Which distribution comes first in the Kullback-Leibler divergence.
-        unsure_peer: What a peer teaches where it is right, but gives the truth less probability than the student does.
-            Equation 12 leaves its prediction as it is there, which pulls the student back ("as_published"). "skip": it
-            teaches nothing there; such voxels still count in the mean. This is not in the paper.
+        unsure_peer: What a peer teaches where it is right, but gives the true class less probability than the student
+            does. "as_published": its prediction, which pulls the student back (equation 12). "skip": nothing; such
+            voxels still count in the mean. This is not in the paper.
 
     Returns:
         Scalar; exactly 0 with zero gradient if no voxel is kept.
@@ -117,7 +119,7 @@ def check_options(caller: str, order: str, factors: Collection[str] = (), unsure
     """Raise if an option is unknown.
 
     Raises:
-        ValueError: Naming it.
+        ValueError: If so; the message names the option.
     """
     if order not in ("target_first", "student_first"):
         raise ValueError(f"{caller}: order must be 'target_first' or 'student_first'; got {order!r}.")
@@ -168,7 +170,7 @@ def _collaborative_kl(
 
 
 class _SumOfKL(torch.autograd.Function):
-    """Sum of the divergence over the kept voxels; see the module's docstring for why the gradient is made here."""
+    """Sum of the divergence over the kept voxels. The module's docstring says why the gradient is computed here."""
 
     @staticmethod
     def forward(
@@ -199,7 +201,7 @@ class _SumOfKL(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         result = torch.empty_like(gradient)
         for slab in _slabs(gradient[:, 0]):
-            # In the arithmetic dtype: a loss scale may be beyond what half precision holds.
+            # In the arithmetic dtype: a loss scale may exceed the range of half precision.
             result[:, :, slab] = gradient[:, :, slab].to(grads[0].dtype) * grads[0]
         return result, None, None, None, None, None
 

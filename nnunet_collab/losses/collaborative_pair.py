@@ -1,14 +1,14 @@
 r"""Logit-wise collaborative learning of both students of a pair at once; equal to `collaborative_kl` called twice.
 
-Both losses need the log-probabilities of both students, so they are made once. With the soft label
+Both losses need the log-probabilities of both students, so they are computed once. With the soft label
 :math:`q = \lambda P' + (1 - \lambda)\,\mathrm{onehot}(y)` of the peer's :math:`P'` (lambda = 1 without rectification),
 
 .. math::
     KL(q \| P) = \lambda KL(P' \| P) + (1 - P'_y) \lambda \log \lambda
                  + q_y \log q_y - \lambda P'_y \log P'_y - (1 - \lambda) \log P_y,
 
-so that of all that is summed over the classes only :math:`KL(P' \| P)` and the entropy in lambda are left. The voxels
-are read in slabs. Nothing of the size of the logits is kept for the backward pass: it makes the probabilities again.
+so the only sums over the classes are :math:`KL(P' \| P)` and the entropy in lambda. The voxels are read in slabs.
+Nothing of the size of the logits is kept for the backward pass, which computes the probabilities again.
 
 Source, arithmetic and units as in `collaborative_kl`.
 """
@@ -33,8 +33,8 @@ from nnunet_collab.losses.rectified import ALL_FACTORS
 
 LogitMode = Literal["rlcl", "mutual", "ensemble", "selective"]
 
-# Numbers of both students' logits in a slab: on a CPU few enough for its cache, on a GPU more, because there each
-# operation costs its start.
+# Number of values of both students' logits in a slab: on a CPU few enough for its cache; more on a GPU, where every
+# operation has a launch cost.
 SLAB_ELEMENTS = {"cpu": 2**21, "cuda": 2**22}
 
 
@@ -48,11 +48,11 @@ class _Options:
 
 
 class _Slab(NamedTuple):
-    """What one slab gives: sums of the two divergences `(2,)`, and per student and voxel `(2, B, 1, n)`."""
+    """Results of one slab: sums of the two divergences `(2,)`, and values per student and voxel `(2, B, 1, n)`."""
 
     sums: Tensor
     share: Tensor  # lambda of the soft label that the student learns from
-    taught: Tensor  # bool, whether it learns there at all
+    taught: Tensor  # bool, whether the student learns there
 
 
 class SlabFunctions(NamedTuple):
@@ -76,17 +76,17 @@ def collaborative_pair(
     """The logit loss of each student of a pair, the other's tensors being constants.
 
     Args:
-        first_logits: `(B, K, *S)`, or `(B, R, *S)` with regions.
-        second_logits: The same of the second student.
-        truth: Also of regions, which are independent two-class problems.
+        first_logits: Logits of the first student, `(B, K, *S)`, or `(B, R, *S)` with regions.
+        second_logits: Logits of the second student, same shape.
+        truth: Truth; regions are independent two-class problems.
         mode: Row of the CTRCL paper's table IV; see `collaborative_kl`.
-        factors: Those of lambda, see `rectify`; of "rlcl" alone.
+        factors: Factors of lambda, see `rectify`; only for "rlcl".
         order: Which distribution comes first in the Kullback-Leibler divergence.
-        unsure_peer: See `rectified_kl`; of "rlcl" alone.
-        functions: Compiled `EAGER`, or None for itself.
+        unsure_peer: See `rectified_kl`; only for "rlcl".
+        functions: `EAGER`, compiled; None for `EAGER` itself.
 
     Returns:
-        Scalars: the first gives a gradient to the first student alone, the second to the second.
+        Two scalars: the first gives a gradient only to the first student, the second only to the second.
 
     Raises:
         ValueError: If shapes disagree, or an option is unknown.
@@ -182,9 +182,9 @@ def _both(first: Tensor, second: Tensor, true: Tensor, options: _Options) -> tup
 
 
 def _slab_values(first: Tensor, second: Tensor, true: Tensor, keep: Tensor, options: _Options) -> _Slab:
-    """Sums of the divergences over the voxels of a slab, and how they came about.
+    """Sums of the divergences over the voxels of a slab, and the values per voxel.
 
-    A dropped voxel may hold an inf or a NaN: it is left out when nothing is summed over voxels yet.
+    A dropped voxel may hold an inf or a NaN, so it is removed before anything is summed over voxels.
     """
     logits, y = _both(first, second, true, options)
     log_p = logits.log_softmax(dim=2)
@@ -275,10 +275,10 @@ EAGER = SlabFunctions(_slab_values, _slab_gradients)
 
 
 def compiled(log: Callable[[str], None], **options: Any) -> SlabFunctions:
-    """`EAGER` with its operations fused by torch.compile; if that fails, as it is, with a line in the log.
+    """`EAGER` with its operations fused by torch.compile. If that fails, it stays uncompiled, with a line in the log.
 
     Args:
-        log: Takes a line.
-        options: Of torch.compile.
+        log: Function that logs one line.
+        options: Options of torch.compile.
     """
     return SlabFunctions(*(compiled_or_eager(function, "CTRCL's logit loss", log, **options) for function in EAGER))

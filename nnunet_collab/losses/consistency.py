@@ -7,8 +7,8 @@ For the kept voxels :math:`\Omega` and `K` classes, with :math:`d_v = \sum_k (p_
   entropy of the teacher's mean probability over several noisy passes is below a threshold. (The published code divides
   by :math:`2 |U|`, which is this for its two classes.)
 
-For region-based labels each region is a two-class problem; its two squared differences are equal, so the mean over them
-is that of one. All arithmetic is float32 whatever autocast says (float64 for float64 logits); the teacher never
+For region-based labels each region is a two-class problem; its two squared differences are equal, so their mean is
+equal to one of them. All arithmetic is float32 whatever autocast says (float64 for float64 logits); the teacher never
 receives a gradient. In distributed runs sums and counts are those of all ranks. Where no voxel is used, the loss is 0
 with zero gradient. Unit of entropies: nats.
 """
@@ -30,7 +30,7 @@ def squared_difference(
     Args:
         student: Logits `(B, C, *S)`; receives the gradient.
         teacher: Logits `(B, C, *S)`; detached here.
-        keep: `(B, *S)` bool, False where nothing is to be learned.
+        keep: `(B, *S)` bool, False for voxels that do not count.
         regions: True if the channels are overlapping regions (sigmoid), False for exclusive classes (softmax).
         used: `(B, P, *S)` bool, `P` 1 or the number of regions: the certain voxels; None for all kept ones.
 
@@ -48,7 +48,7 @@ def squared_difference(
         check_mask("squared_difference", "used", used, (student.shape[0], problems, *student.shape[2:]))
     mask = keep.unsqueeze(1) if used is None else keep.unsqueeze(1) & used
     with torch.autocast(student.device.type, enabled=False):
-        # Blank what is not used before the softmax, not after the loss: an inf or NaN there would survive in the
+        # Blank unused voxels before the softmax, not after the loss: an inf or NaN in them would stay in the
         # gradient, which is a product with 0. Equal probabilities then add nothing to the sum.
         p, q = (_probabilities(z.masked_fill(~mask, 0), regions) for z in (student, teacher.detach()))
         difference = (p - q).square()
@@ -56,7 +56,7 @@ def squared_difference(
 
 
 class MeanProbability:
-    """Mean probability over several passes, one after the other; none of them is kept.
+    """Running mean of the probabilities over several passes; single passes are not kept.
 
     Args:
         regions: True if the channels are overlapping regions (sigmoid), False for exclusive classes (softmax).
@@ -69,7 +69,7 @@ class MeanProbability:
 
     @torch.no_grad()
     def add(self, logits: Tensor) -> None:
-        """Take in one pass, `(B, C, *S)` logits."""
+        """Add one pass, logits `(B, C, *S)`."""
         probabilities = _probabilities(logits, self.regions)
         self.total = probabilities if self.total is None else self.total.add_(probabilities)
         self.passes += 1
@@ -85,7 +85,7 @@ class MeanProbability:
             ValueError: If there was no pass.
         """
         if self.total is None:
-            raise ValueError("MeanProbability.entropy: needs one pass or more; there was none.")
+            raise ValueError("MeanProbability.entropy: needs at least 1 pass; got 0.")
         mean = self.total / self.passes
         if self.regions:
             return -(torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean))

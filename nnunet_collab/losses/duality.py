@@ -2,7 +2,7 @@ r"""Lagrange duality consistency (LDC): a consistency loss, size constraints, an
 
 Source: Zheng et al., "Lagrange Duality and Compound Multi-Attention Transformer for Semi-Supervised Medical Image
 Segmentation", section III.C, and its released code. Equation 3 of the paper has no objective and no multipliers, and
-its bounds cancel, so it cannot be minimized. What stands here is a Lagrangian that can:
+its bounds cancel, so it cannot be minimized. This module has a Lagrangian that can be minimized:
 
 - objective, with :math:`p` of the student and :math:`y` of the teacher (or the truth),
 
@@ -18,14 +18,14 @@ its bounds cancel, so it cannot be minimized. What stands here is a Lagrangian t
 
   for inequalities :math:`g_j \le 0` and an equality :math:`h = 0` with :math:`\nu` of either sign.
 
-A network's loss is not convex, so duality is weak: multipliers steer the training and certify nothing.
+A network's loss is not convex, so duality is weak: the multipliers guide the training but guarantee nothing.
 
 The released code computes something else, on labeled images alone: `consistency_loss` with sigmoid, Dice of each
 sample and a squared error of raw *logits*, and the equality :math:`h` = `mean_excess`. With softmax that :math:`h` is 0
-whatever is predicted, since both means are `1 / C`.
+for every prediction, since both means are `1 / C`.
 
 Shapes: `B` samples, `C` channels, `K` of them foreground (all but channel 0, or all regions), `*S` spatial axes. For
-regions, and with `sigmoid`, every channel is a two-class problem of its own. All arithmetic is float32 whatever
+regions, and with `sigmoid`, every channel is a separate two-class problem. All arithmetic is float32 whatever
 autocast says (float64 for float64 logits); targets and multipliers never receive a gradient. In distributed runs sums
 and counts are those of all ranks. Where no voxel is used, losses are 0 with zero gradient.
 """
@@ -55,13 +55,13 @@ def activate(logits: Tensor, activation: Activation) -> Tensor:
 def teacher_target(
     logits: Tensor, *, activation: Activation, hard: bool, threshold: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """What a teacher's prediction asks for, and where it is sure enough.
+    """Target from a teacher's prediction, and the voxels in which the teacher is confident enough.
 
     Args:
-        logits: `(B, C, *S)` of the teacher.
+        logits: Logits of the teacher, `(B, C, *S)`.
         activation: Softmax: exclusive classes; sigmoid: one problem per channel.
-        hard: Ask for the likeliest class instead of the distribution.
-        threshold: Least confidence; 0 uses all voxels.
+        hard: Use the most likely class instead of the distribution.
+        threshold: Lowest confidence of a voxel that is used; 0 uses all voxels.
 
     Returns:
         Target `(B, C, *S)` and `(B, P, *S)` bool, P 1 or, with sigmoid, C.
@@ -91,19 +91,19 @@ def consistency_loss(
 ) -> Tensor:
     """The objective of the module's docstring; its defaults are the weights of the released code.
 
-    Cross-entropy (softmax; binary with sigmoid) and squared error are sums over the used voxels divided by the number
-    of kept ones, and of channels except for softmax's cross-entropy; the Dice counts used voxels alone.
+    Cross-entropy (binary with sigmoid) and squared error are sums over the used voxels, divided by the number of kept
+    voxels and, except for the cross-entropy with softmax, by the number of channels. Dice counts only used voxels.
 
     Args:
         logits: `(B, C, *S)`; receives the gradient.
         target: `(B, C, *S)` in [0, 1]; detached here.
-        keep: `(B, *S)` bool, False where nothing is to be learned.
+        keep: `(B, *S)` bool, False for voxels that do not count.
         activation: Softmax: exclusive classes; sigmoid: one problem per channel.
         class_weights: `(K,)` weights beta of the Dice of the last K channels.
-        cross_entropy: alpha.
-        dice: omega.
-        squared_error: delta.
-        mse_on: What is compared with the target; `logit` as in the released code, where it pulls probabilities to 1/2
+        cross_entropy: Weight alpha.
+        dice: Weight omega.
+        squared_error: Weight delta.
+        mse_on: Values that are compared with the target. `logit` as in the released code: it pulls probabilities to 1/2
             and 0.73, against the cross-entropy.
         used: `(B, P, *S)` bool, P 1 or C; None for all kept voxels.
         dice_per_sample: One ratio per sample, as released, or one of the whole batch.
@@ -137,7 +137,7 @@ def paper_equation_2(
     r"""Equation 2 as printed: :math:`-\frac{1}{N} \sum [\alpha y \log p + \sum_k \beta_k y_k p_k / (y_k + p_k)]`.
 
     The ratio is taken voxel by voxel (0 where both are 0), has no factor 2, and nothing rewards low probabilities of
-    absent channels. Its smallest value is negative. Arguments as of `consistency_loss`; N counts the kept voxels.
+    absent channels. Its smallest value is negative. Arguments as in `consistency_loss`; N counts the kept voxels.
 
     Raises:
         ValueError: If shapes disagree.
@@ -151,7 +151,7 @@ def paper_equation_2(
         p_k, y_k = log_p[:, first:].exp(), y[:, first:]
         ratio = y_k * p_k / (y_k + p_k).clamp_min(torch.finfo(z.dtype).tiny)
         weights = class_weights.to(z).view(1, -1, *[1] * (z.ndim - 2))
-        # Where a voxel is not used y is 0, and with it both summands.
+        # In unused voxels y is 0, and so are both summands.
         return -global_mean((cross_entropy * y * log_p).sum() + (weights * ratio).sum(), keep.sum())
 
 
@@ -161,7 +161,7 @@ def paper_equation_2(
 def class_fractions(probabilities: Tensor) -> Tensor:
     """Mean probability `(C,)` of each channel over all voxels of the batch of all ranks.
 
-    Padding is counted, too, as in the labels, whose loader calls it background. An empty batch gives 0.
+    Padding counts, too, as in the labels: nnU-Net's loader labels it background. An empty batch gives 0.
 
     Args:
         probabilities: `(B, C, *S)`; receives the gradient.
@@ -177,9 +177,9 @@ def size_band(fractions: Tensor, sizes: Tensor, half_width: Tensor) -> Tensor:
     """Residuals `(2 K,)` of the upper, then of the lower bounds of the sizes; at most 0 where they hold.
 
     Args:
-        fractions: `(K,)`; receives the gradient.
-        sizes: `(K,)` detached here; a class of size 0 has not been seen yet, and its residuals are 0.
-        half_width: `(K,)` of the bands, detached here.
+        fractions: Mean probabilities `(K,)`; receives the gradient.
+        sizes: Sizes `(K,)`, detached here. Size 0: the class has not been seen yet, and its residuals are 0.
+        half_width: Half-widths of the bands `(K,)`, detached here.
 
     Raises:
         ValueError: If shapes disagree.
@@ -194,7 +194,7 @@ def mean_excess(probabilities: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     """Mean of probability minus target over kept voxels and all channels: the equality of the released code.
 
     Args:
-        probabilities: `(B, C, *S)`; receives the gradient. Those of a softmax give 0.
+        probabilities: `(B, C, *S)`; receives the gradient. A softmax gives 0.
         target: `(B, C, *S)`; detached here.
         keep: `(B, *S)` bool; if empty the result is 0.
 
@@ -216,16 +216,16 @@ def logit_excess(logits: Tensor, limit: float) -> Tensor:
 
 
 def augmented_lagrangian(residuals: Tensor, multipliers: Tensor, equality: Tensor, *, rho: float) -> Tensor:
-    """What constraints add to the objective: a scalar, negative where multipliers meet constraints that hold.
+    """The constraints' share of the objective: a scalar, negative if constraints with a multiplier hold.
 
     Args:
-        residuals: `(J,)` g or h; receives the gradient. Equal on all ranks.
+        residuals: Residuals g or h, `(J,)`; receives the gradient. Equal on all ranks.
         multipliers: `(J,)`; detached here.
         equality: `(J,)` bool, True for an equality.
         rho: Penalty, >= 0; 0 gives the plain Lagrangian.
 
     Returns:
-        Their sum; 0 without constraints.
+        Sum over the constraints; 0 without any.
 
     Raises:
         ValueError: If shapes disagree.
@@ -253,7 +253,7 @@ def _used(caller: str, logits: Tensor, target: Tensor, keep: Tensor, used: Tenso
 
 
 def _blanked(logits: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with 0 where they are not used: an inf or NaN there would survive in the gradient, a product with 0."""
+    """Both, with 0 in unused voxels: an inf or NaN there would stay in the gradient, because inf * 0 is NaN."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.to(dtype).masked_fill(~mask, 0), target.detach().to(dtype).masked_fill(~mask, 0)
 

@@ -1,6 +1,6 @@
-"""A gradient of low rank that is added to a feature map's own when the backward pass reaches that map.
+"""A low-rank gradient that is added to a feature map's gradient when the backward pass reaches that map.
 
-See `class_aware_pair` for what it is the gradient of.
+`class_aware_pair` explains which gradient this is.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch.autograd.function import once_differentiable
 from nnunet_collab.core.blanking import blank
 from nnunet_collab.core.distributed import all_reduce_sum
 
-# A chunk is this fraction of a map, but has at least so many numbers: on a GPU each operation costs its start.
+# A chunk is this fraction of a map, but has at least this number of values: on a GPU every operation has a launch cost.
 CHUNKS = 4
 MIN_CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**22}
 
 
 class GradientParts(NamedTuple):
-    """What the gradient of a value with respect to features `(B, D, N)` is made of; `K` prototypes."""
+    """Parts of the gradient of a value with respect to features `(B, D, N)`; `K` prototypes."""
 
     to_products: Tensor  # (B, K, N) slopes with respect to the products of features and unit prototypes
     along: Tensor  # (B, 1, N) factor of a cell's features in their gradient
@@ -33,7 +33,7 @@ class GradientParts(NamedTuple):
 
 
 def teach(features: Tensor, value: Tensor, parts: GradientParts, *, through_prototypes: bool) -> Tensor:
-    """The value, with this gradient to the features `(B, D, *s)` if they take one; it can be differentiated once."""
+    """The value, with this gradient for the features `(B, D, *s)` if they require one. Differentiable once."""
     if not (torch.is_grad_enabled() and features.requires_grad):
         return value
     pending: list[tuple[Tensor, ...]] = []
@@ -42,7 +42,7 @@ def teach(features: Tensor, value: Tensor, parts: GradientParts, *, through_prot
 
 
 class _Tie(torch.autograd.Function):
-    """Binds a value to features: its backward leaves the gradient's parts for the hook of the features to add."""
+    """Ties a value to features: its backward stores the gradient's parts, and the features' hook adds them."""
 
     @staticmethod
     def forward(
@@ -50,7 +50,7 @@ class _Tie(torch.autograd.Function):
     ) -> Tensor:
         ctx.pending, ctx.through_prototypes = pending, through_prototypes
         ctx.save_for_backward(features, *parts)
-        return value.clone()
+        return value.view_as(value)
 
     @staticmethod
     @once_differentiable
@@ -66,13 +66,13 @@ class _Tie(torch.autograd.Function):
             vectors = torch.cat((vectors, to_prototypes.t() * parts.share.mT), dim=2)
             numbers = torch.cat((numbers, parts.member), dim=1)
         ctx.pending.append((features, vectors, numbers, parts.along * grads[0], parts.mask))
-        # Zeros that take no memory, so that autograd has something to reach the features with.
+        # Zeros that need no memory, so that autograd reaches the features.
         zeros = features.new_zeros(()).expand_as(features)
         return zeros, *[None] * (3 + len(parts))
 
 
 def _to_prototypes(features: Tensor, parts: GradientParts) -> Tensor:
-    """Gradient with respect to the prototypes, `(K, D)`: across them, and along them where a length is clamped."""
+    """Gradient with respect to the prototypes, `(K, D)`: orthogonal to them, and along them if a length is clamped."""
     to_unit = sum_over_cells(parts.to_products, features, parts.mask)
     along = (to_unit * parts.unit_prototypes).sum(dim=1, keepdim=True).mul_(parts.lengths > 1e-8)
     return to_unit.addcmul_(along, parts.unit_prototypes, value=-1).div_(parts.lengths)
@@ -80,7 +80,7 @@ def _to_prototypes(features: Tensor, parts: GradientParts) -> Tensor:
 
 @torch.no_grad()
 def _add_pending(gradient: Tensor, pending: list[tuple[Tensor, ...]]) -> Tensor | None:
-    """Hook of a feature map: its gradient plus what the ties left in this very backward pass."""
+    """Hook of a feature map: its gradient plus the parts that the ties stored in the same backward pass."""
     if not pending:
         return None
     total = gradient
@@ -97,9 +97,10 @@ def _add_pending(gradient: Tensor, pending: list[tuple[Tensor, ...]]) -> Tensor 
 
 def sum_over_cells(weights: Tensor, features: Tensor, mask: Tensor) -> Tensor:
     """Sums of the features `(B, D, N)` of the cells that count, `(K, D)`, each with its weight `(B, K, N)`."""
-    total = weights.new_zeros(weights.shape[1], features.shape[1])
+    total, old = weights.new_empty(weights.shape[1], features.shape[1]), 0
     for (b, _, n), f in chunks(features):
-        total.addbmm_(weights[b, :, n], _blank(f, mask[b, :, n], total.dtype).mT)
+        total.addbmm_(weights[b, :, n], _blank(f, mask[b, :, n], total.dtype).mT, beta=old)
+        old = 1
     return total
 
 
@@ -108,7 +109,7 @@ def _blank(features: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def chunks(features: Tensor, parts: int = CHUNKS) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
-    """Parts of features `(B, D, N)` and where they are: whole samples, or some cells of one sample."""
+    """Parts of features `(B, D, N)` and their indices: whole samples, or some cells of one sample."""
     samples, channels, cells = features.shape
     least = MIN_CHUNK_ELEMENTS.get(features.device.type, MIN_CHUNK_ELEMENTS["cuda"])
     limit = max(least, -(-features.numel() // parts))

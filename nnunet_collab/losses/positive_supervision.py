@@ -1,4 +1,4 @@
-r"""Collaborative positive supervision (CPS) of CRLN: uncertain voxels are drawn to their class, away from the others.
+r"""Collaborative positive supervision (CPS) of CRLN: pull uncertain voxels toward their class, away from the others.
 
 For each class c, 256 anchors are drawn from its uncertain voxels and for each 512 negatives from the voxels of other
 classes (equations 9 to 12, with replacement, as in Liu et al. 2021, "ReCo"). The positive of all anchors of a class is
@@ -10,13 +10,13 @@ cosines and temperature t (equation 14), the mean over the anchors of a class an
 anchors carry the gradient; positives and negatives do not. With fewer than two classes present, or no uncertain voxel,
 it is 0 with zero gradient.
 
-In a distributed run r_m is the mean over all ranks, and anchors and negatives are drawn by each rank from its own
-voxels. The anchors of a class stand for the uncertain voxels of their rank: weighed by the number of these, the mean
-over all ranks is, but for the negatives, an estimate of what one process with the whole batch has. A rank that sees a
-single class has no negatives, and no part in the loss.
+In a distributed run r_m is the mean over all ranks; each rank draws anchors and negatives from its own voxels. The
+anchors of a class represent the uncertain voxels of their rank and are weighted by their number. So, except for the
+negatives, the mean over all ranks estimates the loss of a single process with the whole batch. A rank that sees only
+one class has no negatives and adds nothing to the loss.
 
-Features are projected only where voxels were drawn. Those of the negatives, 131 072 per class, live a part at a time:
-the gradient of the anchors is computed beside the loss, so that nothing of them is kept for the backward pass.
+Features are projected only at drawn voxels. The 131 072 negatives per class are processed in parts: the gradient of the
+anchors is computed together with the loss, so no feature of a negative is kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nnunet_collab.core.checks import check_mask
 from nnunet_collab.core.distributed import all_reduce_sum, world_size
 
 ANCHORS, NEGATIVES = 256, 512  # per class; per anchor (section 4.2)
-AT_A_TIME = 2**13  # negatives whose features exist together
+AT_A_TIME = 2**13  # negatives whose features are in memory at the same time
 
 Positives = Literal["mean", "learned", "both"]
 
@@ -49,24 +49,24 @@ class Constants(Protocol):
 
 
 class Projection(Protocol):
-    """Makes the features r of f_4 `(B, F_4, *S)`; see `networks.projection.VoxelProjection`."""
+    """Computes the features r from f_4 `(B, F_4, *S)`; see `networks.projection.VoxelProjection`."""
 
     def at(self, features: Tensor, voxels: Tensor) -> Tensor:
         """`(n, F)` of the voxels `(n, 1 + dims)`, with gradient."""
 
     def fixed(self, features: Tensor) -> Constants:
-        """All of them without gradient."""
+        """The features of all voxels, without gradient."""
 
     def parameters(self) -> Iterator[Tensor]:
         """Its weights."""
 
 
 class Supervision(NamedTuple):
-    """What CPS knows of the voxels of a batch.
+    """Labels and confidence of the voxels of a batch.
 
     Attributes:
         labels: `(B, *S)` int64: the truth, or the label of the rectified prediction.
-        reliable: `(B, *S)` bool: labeled voxels, and unlabeled ones whose label is surer than tau_w.
+        reliable: `(B, *S)` bool: labeled voxels, and unlabeled voxels whose label has a confidence above tau_w.
         confidence: `(B, C, *S)` of the student.
     """
 
@@ -88,19 +88,19 @@ def positive_supervision(
     anchors: int = ANCHORS,
     negatives: int = NEGATIVES,
 ) -> Tensor:
-    """Equation 14.
+    """The CPS loss (equation 14).
 
     Args:
-        projection: Makes r of f_4.
-        features: f_4, `(B, F_4, *S)`; carries the gradient.
-        prototypes: `(C, R, F)`; detached here. None will do for the mean feature.
+        projection: Computes r from f_4.
+        features: Features f_4, `(B, F_4, *S)`; receives the gradient.
+        prototypes: Learned prototypes `(C, R, F)`; detached here. May be None if only the mean feature is used.
         known: Labels, their reliability, and the student's confidence.
-        tau: An anchor is a voxel of class c for which the student's confidence in c is below.
+        tau: Anchors of class c are voxels of c in which the student's confidence in c is below tau.
         xi: Weight of the learned prototypes in the positive, a number or a scalar.
-        temperature: t.
+        temperature: Temperature t.
         positives: Mean feature, learned prototypes, or both (table 5: MR, LP, CPS).
-        anchors: Drawn per class.
-        negatives: Drawn per anchor.
+        anchors: Number of anchors per class.
+        negatives: Number of negatives per anchor.
 
     Returns:
         This rank's share, scalar float32: averaged over the ranks, it is the mean over the classes.
@@ -127,7 +127,7 @@ def positive_supervision(
         positive = F.normalize(_positives(fixed, prototypes, members, xi, positives), dim=1)[drawn.of_class]
         anchor = F.normalize(projection.at(features, drawn.anchors), dim=1)
         loss, gradient = _info_nce(anchor.detach(), positive, fixed, drawn.negatives, temperature)
-        # A class without any voxel has no positive: what was drawn for it is nothing, and counts nothing.
+        # A class without voxels has no positive. Its draws are invalid and get weight 0.
         counts_here = weights > 0
         loss = torch.where(counts_here, weights * loss, 0).sum()
         gradient = torch.where(counts_here.unsqueeze(1), weights.unsqueeze(1) * gradient, 0)
@@ -152,9 +152,9 @@ class Drawn(NamedTuple):
 def _draw(known: Supervision, tau: float, anchors: int, negatives: int) -> Drawn:
     """`anchors` of the uncertain voxels of every class, and `negatives` of other classes' voxels for each of them.
 
-    With replacement. All classes at once and without a list of any class's voxels, whose length the host would have to
-    wait for: sorted by class, the uncertain ones of each class first, the voxels of a class are a range, and those of
-    all others the two ranges beside it. Of a class that has none, any voxel is drawn.
+    Drawn with replacement, for all classes at once. There is no list of a class's voxels, because the host would wait
+    for its length. Instead voxels are sorted by class, the uncertain ones of each class first: the voxels of a class
+    are then one range, and all other voxels the two ranges around it. For a class without voxels, any voxel is drawn.
     """
     classes, labels = known.confidence.shape[1], known.labels.flatten()
     certain = ~_uncertain(known, tau).flatten()
@@ -185,14 +185,14 @@ def _uncertain(known: Supervision, tau: float) -> Tensor:
 
 
 def _class_weights(members: Tensor, known: Supervision, tau: float) -> Tensor:
-    """What each class weighs in the mean over all that have anchors, `(C,)`; 0 if this rank has none of it.
+    """Weight of each class in the mean over all classes with anchors, `(C,)`; 0 if this rank has no anchors of it.
 
     The average over the ranks of these weighed means is the mean over the classes with anchors on any rank, of the mean
     over the uncertain voxels of all ranks.
     """
     axes = [0, *range(2, members.ndim)]
     counts = (members & _uncertain(known, tau).unsqueeze(1)).sum(dim=axes)
-    # Only a rank with voxels of another class, too, has negatives.
+    # A rank has negatives only if it has voxels of another class.
     counts = (counts * (members.sum(dim=axes) < known.reliable.sum())).float()
     everyone = all_reduce_sum(counts)
     return world_size() * counts / everyone.clamp_min(1) / (everyone > 0).sum().clamp_min(1)
@@ -212,7 +212,7 @@ def _positives(
 def _info_nce(
     anchor: Tensor, positive: Tensor, fixed: Constants, voxels: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Of each anchor `(n, F)` the loss `(n,)` and its gradient `(n, F)`.
+    """Loss `(n,)` of each anchor `(n, F)`, and its gradient `(n, F)`.
 
     The negatives are the voxels `(n * m, 1 + dims)`, those of an anchor together. Anchors and their positives `(n, F)`
     have length 1.
@@ -228,7 +228,7 @@ def _info_nce(
 
 @torch.no_grad()
 def _loss_and_gradient(anchor: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Per anchor `(n,)`, and what each anchor adds to its own `(n, F)`; `negative` `(n * m, F)` of any length."""
+    """Loss per anchor `(n,)` and its gradient `(n, F)`; `negative` `(n * m, F)` may have any length."""
     inverse = negative.norm(dim=1).clamp_min(1e-12).reciprocal().view(len(anchor), -1)
     negative = negative.view(*inverse.shape, -1)
     own = (anchor * positive).sum(dim=1, keepdim=True)
@@ -241,7 +241,7 @@ def _loss_and_gradient(anchor: Tensor, positive: Tensor, negative: Tensor, tempe
 
 
 class _Known(torch.autograd.Function):
-    """A scalar `value` of `anchor`, whose gradient is known already."""
+    """A scalar `value` that depends on `anchor`; its gradient is known already."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, value: Tensor, gradient: Tensor) -> Tensor:

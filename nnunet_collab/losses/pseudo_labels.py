@@ -1,4 +1,4 @@
-r"""A prediction as the label of another prediction: hard pseudo labels with a confidence threshold, or soft ones.
+r"""Pseudo labels: one prediction is the label of another one; hard with a confidence threshold, or soft.
 
 For the kept voxels :math:`\Omega` and the detached logits of a teacher,
 
@@ -10,12 +10,12 @@ For the kept voxels :math:`\Omega` and the detached logits of a teacher,
   :math:`1 - \frac{1}{K} \sum_k \frac{2 \sum_U p_k m_k + s}{\sum_U p_k^2 + \sum_U m_k + s}` (`dice`: all classes as in
   the code of Cross Teaching and of CrossMatch for ACDC; `dice_foreground`: without class 0, as for LA; `dice_nnunet`:
   without class 0 and with :math:`p_k` instead of its square, nnU-Net's soft Dice). Dice is not additive: the mean of
-  the Dice of four predictions is not the Dice of their concatenation. It pushes with full strength however few voxels
-  are used; `by_share` multiplies it by :math:`|U| / |\Omega|`, the factor that cross-entropy has by its mean.
+  the Dice of four predictions is not the Dice of their concatenation. Its gradient does not
+  shrink if few voxels are used; `by_share` multiplies it by :math:`|U| / |\Omega|`, as the mean does in cross-entropy.
 - Kullback-Leibler divergence of softmax(z / T) of teacher and student, teacher first: a soft label (CrossMatch,
   equation 2). Mean over all kept voxels, those below the threshold counting 0.
 
-For region-based labels every region is a two-class problem of its own: confidence :math:`\max(p, 1-p)`, a Dice per
+For region-based labels every region is a separate two-class problem: confidence :math:`\max(p, 1-p)`, a Dice per
 region, the mean of that of its inside and (`dice` alone) that of its outside. All arithmetic is float32 whatever
 autocast says (float64 for float64 logits); the teacher never receives a gradient. In distributed runs sums and counts
 are those of all ranks. Where no voxel is used, the loss is 0 with zero gradient.
@@ -37,11 +37,11 @@ Criterion = Literal["dice", "dice_foreground", "dice_nnunet", "ce", "dice_ce", "
 
 
 class PseudoLabels(NamedTuple):
-    """Hard labels and how sure their teacher is, `P` independent problems: 1, or one per region.
+    """Hard labels and the teacher's confidence, for `P` independent problems: 1, or one per region.
 
     Attributes:
         labels: `(B, P, *S)` int64; the class, or for regions 1 inside and 0 outside.
-        confidence: `(B, P, *S)` in `[1/K, 1]`, float32 or the float64 of the logits.
+        confidence: `(B, P, *S)` in `[1/K, 1]`, float32, or float64 for float64 logits.
     """
 
     labels: Tensor
@@ -53,15 +53,15 @@ def pseudo_labels(logits: Tensor, *, regions: bool) -> PseudoLabels:
     """Labels and confidence of a prediction.
 
     Args:
-        logits: `(B, C, *S)`.
+        logits: Logits of the teacher, `(B, C, *S)`.
         regions: True if the channels are overlapping regions (sigmoid), False for exclusive classes (softmax).
     """
     logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     if regions:
         return PseudoLabels((logits > 0).long(), logits.abs().sigmoid())
     highest, labels = logits.max(dim=1, keepdim=True)
-    # The softmax of the highest: 1 / sum. (exp(max - logsumexp) would lose digits to large logits, and so move voxels
-    # across a threshold: of two equal logits of 100 the confidence would not be 1/2.)
+    # Softmax of the largest logit: 1 / sum. (exp(max - logsumexp) loses digits for large logits and can move voxels
+    # across a threshold: for two equal logits of 100 the confidence would not be 1/2.)
     return PseudoLabels(labels, (logits - highest).exp().sum(dim=1, keepdim=True).reciprocal())
 
 
@@ -77,17 +77,17 @@ def pseudo_label_loss(
     smooth: float = SMOOTH,
     by_share: bool = False,
 ) -> Tensor:
-    """Distance of a student's prediction from the labels that a teacher's prediction gives.
+    """Distance of a student's prediction from the pseudo labels of a teacher's prediction.
 
     Args:
         student: Logits `(B, C, *S)`; receives the gradient.
         teacher: Logits `(B, C, *S)`; detached here.
-        keep: `(B, *S)` bool, False where nothing is to be learned (padding, annotated voxels).
+        keep: `(B, *S)` bool, False for voxels that do not count (padding, annotated voxels).
         regions: True if the channels are overlapping regions (sigmoid), False for exclusive classes (softmax).
         criterion: See the module's docstring; `dice_ce` is the mean of `dice` and `ce`.
         threshold: Voxels with a lower confidence are not used; 0 uses all. A number or a scalar.
-        temperature: Of `kl`, for both distributions.
-        smooth: Of the Dice criteria. CrossMatch for ACDC uses 1e-4.
+        temperature: Temperature of both distributions in `kl`.
+        smooth: Smoothing of the Dice criteria; CrossMatch for ACDC uses 1e-4.
         by_share: Multiply Dice by the share of the kept voxels that are used.
 
     Returns:
@@ -103,7 +103,7 @@ def pseudo_label_loss(
         student, teacher = student.to(dtype), teacher.detach().to(dtype)
         labels, confidence = pseudo_labels(teacher, regions=regions)
         used = keep.unsqueeze(1) & (confidence >= threshold)
-        # Blank what is not used before the softmax, not after the loss: an inf or NaN there would survive in the
+        # Blank unused voxels before the softmax, not after the loss: an inf or NaN in them would stay in the
         # gradient, which is a product with 0.
         student, teacher = student.masked_fill(~used, 0), teacher.masked_fill(~used, 0)
         if criterion == "kl":

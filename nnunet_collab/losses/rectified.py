@@ -1,4 +1,4 @@
-r"""Adaptive rectification module (ARM) of CTRCL: mend a peer's soft label with the truth where it is wrong.
+r"""Adaptive rectification module (ARM) of CTRCL: correct a peer's soft label by the truth where it is wrong.
 
 For one voxel with truth :math:`y`, prediction :math:`P`, mistake :math:`M = [\arg\max P \ne y]`, and
 :math:`p^{tru} = P_y`, :math:`p^{mis} = \max_{k \ne y} P_k`,
@@ -13,8 +13,9 @@ For one voxel with truth :math:`y`, prediction :math:`P`, mistake :math:`M = [\a
 
 Source: Wu et al., "CNN-Transformer Rectified Collaborative Learning for Medical Image Segmentation", section III.B,
 equations 4-11. The factors are evaluated per voxel ("a matrix of dynamic weights"), on `P` and not on the masked
-`P * M` of equation 5, whose cross-entropy and entropy are undefined outside `M`. Where the truth ties with another
-class, the paper is silent; here it is a mistake, so that the number of a class does not matter. Units: nats.
+`P * M` of equation 5, whose cross-entropy and entropy are undefined outside `M`. The paper does not
+say what happens if the true class ties with another class. Here it is a mistake, so that the order of the classes does
+not matter. Units: nats.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def rectify(probs: Tensor, labels: Tensor, *, factors: Collection[str] = ALL_FAC
     With `similarity`, or with `alignment` and `certainty`, its largest class is the truth.
 
     Args:
-        probs: `(B, K, *S)` a peer's probabilities. The result carries no gradient of theirs by itself: callers detach.
-        labels: `(B, *S)` int64, the truth.
-        factors: Which of `alignment` (equation 9), `similarity` (10) and `certainty` (11) make up lambda. None of them
-            means lambda = 1: nothing is rectified, which is plain mutual learning.
+        probs: Probabilities of a peer, `(B, K, *S)`. They are not detached here: detach them before the call.
+        labels: True labels, `(B, *S)` int64.
+        factors: Which of `alignment` (equation 9), `similarity` (10) and `certainty` (11) make up lambda. Without any
+            factor lambda = 1: nothing is rectified, which is plain mutual learning.
 
     Returns:
         `(B, K, *S)`.
@@ -49,7 +50,7 @@ def rectify(probs: Tensor, labels: Tensor, *, factors: Collection[str] = ALL_FAC
         raise ValueError(f"rectify: factors must be among {ALL_FACTORS}; got {sorted(unknown)}.")
     expected = (probs.shape[0], *probs.shape[2:])
     if labels.shape != expected:
-        raise ValueError(f"rectify: labels have one value per voxel, so {expected}; got {tuple(labels.shape)}.")
+        raise ValueError(f"rectify: labels must have one value per voxel, so {expected}; got {tuple(labels.shape)}.")
     index = labels.unsqueeze(1)
     p_true = probs.gather(1, index)
     p_mistaken = probs.scatter(1, index, 0).amax(dim=1, keepdim=True)

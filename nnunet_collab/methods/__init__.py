@@ -1,1 +1,1 @@
-"""A paper on one screen: settings and loss terms."""
+"""The methods: one module or folder per paper, with its settings and loss terms."""

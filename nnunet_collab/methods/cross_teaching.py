@@ -7,7 +7,7 @@ constants, and w rising over the whole run, each student i with its peer j minim
 
     CE + Dice on labeled images  +  w(t) D(p_i, h_j) on unlabeled ones.
 
-Both see the same weak view in the same forward as the labeled images. The paper deploys the CNN; both are published.
+Both see the same weak view, in the same forward pass as the labeled images. The paper deploys the CNN; we publish both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nnunet_collab.training.settings import CNN, StudentSettings
 
 
 class CrossTeachingSettings(SemiSupervisedSettings):
-    """The switches of both methods; the defaults are Cross Teaching's."""
+    """Settings of both methods; the defaults are those of Cross Teaching."""
 
     pseudo_loss: Criterion = setting(
         "dice", "Distance from the peer's pseudo label: Dice of all classes alone; CPS has ce.", source="published code"
@@ -49,7 +49,7 @@ class CrossTeachingSettings(SemiSupervisedSettings):
         source="published code",
     )
     threshold: float = setting(
-        0.0, "Confidence below which a pseudo label is not used. 0: all are.", ge=0, lt=1, source="published code"
+        0.0, "Pseudo labels with a lower confidence are not used. 0: all are used.", ge=0, lt=1, source="published code"
     )
 
 
@@ -62,8 +62,8 @@ class CrossTeachingTrainer(SemiSupervisedTrainer):
         """Refuse anything but two students."""
         if len(settings.students) != 2:
             raise CollabError(
-                f"{self.trainer_name}: two students teach each other; the setting 'students' has "
-                f"{len(settings.students)}. Name two."
+                f"{self.trainer_name}: two students teach each other, so 'students' must have 2 entries; got "
+                f"{len(settings.students)}. Name two students."
             )
 
     def threshold(self) -> float:
@@ -77,7 +77,7 @@ class CrossTeachingTrainer(SemiSupervisedTrainer):
         return {student.name: outputs[peer.name] for student, peer in pairs if not student.frozen}
 
     def term_weights(self) -> dict[str, float]:
-        """w(t), which the published code lets rise in 200 steps over its 30 000 iterations."""
+        """w(t); in the published code it rises in 200 steps over 30 000 iterations."""
         return {"pseudo": self.settings.pseudo_weight * self.ramp_over(self.settings.ramp_up, steps=200)}
 
     def unsupervised_terms(self, outputs: dict[str, StudentOutput], batch: SemiSupervisedBatch) -> list[Term]:

@@ -1,17 +1,17 @@
-"""CrossMatch: one network, perturbed in its input and in its features, distils from its clean self.
+"""CrossMatch: one network, with perturbed input and features, learns from its own clean predictions.
 
 Source: Zhao et al., "CrossMatch: Enhance Semi-Supervised Medical Image Segmentation with Perturbation Strategies and
 Knowledge Distillation" (2024), and its published code. With p_i_j the prediction for the weak (i = w) or a strong view
-(i = s1, s2) with no, weak or strong channel dropout (j = n, w, s), and D(p, m) the distance from the pseudo label m of
-a prediction, where that one is confident,
+(i = s1, s2) with no, weak or strong channel dropout (j = n, w, s), and D(p, m) the distance of p from
+the pseudo label of prediction m, in voxels where m is confident,
 
     L_ip  = [D(p_s1_n, p_w_n) + D(p_s2_n, p_w_n)] / 2
     L_tkd = [D(p_w_w, p_w_n) + D(p_w_s, p_w_n) + D(p_s2_w, p_w_n) + D(p_s2_s, p_w_n)] / 4          equation 10
     L_dkd = [D(p_s2_w, p_w_w) + D(p_s2_s, p_w_s)] / 2                                              equation 11
     L_kd  = (1 - eta) L_tkd + eta L_dkd
 
-Strong views are CutMixed, and so are the predictions that teach them. p_w_w and p_w_s are students of p_w_n and
-teaching assistants, each with its own confidence. One encoder pass and one decoder pass serve all perturbed_passes.
+CutMix is applied to strong views and to the predictions that teach them. p_w_w and p_w_s learn from p_w_n and are
+teaching assistants, each with its own confidence. One encoder pass and one decoder pass serve all perturbed passes.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from nnunet_collab.training.student_outputs import split_output
 
 
 class CrossMatchSettings(SelfTaughtSettings):
-    """Every switch of the paper and of the two published programs."""
+    """Settings for all variants of the paper and of the two published programs."""
 
     students: tuple[StudentSettings, ...] = (CNN,)
     tau: float = setting(
-        0.95, "Confidence from which on a pseudo label is used. 0.85 for LA.", gt=0, lt=1, source="paper, ACDC"
+        0.95, "Lowest confidence of a pseudo label that is used. 0.85 for LA.", gt=0, lt=1, source="paper, ACDC"
     )
     tau_schedule: Literal["constant", "la_code"] = setting(
         "constant",
@@ -49,7 +49,7 @@ class CrossMatchSettings(SelfTaughtSettings):
         source="paper",
     )
     tau_ramp_iterations: int = setting(
-        17000, "Length of the rise in la_code, whatever the length of the run.", unit="iterations",
+        17000, "Length of the rise of tau in la_code, for any length of the run.", unit="iterations",
         source="code for LA", **COUNT,
     )  # fmt: skip
     eta: float = setting(0.3, "Share of the teaching assistants in L_kd.", ge=0, le=1, source="paper")
@@ -57,11 +57,11 @@ class CrossMatchSettings(SelfTaughtSettings):
         0.5, "Dropout rates are 0.5 - gap / 2 and 0.5 + gap / 2. 0: both 0.5.", ge=0, lt=1, source="paper"
     )
     perturb: PerturbAt = setting(
-        "all", "Which features are perturbed: all encoder outputs, or, as the paper's text says, the bottleneck.",
+        "all", "Features that are perturbed: all encoder outputs, or only the bottleneck, as in the paper's text.",
         source="published code",
     )  # fmt: skip
-    # Equation 12: L = L_sup + L_ip + L_kd, with nnU-Net's whole loss as L_sup. The published programs weigh the three
-    # otherwise; their presets repeat that.
+    # Equation 12: L = L_sup + L_ip + L_kd, with nnU-Net's whole loss as L_sup. The published programs use other
+    # weights; the presets contain them.
     image_weight: float = setting(1.0, "Weight of L_ip.", ge=0, source="equation 12")
     distillation_weight: float = setting(1.0, "Weight of L_kd.", ge=0, source="equation 12")
     criterion: Criterion = setting("dice", "Distance D. LA: dice_foreground.", source="code for ACDC")
@@ -82,7 +82,7 @@ class CrossMatchSettings(SelfTaughtSettings):
 
     @property
     def drop_rates(self) -> tuple[float, float]:
-        """Of weak and strong feature perturbation."""
+        """Dropout rates of weak and strong feature perturbation."""
         return 0.5 - self.performance_gap / 2, 0.5 + self.performance_gap / 2
 
 
@@ -91,15 +91,15 @@ class CrossMatchTrainer(SelfTaughtTrainer):
 
     settings: ClassVar[CrossMatchSettings] = CrossMatchSettings()
     strong_views: ClassVar[int] = 2
-    kept_passes: ClassVar[float] = 7.0  # the weak view, two strong ones, and the decoder four times more
+    kept_passes: ClassVar[float] = 7.0  # the weak view, two strong views, and four more decoder passes
 
     def check(self, settings: CrossMatchSettings) -> None:  # type: ignore[override]
         """Refuse anything but one student."""
         super().check(settings)
         if len(settings.students) != 1:
             raise CollabError(
-                f"{self.trainer_name}: one network distils from itself; the setting 'students' has "
-                f"{len(settings.students)}. Name one."
+                f"{self.trainer_name}: one network learns from itself, so 'students' must have 1 entry; got "
+                f"{len(settings.students)}. Name one student."
             )
 
     def add_heads(self) -> None:
@@ -108,14 +108,14 @@ class CrossMatchTrainer(SelfTaughtTrainer):
             student.require_encoder()
 
     def threshold(self) -> float:
-        """Tau, or what the code for LA makes of it."""
+        """Tau, or the threshold that the code for LA computes from it."""
         s = self.settings
         if s.tau_schedule == "constant":
             return s.tau
         return (s.tau + (1 - s.tau) * sigmoid_ramp(self.iteration, s.tau_ramp_iterations)) * math.log(2)
 
     def term_weights(self) -> dict[str, float]:
-        """Of L_ip, and of the two parts of L_kd."""
+        """Weights of L_ip and of the two parts of L_kd."""
         s, ramp = self.settings, self.ramp()
         distillation = ramp * s.distillation_weight
         return {
@@ -125,7 +125,7 @@ class CrossMatchTrainer(SelfTaughtTrainer):
         }
 
     def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
-        """All terms from one forward; each weight is its factor in the total."""
+        """All terms from one forward pass; each weight is the factor of the term in the total loss."""
         s, weights = self.settings, self.weights()
         own, second = self.divide(batch)
         n_l, n_u = len(own.image), len(own.weak)
@@ -162,7 +162,7 @@ class CrossMatchTrainer(SelfTaughtTrainer):
         ]
 
     def _perturbed_passes(self, n_labeled: int, n_unlabeled: int) -> list[PerturbedPass]:
-        """Weak view, then second strong view, each with weak and with strong dropout."""
+        """Passes of the weak view, then of the second strong view, each with weak and with strong dropout."""
         weak, second = n_labeled, n_labeled + 2 * n_unlabeled
         return [
             PerturbedPass(start, start + n_unlabeled, rate, self.settings.perturb)
@@ -171,7 +171,7 @@ class CrossMatchTrainer(SelfTaughtTrainer):
         ]
 
     def _predictions(self, batch: SemiSupervisedBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Of weak views by whoever teaches: clean, with weak and with strong dropout of features."""
+        """The teaching network's logits of weak views: without, with weak and with strong feature dropout."""
         count = len(batch.weak)
         passes = [PerturbedPass(0, count, rate, self.settings.perturb) for rate in self.settings.drop_rates]
         (logits,) = self.teaching_logits(batch.weak, passes).values()

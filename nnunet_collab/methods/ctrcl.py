@@ -1,11 +1,11 @@
-"""CTRCL: a CNN and a Transformer teach each other, with soft labels that the truth rectifies.
+"""CTRCL: a CNN and a Transformer teach each other with soft labels that are rectified by the truth.
 
 Source: Wu et al., "CNN-Transformer Rectified Collaborative Learning for Medical Image Segmentation" (2024). Each
 student minimizes, with the other's tensors as constants (equation 17),
 
     L = L_seg + beta * L_rlcl + gamma1 * L_cfcl(encoder) + gamma2 * L_cfcl(decoder).
 
-No code was published; where the paper is ambiguous, the comments beside the settings say which reading is the default.
+No code was published. Where the paper is ambiguous, the settings say which reading is the default.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nnunet_collab.training.trainer import CollabTrainer
 
 
 class CTRCLSettings(CollaborativeSettings):
-    """Every switch of the paper's ablation tables."""
+    """Settings for all rows of the paper's ablation tables."""
 
     beta: float = setting(3.0, "Weight of RLCL. 0 switches it off (table III).", ge=0, source="section IV.B, table VII")
     gamma_encoder: float = setting(
@@ -39,13 +39,13 @@ class CTRCLSettings(CollaborativeSettings):
     )
     lambda_factors: tuple[str, ...] = setting(
         ALL_FACTORS,
-        "Factors of lambda: alignment, similarity, certainty. None of them: lambda = 1, which is mutual learning.",
+        "Factors of lambda: alignment, similarity, certainty. Empty: lambda = 1, which is mutual learning.",
         source="table V",
     )
     unsure_peer: Literal["as_published", "skip"] = setting(
         "as_published",
-        "Equation 12 leaves a peer that is right but less sure than the student as it is, which pulls the student "
-        "back. skip: such voxels do not teach that student; not in the paper.",
+        "Voxels where the peer is right but less sure than the student. as_published: the peer teaches there, which "
+        "pulls the student back (equation 12). skip: such voxels do not teach that student; not in the paper.",
         source="equation 12",
     )
     kl_order: Literal["target_first", "student_first"] = setting(
@@ -55,7 +55,7 @@ class CTRCLSettings(CollaborativeSettings):
     )
     alpha: float = setting(20.0, "Scale of the similarities to the prototypes.", gt=0, source="equation 15")
     cfcl_classes: Literal["sample", "batch"] = setting(
-        "sample", "Whose classes compete in the softmax: the sample's, or the batch's.", source="equation 15"
+        "sample", "Classes in the softmax: those of the sample, or those of the batch.", source="equation 15"
     )
     detach_prototypes: bool = setting(False, "Whether the gradient stops at the prototypes.", source="equation 14")
     ramp_up: float = setting(
@@ -92,8 +92,9 @@ class CTRCLTrainer(CollabTrainer):
         shares = settings.beta or settings.gamma_encoder or settings.gamma_decoder
         if shares and len(settings.students) != 2:
             raise CollabError(
-                f"CTRCLTrainer: two students teach each other; the setting 'students' has {len(settings.students)}. "
-                f"Name two, or set beta, gamma_encoder and gamma_decoder to 0 to train them side by side."
+                f"CTRCLTrainer: two students teach each other, so 'students' must have 2 entries; got "
+                f"{len(settings.students)}. "
+                f"Name two students, or set beta, gamma_encoder and gamma_decoder to 0 to train them separately."
             )
 
     def initialize(self) -> None:
@@ -117,14 +118,14 @@ class CTRCLTrainer(CollabTrainer):
 
     def loss_terms(self, outputs: dict[str, StudentOutput], target: Tensor | list[Tensor], truth: Truth) -> list[Term]:
         """Equation 17 for every student that learns."""
-        # Autograd goes backwards: made first, these terms get their gradients when what the supervised losses keep is
-        # free again.
+        # The backward pass runs in reverse order. These terms come first, so their gradients are computed when the
+        # memory of the supervised losses is free again.
         factor = self.settings.ramp(self.iteration, self.settings.ramp_up)
         collaborative = self._collaborative_terms(outputs, truth, factor) if len(outputs) == 2 and factor > 0 else []
         return [*super().loss_terms(outputs, target, truth), *collaborative]
 
     def _collaborative_terms(self, outputs: dict[str, StudentOutput], truth: Truth, factor: float) -> list[Term]:
-        """Those of both students, beta and the gammas times `factor`; a frozen one only teaches (figure 10)."""
+        """Collaborative terms of both students, weights times `factor`. A frozen student only teaches (figure 10)."""
         s = self.settings
         first, second = (outputs[student.name] for student in s.students)
         losses: dict[str, tuple[float, tuple[Tensor, Tensor]]] = {}

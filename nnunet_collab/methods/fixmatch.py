@@ -31,17 +31,17 @@ from nnunet_collab.training.student_outputs import split_output
 
 
 class FixMatchSettings(SelfTaughtSettings):
-    """Settings of both methods; where UniMatch differs, its trainer says so."""
+    """Settings of both methods; the trainer of UniMatch changes some defaults."""
 
     students: tuple[StudentSettings, ...] = (CNN,)
-    tau: float = setting(0.95, "Confidence from which on a pseudo label is used.", gt=0, lt=1, source="both papers")
+    tau: float = setting(0.95, "Lowest confidence of a pseudo label that is used.", gt=0, lt=1, source="both papers")
     criterion: Criterion = setting(
         "dice",
-        "Distance from the pseudo label. FixMatch, which classifies, has ce; UniMatch's code for medical images Dice.",
+        "Distance from the pseudo label. FixMatch (classification) uses ce; UniMatch's code for medical images, Dice.",
         source="UniMatch's code",
     )
     strong_weight: float = setting(1.0, "Sum of the weights of all strong views.", ge=0, source="UniMatch's code")
-    feature_weight: float = setting(0.0, "Weight of the view with dropped features. 0: there is none.", ge=0)
+    feature_weight: float = setting(0.0, "Weight of the view with dropped features. 0: no such view.", ge=0)
     feature_drop: float = setting(
         0.5, "Channels that are dropped between encoder and decoder.", unit="share", ge=0, lt=1, source="UniMatch"
     )
@@ -64,7 +64,7 @@ class FixMatchTrainer(SelfTaughtTrainer):
     strong_views: ClassVar[int] = 1
 
     def add_heads(self) -> None:
-        """Refuse a network in which features cannot be perturbed, if they are to be."""
+        """Refuse a network in which features cannot be perturbed, if the settings ask for it."""
         for student in self.group:
             if self.settings.feature_weight:
                 student.require_encoder()
@@ -74,12 +74,12 @@ class FixMatchTrainer(SelfTaughtTrainer):
         return self.settings.tau
 
     def term_weights(self) -> dict[str, float]:
-        """Of the strong views together, and of the view with dropped features."""
+        """Weights of all strong views together, and of the view with dropped features."""
         s, ramp = self.settings, self.ramp()
         return {"strong": ramp * s.strong_weight, "feature": ramp * s.feature_weight}
 
     def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:
-        """All terms, from one forward; the weak images are part of it if features are dropped."""
+        """All terms, from one forward pass, which includes the weak images if features are dropped."""
         s, weights = self.settings, self.weights()
         own, second = self.divide(batch)
         mixes = [self.draw_cutmix(own) for _ in own.strong] if "strong" in weights else []
@@ -130,8 +130,8 @@ class FixMatchTrainer(SelfTaughtTrainer):
 
 
 class UniMatchTrainer(FixMatchTrainer):
-    """Two strong views and one of dropped features."""
+    """Two strong views, and one view with dropped features."""
 
     settings: ClassVar[FixMatchSettings] = FixMatchSettings(strong_weight=0.5, feature_weight=0.5)
     strong_views: ClassVar[int] = 2
-    kept_passes: ClassVar[float] = 4.0  # two strong views, the weak one, and its decoder once more
+    kept_passes: ClassVar[float] = 4.0  # two strong views, the weak view, and one more decoder pass of it

@@ -6,7 +6,7 @@ Cross Teaching, which both methods share there. On unlabeled images the student 
 
     CE + Dice on labeled images  +  w(t) mean (p_student - p_teacher)^2 on unlabeled ones,
 
-where the teacher sees the image with noise of its own. UA-MT counts only voxels where the entropy of the teacher's
+where the teacher sees the image with separate noise. UA-MT counts only voxels where the entropy of the teacher's
 mean prediction over eight noisy passes is low.
 """
 
@@ -48,7 +48,7 @@ class MeanTeacherSettings(TeacherSettings):
     )
     noise: float = setting(
         0.1,
-        "Standard deviation of the teacher's input noise, cut off at twice that. Intensities have about 1.",
+        "Standard deviation of the teacher's input noise, clipped at twice that value. Intensities have about 1.",
         ge=0,
         source="code of Cross Teaching",
     )
@@ -60,7 +60,7 @@ class UAMTSettings(MeanTeacherSettings):
     mc_passes: int = setting(8, "Noisy passes of the teacher.", unit="passes", source="UA-MT", **COUNT)
     entropy_threshold_start: float = setting(
         0.75,
-        "Threshold of the entropy at the start, which rises to 1 over the whole run.",
+        "Entropy threshold at the start. It rises to 1 over the whole run.",
         unit="share of the largest possible entropy",
         gt=0,
         le=1,
@@ -69,12 +69,12 @@ class UAMTSettings(MeanTeacherSettings):
 
 
 class MeanTeacherTrainer(TeacherTrainer):
-    """One student or several, each with its average as teacher."""
+    """One or more students, each with its average as teacher."""
 
     settings: ClassVar[MeanTeacherSettings] = MeanTeacherSettings()
 
     def term_weights(self) -> dict[str, float]:
-        """w(t), which the published code lets rise in 200 steps."""
+        """w(t); in the published code it rises in 200 steps."""
         return {"consistency": self.settings.consistency_weight * self.ramp_over(self.settings.ramp_up, steps=200)}
 
     def unsupervised_terms(self, outputs: dict[str, StudentOutput], batch: SemiSupervisedBatch) -> list[Term]:
@@ -99,7 +99,7 @@ class MeanTeacherTrainer(TeacherTrainer):
         return image + torch.clamp(torch.randn_like(image) * noise, -2 * noise, 2 * noise)
 
     def _certain_voxels(self, image: Tensor) -> dict[str, Tensor]:
-        """`(B_u, P, *S)` bool by student; without an entry all voxels count."""
+        """Voxels that count, `(B_u, P, *S)` bool by student; all voxels for a student without an entry."""
         return {}
 
 
@@ -122,6 +122,6 @@ class UAMTTrainer(MeanTeacherTrainer):
         return {name: mean.entropy() < threshold for name, mean in means.items()}
 
     def _add_noisy_pass(self, image: Tensor, means: Mapping[str, MeanProbability]) -> None:
-        """In a function of its own, so that nothing of a pass is left when the next one begins."""
+        """A separate function, so that the memory of one pass is free before the next one starts."""
         for name, output in self.teacher(self._with_noise(image)).items():
             means[name].add(output.logits)

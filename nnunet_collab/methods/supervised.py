@@ -1,4 +1,4 @@
-"""The baseline that every method is judged by: each student alone, on the labeled images only."""
+"""The baseline for every method: each student alone, on the labeled images only."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Networks that nnU-Net plans can describe, and what joins them into students."""
+"""Networks that nnU-Net plans can describe, and the classes that combine them into students."""

@@ -1,4 +1,4 @@
-"""From a student's settings to a network that nnU-Net plans describe, and from there to the network.
+"""From a student's settings to a blueprint that nnU-Net plans can hold, and from the blueprint to the network.
 
 A blueprint is the `architecture` entry of a plans file: an importable class and the keywords to build it with.
 Published students carry it in their plans.json, so that nnU-Net alone rebuilds them.
@@ -54,12 +54,12 @@ def make_blueprint(
     """The plans' `architecture` entry of a student.
 
     Args:
-        student: Its name, for messages.
+        student: Name of the student, for messages.
         network: `plans` (the network that the plans describe), a name of `NETWORKS`, or the dotted path of any network
             class; see `networks.foreign`.
-        arch: Further keywords of the network's constructor, JSON values.
+        arch: Additional keywords of the network's constructor, JSON values.
         planned: The `architecture` entry of the plans.
-        patch_size: Of the configuration, for the placeholders of foreign networks.
+        patch_size: Patch size of the configuration, for the placeholders of foreign networks.
 
     Raises:
         CollabError: If the network is unknown or cannot take the configuration.
@@ -85,7 +85,7 @@ def build_network(blueprint: Blueprint, input_channels: int, num_outputs: int, *
     """Build the network as nnU-Net does, its initialization included.
 
     Raises:
-        CollabError: If its constructor does not take the keywords.
+        CollabError: If the constructor does not accept the keywords.
     """
     try:
         return get_network_from_plans(  # type: ignore[no-any-return]
@@ -99,10 +99,10 @@ def build_network(blueprint: Blueprint, input_channels: int, num_outputs: int, *
         )
     except CollabError:
         raise
-    except Exception as error:  # torch refuses a negative size by RuntimeError, and what a package raises nobody knows
+    except Exception as error:  # torch raises RuntimeError for a negative size; other packages may raise anything
         raise CollabError(
-            f"network {blueprint['network_class_name']}: its constructor must take the keywords "
-            f"{sorted(blueprint['arch_kwargs'])}; it says: {error}. Correct 'arch' in the student's settings."
+            f"network {blueprint['network_class_name']}: its constructor must accept the keywords "
+            f"{sorted(blueprint['arch_kwargs'])}; error: {error}. Correct 'arch' in the student's settings."
         ) from error
 
 
@@ -159,6 +159,6 @@ def _check_importable(student: str, path: str) -> None:
     package = path.split(".")[0]
     if package not in sys.modules and (not package or importlib.util.find_spec(package) is None):
         raise CollabError(
-            f"student {student!r}: network {path!r} must be importable; there is no package {package!r} here. "
+            f"student {student!r}: network {path!r} must be importable; package {package!r} is not installed. "
             f"Install it into this environment, or correct the path."
         )

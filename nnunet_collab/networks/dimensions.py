@@ -1,4 +1,4 @@
-"""What differs between two and three spatial axes."""
+"""Layer types that differ between two and three spatial axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of other packages (MONAI, one's own), built by dotted path so that nnU-Net plans can describe them."""
+"""Networks of other packages (such as MONAI, or your own), built by dotted path so that plans can describe them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nnunet_collab.core.errors import CollabError
 
-# How common packages name the two numbers that only the dataset knows.
+# Names in common packages of the two parameters that depend on the dataset.
 INPUT_NAMES = ("input_channels", "in_channels", "in_chans", "n_channels")
 OUTPUT_NAMES = ("num_classes", "out_channels", "n_classes", "classes")
 
@@ -20,14 +20,14 @@ class ForeignNetwork(nn.Module):
     """A network class found by its dotted path.
 
     Args:
-        input_channels: Of the image.
+        input_channels: Number of channels of the image.
         num_classes: Number of output channels.
-        deep_supervision: Must be possible to ignore: a foreign network has one output.
+        deep_supervision: Ignored: a foreign network has one output.
         path: Dotted path of the class, e.g. `monai.networks.nets.SwinUNETR`.
-        kwargs: Further keywords of its constructor.
+        kwargs: Additional keywords of its constructor.
 
     Raises:
-        CollabError: If the class cannot be found, or its constructor does not take the keywords.
+        CollabError: If the class cannot be found, or its constructor does not accept the keywords.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class ForeignNetwork(nn.Module):
         }
         try:
             self.model = cls(**channels, **kwargs)
-        except Exception as error:  # a foreign constructor fails as it likes
+        except Exception as error:  # the constructor may raise anything
             raise CollabError(
-                f"network {path}: its constructor must take {sorted({**channels, **kwargs})}; it says: "
+                f"network {path}: its constructor must accept {sorted({**channels, **kwargs})}; error: "
                 f"{str(error) or type(error).__name__}. "
                 f"Its parameters are {', '.join(names)}; set them under 'arch' in the student's settings."
             ) from error
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits `(B, C, *S)` of `(B, C_in, *S)`; of a network with several outputs, the first."""
+        """Logits `(B, C, *S)` of `(B, C_in, *S)`; the first output of a network with several."""
         output = self.model(image)
         logits: Tensor = output[0] if isinstance(output, (list, tuple)) else output
         return logits
@@ -66,7 +66,7 @@ def _locate(path: str) -> Any:
     try:
         cls = pydoc.locate(path)
     except pydoc.ErrorDuringImport as error:
-        raise CollabError(f"network {path}: importing it failed: {error}. Mend that import first.") from error
+        raise CollabError(f"network {path}: importing it failed: {error}. Fix that import first.") from error
     if not callable(cls):
         raise CollabError(f"network {path}: there is no such class. Check the dotted path and that it is installed.")
     return cls
@@ -78,5 +78,5 @@ def _pick(path: str, parameters: Mapping[str, Any], candidates: tuple[str, ...])
             return name
     raise CollabError(
         f"network {path}: its constructor must have a parameter called one of {', '.join(candidates)}; "
-        f"it has {', '.join(parameters)}. Wrap the class in one of your own that does."
+        f"it has {', '.join(parameters)}. Wrap the class in your own class that has such parameters."
     )

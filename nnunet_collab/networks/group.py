@@ -18,7 +18,7 @@ class StudentGroup(nn.Module):
     """The students that train together on the same batch.
 
     Args:
-        students: With distinct names.
+        students: Students with distinct names.
     """
 
     def __init__(self, students: Iterable[Student]) -> None:
@@ -42,10 +42,10 @@ class StudentEnsemble(StudentGroup):
     """The same students, for prediction: logits whose softmax (or sigmoid) is the mean of the students' probabilities.
 
     nnU-Net averages logits over mirrored and overlapping windows, so its result is the mean of the students in each
-    window; `nnUNetv2_ensemble` averages whole predictions instead. Both agree closely, not bit for bit.
+    window; `nnUNetv2_ensemble` averages whole predictions instead. Both agree closely, but not bit for bit.
 
     Args:
-        students: With distinct names.
+        students: Students with distinct names.
         regions: True if the channels are overlapping regions (sigmoid), False for exclusive classes (softmax).
     """
 

@@ -5,7 +5,7 @@ A stage embeds overlapping patches by a strided convolution, then repeats
 .. math::
     x \leftarrow x + \mathrm{Attention}(\mathrm{LN}(x)), \qquad x \leftarrow x + \mathrm{MixFFN}(\mathrm{LN}(x)),
 
-with keys and values from a map that a strided convolution has made smaller by `R` per axis, and
+with keys and values from a map that a strided convolution has reduced by the factor `R` per axis, and
 :math:`\mathrm{MixFFN}(x) = W_2\,\mathrm{GELU}(\mathrm{DWConv}(W_1 x))`.
 
 Source: Xie et al., SegFormer, arXiv:2105.15203, section 3.1 (equations 1 to 3) and table 6. With strides 4, 8, 16, 32
@@ -33,7 +33,7 @@ from nnunet_collab.networks.dimensions import CONVOLUTIONS
 
 @dataclass(frozen=True)
 class MitVariant:
-    """One column of SegFormer's table 6: values of the four stages, and the width of the head that belongs to them."""
+    """One column of SegFormer's table 6: values of the four stages, and the width of the matching head."""
 
     embed_dims: tuple[int, int, int, int]
     num_heads: tuple[int, int, int, int]
@@ -54,7 +54,7 @@ VARIANTS: Mapping[str, MitVariant] = MappingProxyType(
 
 
 def stage_strides(strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """Where the four stages work: the plans' cumulative strides after 2, 3, 4 and 5 poolings.
+    """Strides of the four stages: the plans' cumulative strides after 2, 3, 4 and 5 poolings.
 
     With fewer poolings the last stages stay at the deepest stride. Isotropic plans give 4, 8, 16, 32, as published.
 
@@ -62,7 +62,7 @@ def stage_strides(strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ..
         strides: Stride of every stage of the plans' network, one list of two or three whole numbers >= 1 per stage.
 
     Returns:
-        Four tuples: distance of neighboring tokens in voxels of the input, per axis.
+        Four tuples: distance of neighboring tokens per axis, in voxels of the input.
 
     Raises:
         CollabError: If `strides` has another form.
@@ -90,10 +90,10 @@ def to_map(tokens: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def drop_path(branch: Tensor, probability: float) -> Tensor:
-    """Stochastic depth (arXiv:1603.09382): blank a branch `(B, N, D)` for whole samples; its expectation remains."""
+    """Stochastic depth (arXiv:1603.09382): set a branch `(B, N, D)` to 0 for whole samples; its expectation is kept."""
     if probability == 0:
         return branch
-    # Drawn in float32 whatever autocast says: half precision would round the probability.
+    # Drawn in float32 also under autocast: half precision would round the probability.
     draw = torch.rand((branch.shape[0], 1, 1), device=branch.device, dtype=torch.float32) >= probability
     return branch / (1 - probability) * draw
 
@@ -126,7 +126,8 @@ class EfficientAttention(nn.Module):
         if self.reduction is None:
             return tokens
         feature_map = to_map(tokens, grid)
-        # A map smaller than the kernel has no complete window, so nothing could be attended to. Zeros make it one.
+        # A map smaller than the kernel has no complete window, so there would be no keys. Pad it with zeros to one
+        # window.
         missing = [max(0, k - n) for k, n in zip(self.kernel, grid, strict=True)]
         if any(missing):
             feature_map = F.pad(feature_map, [p for m in reversed(missing) for p in (0, m)])
@@ -134,7 +135,7 @@ class EfficientAttention(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """Feed-forward layer with a depth-wise convolution, which also tells positions apart (equation 3)."""
+    """Feed-forward layer with a depth-wise convolution, which also encodes positions (equation 3)."""
 
     def __init__(self, dim: int, dims: int) -> None:
         super().__init__()
@@ -172,7 +173,7 @@ class Stage(nn.Module):
 
     def __init__(self, input_channels: int, dim: int, stride: tuple[int, ...], blocks: Iterator[Block]) -> None:
         super().__init__()
-        # Kernel 2s-1 with padding s-1: neighboring patches overlap, and ceil(size / s) positions remain of any size.
+        # Kernel 2s-1 with padding s-1: neighboring patches overlap, and every size gives ceil(size / s) positions.
         kernel, padding = tuple(2 * s - 1 for s in stride), tuple(s - 1 for s in stride)
         self.embedding = CONVOLUTIONS[len(stride)](input_channels, dim, kernel, stride, padding)  # type: ignore[arg-type]
         self.embedding_norm = nn.LayerNorm(dim)
@@ -219,7 +220,7 @@ class MixTransformer(nn.Module):
         self.stages = nn.ModuleList()
         rows = zip(variant.embed_dims, variant.num_heads, variant.depths, self.total_strides, strict=True)
         for dim, heads, depth, total in rows:
-            # Keys and values of every stage lie on the deepest stage's grid: 8, 4, 2, 1 for the published strides.
+            # Keys and values of every stage are on the deepest stage's grid: 8, 4, 2, 1 for the published strides.
             reduction = tuple(d // t for d, t in zip(deepest, total, strict=True))
             stride = tuple(t // p for t, p in zip(total, previous, strict=True))
             blocks = (Block(dim, heads, reduction, next(rates)) for _ in range(depth))
@@ -236,7 +237,7 @@ class MixTransformer(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Start as the authors do: truncated normal for linear layers, fan-out normal for convolutions, biases 0."""
+    """Initialize as the authors do: truncated normal for linear layers, fan-out normal for convolutions, biases 0."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

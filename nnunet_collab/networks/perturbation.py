@@ -1,11 +1,11 @@
-"""Feature perturbation: further passes of a network's decoder over features in which channels are dropped.
+"""Feature perturbation: additional passes of a network's decoder over features in which channels are dropped.
 
 One encoder pass serves all perturbed passes; their features are appended to the batch, so that the decoder runs once
 over everything. With instance normalization, as in nnU-Net's networks, this equals separate passes; with batch
 normalization clean and perturbed samples would share statistics.
 
-The drop is `F.dropout2d` or `F.dropout3d` with `training=True` said explicitly, drawn for one call: there is no module
-that a forgotten `train()` could leave switched on, and validation and prediction never take this path.
+Channels are dropped by `F.dropout2d` or `F.dropout3d` with an explicit `training=True`. There is no module whose mode
+could be wrong, and validation and prediction never use this path.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ PerturbAt = Literal["all", "bottleneck"]
 
 
 class PerturbedPass(NamedTuple):
-    """Samples of the batch that pass the decoder once more.
+    """Samples of the batch that pass the decoder once more, with perturbed features.
 
     Attributes:
         start: First sample.
-        stop: One behind the last sample.
+        stop: Index after the last sample.
         rate: Share of the channels that are dropped, in [0, 1); the others are scaled up by 1 / (1 - rate).
         at: `all`: every feature map that the encoder hands to the decoder; `bottleneck`: the deepest one only.
     """
@@ -37,12 +37,12 @@ class PerturbedPass(NamedTuple):
 
 
 class OnlyTeaching(NamedTuple):
-    """Samples of the batch whose own prediction is taught nothing, so that the decoder's pass leaves them out.
+    """Samples of the batch whose own prediction has no loss, so the decoder's pass leaves them out.
 
     Attributes:
         start: First sample.
-        stop: One behind the last sample.
-        decoded: True to decode them apart, without gradient; False if nobody asks for their prediction.
+        stop: Index after the last sample.
+        decoded: True: decode them separately, without gradient. False: their prediction is not needed.
     """
 
     start: int
@@ -58,7 +58,7 @@ def append_perturbed_passes(
     Args:
         features: `(B, D, *s)`, or a sequence of such maps, finest first.
         perturbed_passes: What to append.
-        left_out: Samples that the result has in the passes alone.
+        left_out: Samples that the result has only in the passes.
 
     Returns:
         The same kind of object for a batch of `B + sum(stop - start)` samples, less those left out.

@@ -1,4 +1,4 @@
-"""ImageNet weights for the encoders of SegFormer and SemanticFPN, from the hub's cache or, if it can be had, the hub.
+"""ImageNet weights for the encoders of SegFormer and SemanticFPN, from the hub's cache or from the hub itself.
 
 Licenses: the `nvidia/mit-*` weights carry the NVIDIA Source Code License for SegFormer, which allows non-commercial use
 only. timm states the license of each of its weights; `mobilenetv2_100` and `resnet50` are Apache-2.0.
@@ -62,11 +62,11 @@ _RENAMES = tuple(
 
 
 class PretrainedUnavailable(CollabError):
-    """Pretrained weights cannot be had for this network, here and now; the message says why."""
+    """There are no pretrained weights for this network, or they cannot be loaded; the message says why."""
 
 
 def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a SegFormer of `transformers`, under the names of ours.
+    """The weights of a SegFormer of `transformers`, under the names of our SegFormer.
 
     Args:
         state: State dict of `SegformerForSemanticSegmentation` or `SegformerForImageClassification`, under the names of
@@ -122,21 +122,21 @@ def _load_mit(network: SegFormer) -> str:
     try:
         loaded = from_huggingface(_read(repository))
         loaded[_FIRST_LAYER] = adapt_input_conv(network.input_channels, loaded[_FIRST_LAYER])
-    except Exception as error:  # whatever the hub's client or a broken file throws, the weights cannot be had
+    except Exception as error:  # for any error of the hub's client or of a damaged file, the weights are unavailable
         raise _unavailable(repository, error) from error
     own = {name: value for name, value in network.state_dict().items() if name.startswith("encoder.")}
-    # Plans with few or anisotropic poolings ask for kernels of other sizes, which no checkpoint has.
+    # Plans with few or anisotropic poolings need kernels of other sizes, which no checkpoint has.
     fitting = {name: value for name, value in loaded.items() if name in own and value.shape == own[name].shape}
     network.load_state_dict(fitting, strict=False)
     line = f"{repository}: {len(fitting)} of the encoder's {len(own)} tensors, pretrained on ImageNet-1k"
     if len(fitting) < len(own):
-        line += " (the others stay random: the plans' strides ask for kernels of other sizes)"
+        line += " (the others stay random: the plans' strides need kernels of other sizes)"
     return f"{line}; license: {_MIT_LICENCE}"
 
 
 def _read(repository: str) -> Mapping[str, Tensor]:
     names = ("model.safetensors", "pytorch_model.bin")
-    # The cache first, under both names: on a node without network only what was fetched before can be found.
+    # The cache first, under both names: on a node without network, only the cache can have the file.
     cached = [try_to_load_from_cache(repository, name) for name in names]
     path = next((p for p in cached if isinstance(p, str)), None) or _fetch(repository, names)
     if path.endswith(".safetensors"):
@@ -148,7 +148,7 @@ def _fetch(repository: str, names: tuple[str, ...]) -> str:
     for name in names[:-1]:
         try:
             return str(hf_hub_download(repository, name))
-        except LocalEntryNotFoundError:  # no connection, which the next name would not change
+        except LocalEntryNotFoundError:  # no connection: another name would not help
             raise
         except EntryNotFoundError:  # the repository has no file of this name
             continue
@@ -158,7 +158,9 @@ def _fetch(repository: str, names: tuple[str, ...]) -> str:
 def _load_timm(network: SemanticFPN) -> str:
     try:
         source = make_backbone(network.backbone, network.input_channels, pretrained=True)
-    except Exception as error:  # whatever timm, the hub's client or a broken file throws, the weights cannot be had
+    except (
+        Exception
+    ) as error:  # for any error of timm, of the hub's client or of a damaged file, the weights are unavailable
         raise _unavailable(f"timm/{network.backbone}", error) from error
     network.encoder.load_state_dict(source.state_dict())
     config: Mapping[str, object] = source.pretrained_cfg  # type: ignore[assignment]
@@ -172,6 +174,6 @@ def _unavailable(repository: str, error: Exception) -> PretrainedUnavailable:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     return PretrainedUnavailable(
         f"pretrained weights: {repository} must be in the Hugging Face cache or downloadable; found {reason}. "
-        "Fetch it once where there is a network, and set HF_HOME to a folder that this machine sees too. "
+        "Download it once on a machine with network, and set HF_HOME to a folder that this machine can read. "
         "HF_HUB_OFFLINE=1 skips the wait for a missing network."
     )

@@ -9,7 +9,7 @@ concatenates them, deepest first, and mixes them by a 1x1 convolution `F` withou
 
 The right-hand side is what we compute: `up` acts within channels with weights that sum to 1, so it commutes with the
 linear layers around it, and `F` acts on its slices :math:`F_i` one by one. Parameters, function and gradient are those
-of the left-hand side; the widest map, of four times the decoder's width at the finest resolution, never exists.
+of the left-hand side; but the widest map, four times the decoder's width at the finest resolution, is never created.
 
 Source: Xie et al., SegFormer, arXiv:2105.15203, section 3.2 (equation 4). Deliberate differences: by default the head
 normalizes per sample (instance norm), as nnU-Net's networks do, because patches and batches are small; logits are
@@ -89,7 +89,7 @@ class AllMLPHead(nn.Module):
     """Fusion, dropout, classifier.
 
     Attributes:
-        deep_supervision: Whether the network answers with a list, as nnU-Net's trainer expects of a network with deep
+        deep_supervision: Whether the network returns a list, as nnU-Net's trainer expects of a network with deep
             supervision. nnU-Net's trainer and predictor set it.
     """
 
@@ -102,7 +102,7 @@ class AllMLPHead(nn.Module):
         self.classifier = CONVOLUTIONS[dims](width, num_classes, kernel_size=1)
         self.deep_supervision = False
         self.apply(init_weights)
-        # A fan-out normal of so few outputs would make the first logits huge.
+        # With so few outputs, a fan-out normal would make the initial logits huge.
         nn.init.normal_(self.classifier.weight, std=0.01)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -113,7 +113,7 @@ class AllMLPHead(nn.Module):
 class SegFormer(nn.Module):
     """SegFormer B0 to B5 in two or three dimensions, for patches of any size.
 
-    With deep supervision it answers with a list of one entry: nnU-Net's `DeepSupervisionWrapper` pairs outputs with
+    With deep supervision it returns a list of one entry: nnU-Net's `DeepSupervisionWrapper` pairs outputs with
     targets and stops at the shorter list, so the stock trainer works, its loss scaled by the weight of full resolution.
 
     Attributes:
@@ -123,7 +123,7 @@ class SegFormer(nn.Module):
     Args:
         input_channels: Channels of the images.
         num_classes: Classes or regions.
-        deep_supervision: Whether to answer with a list of one entry.
+        deep_supervision: Whether to return a list of one entry.
         variant: `b0` to `b5`.
         strides: Strides of the stages of the plans' network; they set the stages' resolutions, see `stage_strides`.
         head_norm: `instance` or `batch`. Instance norm needs two positions at the first stage's resolution.

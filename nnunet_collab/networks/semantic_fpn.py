@@ -27,17 +27,17 @@ _STRIDES = [4, 8, 16, 32]
 
 
 def make_backbone(name: str, input_channels: int, *, pretrained: bool = False) -> nn.Module:
-    """A timm network that answers with its maps at strides 4, 8, 16 and 32.
+    """A timm network that returns its maps at strides 4, 8, 16 and 32.
 
     Args:
-        name: Of a convolutional network in timm, e.g. `resnet50`.
+        name: Name of a convolutional network in timm, e.g. `resnet50`.
         input_channels: Channels of the images. Pretrained weights of the first layer are adapted to them by timm.
-        pretrained: Whether timm loads (and may download) ImageNet weights; what then fails raises timm's own errors.
+        pretrained: Whether timm loads (and may download) ImageNet weights. Failures raise timm's own errors.
 
     Raises:
         CollabError: If timm has no such network, or it has no maps at these strides.
     """
-    import timm  # here: an import of a second or two that other networks do not need
+    import timm  # imported here: it takes 1 to 2 s, and other networks do not need it
 
     if not timm.is_model(name):
         similar = ", ".join(get_close_matches(name, timm.list_models())) or "mobilenetv2_100, resnet50"
@@ -104,7 +104,7 @@ class SemanticFPNHead(nn.Module):
     """Fusion and classifier.
 
     Attributes:
-        deep_supervision: Whether the network answers with a list, as nnU-Net's trainer expects of a network with deep
+        deep_supervision: Whether the network returns a list, as nnU-Net's trainer expects of a network with deep
             supervision. nnU-Net's trainer and predictor set it.
     """
 
@@ -126,7 +126,7 @@ class SemanticFPNHead(nn.Module):
 class SemanticFPN(nn.Module):
     """Semantic FPN on MobileNetV2, ResNet-50 or another timm backbone, for 2D patches of any size.
 
-    With deep supervision it answers with a list of one entry, see `SegFormer`.
+    With deep supervision it returns a list of one entry, see `SegFormer`.
 
     Attributes:
         taps: Dotted names of the submodules whose outputs are the encoder's deepest map (the last entry of a list) and
@@ -135,7 +135,7 @@ class SemanticFPN(nn.Module):
     Args:
         input_channels: Channels of the images.
         num_classes: Classes or regions.
-        deep_supervision: Whether to answer with a list of one entry.
+        deep_supervision: Whether to return a list of one entry.
         backbone: Name of a timm network; its weights are random, see `pretrained.load_imagenet_weights`.
         width: Channels of the feature pyramid (section 3: 256).
         branch_width: Channels of the segmentation branches and of the fused map (section 3: 128).

@@ -1,4 +1,4 @@
-"""A student: any network that maps an image to logits, with its inner feature maps made visible by taps.
+"""A student: any network that maps an image to logits, with taps that return its inner feature maps.
 
 A tap is the dotted name of a submodule whose output is the wanted feature map, e.g. `encoder.stages.5`. Taps are
 forward hooks, so that the network stays exactly the class that the plans describe: its weights carry the same names as
@@ -23,14 +23,14 @@ from nnunet_collab.networks.perturbation import OnlyTeaching, PerturbedPass, app
 
 
 class Student(nn.Module):
-    """Runs a network and hands over `StudentOutput`.
+    """Runs a network and returns `StudentOutput`.
 
     Args:
         name: The student's name; it appears in messages, logs and the published folder.
         network: Maps `(B, C_in, *S)` to logits `(B, C, *S)`, or to a list of logits of falling resolution.
         taps: Submodule names by level, of `encoder` and `decoder`; a level may be missing.
         frozen: If True the student only teaches: no gradient, always in evaluation mode.
-        origin: Where its first weights came from, for the record.
+        origin: Source of its initial weights, for the record.
 
     Raises:
         CollabError: If a tap names a submodule that the network does not have.
@@ -45,10 +45,10 @@ class Student(nn.Module):
         self.taps = dict(taps)
         self.frozen = frozen
         self.origin = origin
-        # Modules that a method trains with the student, such as a projection; they are no part of the published
+        # Modules that a method trains with the student, such as a projection; they are not part of the published
         # network.
         self.heads = nn.ModuleDict()
-        # Attributes, not a dict: torch.compile gives up where one forward writes to a dict and reads a mapping proxy.
+        # Attributes, not a dict: torch.compile fails if one forward writes to a dict and reads a mapping proxy.
         self._further: list[str] = []
         self._encoder_map: Tensor | None = None
         self._decoder_map: Tensor | None = None
@@ -61,7 +61,7 @@ class Student(nn.Module):
             _submodule(name, network, module_name).register_forward_hook(self._taps[level])
             for level, module_name in taps.items()
         ]
-        # The layer between which and the rest features are perturbed; nnU-Net's networks and ours call it so.
+        # Features are perturbed after this layer; nnU-Net's networks and ours call it `encoder`.
         self.can_perturb = isinstance(getattr(network, "encoder", None), nn.Module)
         if self.can_perturb:
             self._hooks.append(network.encoder.register_forward_hook(_Perturb(self)))  # type: ignore[union-attr]
@@ -85,7 +85,7 @@ class Student(nn.Module):
             features.
 
         Raises:
-            CollabError: If perturbed_passes or only_teaching are asked of a network that has no submodule `encoder`.
+            CollabError: If perturbed_passes or only_teaching are asked of a network without a submodule `encoder`.
         """
         if perturbed_passes or only_teaching:
             self.require_encoder()
@@ -129,9 +129,9 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def probe(self, image: Tensor) -> StudentOutput:
-        """What it makes of an image, to learn the shapes of its maps; nothing in it changes.
+        """The output for one image, to find the shapes of the maps; the student does not change.
 
-        In evaluation mode, or a batch normalization would take in the image.
+        It runs in evaluation mode: in training mode the image would change the statistics of batch normalization.
         """
         mode = self.training
         self.eval()
@@ -142,20 +142,20 @@ class Student(nn.Module):
 
     @property
     def has_dropout(self) -> bool:
-        """Whether the network drops something at random by itself when it is trained."""
+        """Whether the network has dropout of its own in training mode."""
         return any(
             isinstance(share, float) and share > 0
             for module in self.network.modules()
             for share in (
                 getattr(module, "p", 0.0) if isinstance(module, _DropoutNd) else 0.0,
-                getattr(module, "drop_path", 0.0),  # of our Mix Transformer
-                getattr(module, "drop_prob", 0.0),  # of timm's
-                getattr(module, "dropout", 0.0),  # of torch's attention
+                getattr(module, "drop_path", 0.0),  # in our Mix Transformer
+                getattr(module, "drop_prob", 0.0),  # in timm's networks
+                getattr(module, "dropout", 0.0),  # in torch's attention
             )
         )
 
     def tap_further(self, names: Sequence[str]) -> None:
-        """Hand over the outputs of these submodules, too, as `StudentOutput.maps`; before the student is compiled.
+        """Return the outputs of these submodules, too, as `StudentOutput.maps`. Call it before the student is compiled.
 
         Raises:
             CollabError: If the network has no such submodule.
@@ -172,10 +172,10 @@ class Student(nn.Module):
         return self
 
     def pool_tap(self, level: str, size: tuple[int, ...]) -> None:
-        """Hand over the map of a level average-pooled to `size`.
+        """Return the map of a level average-pooled to `size`.
 
-        Pooled where it is tapped, and not in the loss, the map of full resolution gets its gradient when the network's
-        own is there already and both can be added in place.
+        The map is pooled at the tap and not in the loss. So when the full-resolution map gets its gradient, the
+        network's own gradient exists already, and both are added in place.
         """
         self._taps[level].size = size
 
@@ -196,10 +196,10 @@ class _Tap:
     """Forward hook that keeps a submodule's output while the student records."""
 
     def __init__(self, student: Student, level: str) -> None:
-        # In a list, since a module held directly would become a submodule of the hook's owner when copied or pickled.
+        # In a list: a module held directly would become a submodule of the hook's owner when copied or pickled.
         self.student = [student]
         self.level = level
-        self.size: tuple[int, ...] | None = None  # pool the map to it
+        self.size: tuple[int, ...] | None = None  # size to which the map is pooled
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         student = self.student[0]

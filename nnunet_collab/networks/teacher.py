@@ -18,15 +18,15 @@ class EMATeacher:
     """Mean teacher (Tarvainen and Valpola 2017): averages of all weights, never trained itself.
 
     After update number t (from 1) the weights are `d * teacher + (1 - d) * student` with `d = min(1 - 1 / t, decay)`:
-    the first update copies, so that a random start is forgotten at once. Buffers (running statistics of batch
-    normalization) are copied, not averaged. The teacher predicts in evaluation mode, without dropout.
+    the first update copies the student, so the random initial weights have no effect. Buffers (running statistics of
+    batch normalization) are copied, not averaged. The teacher predicts in evaluation mode, without dropout.
 
-    It is outside of the trained module, so no optimizer, no gradient clipping and no DistributedDataParallel sees it;
-    on every rank it is the same, because the students are.
+    It is outside of the trained module, so optimizers, gradient clipping and DistributedDataParallel do not see it.
+    It is equal on every rank, because the students are.
 
     Args:
-        group: The students, with the weights they start from.
-        decay: In [0, 1).
+        group: The students, with their initial weights.
+        decay: Largest decay, in [0, 1).
     """
 
     def __init__(self, group: StudentGroup, decay: float) -> None:
@@ -43,7 +43,7 @@ class EMATeacher:
         return cast(StudentGroup, self.average.module)
 
     def update(self, group: StudentGroup) -> None:
-        """Take in the students' weights; to be called after a step of the optimizers that was really taken."""
+        """Update the averages. Call it after the optimizers took their step, and not after a skipped step."""
         self.updates += 1
         self.average.update_parameters(group)
 
@@ -64,6 +64,6 @@ class EMATeacher:
         self.group.load_state_dict(state["weights"])
 
     def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], number: Tensor | int) -> None:
-        # Not called by the first update, which copies.
+        # Not used in the first update, which copies.
         decay = min(1 - 1 / self.updates, self.decay)
         torch._foreach_lerp_(list(averaged), list(current), 1 - decay)

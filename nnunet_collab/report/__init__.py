@@ -1,1 +1,1 @@
-"""One page that compares methods: scores with intervals and tests, curves, costs, pictures, and what was published."""
+"""One page that compares methods: scores with intervals and tests, curves, costs, pictures, published numbers."""

@@ -1,4 +1,4 @@
-"""Measure the sources, put the seeds of a method together, and refuse what does not belong into one table."""
+"""Measure the sources, group the seeds of each method, and refuse results that cannot be in one table."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Comparison:
         dataset: Name of the dataset.
         classes: Names of the classes.
         cases: Names of the cases.
-        units: The patient of each case, or the case itself where patients are not known.
-        methods: At least one; the baseline, if there is one, first.
-        baseline: What the others are tested against.
-        no_baseline: Why there is none, as a sentence; empty if there is one.
+        units: The patient of each case, or the case itself if patients are not known.
+        methods: At least one; the baseline, if there is one, is the first.
+        baseline: The method against which the others are tested.
+        no_baseline: Reason why there is no baseline, as a sentence; empty if there is one.
         distance_unit: `mm`, or `pixel` for images without spacing, which have distances in pixels only.
     """
 
@@ -54,7 +54,7 @@ class Comparison:
         return self.units != self.cases
 
     def values(self, result: Result, metric: str) -> NDArray[np.float64]:
-        """`(cases, classes)` of one metric; NaN where it is not defined or was not measured."""
+        """`(cases, classes)` values of one metric; NaN if it is not defined or was not measured."""
         if metric not in result.frame:
             return np.full((len(self.cases), len(self.classes)), np.nan)
         table = result.frame.pivot(index="case", columns="class", values=metric)
@@ -62,16 +62,16 @@ class Comparison:
         return values
 
     def over_seeds(self, method: Method, metric: str) -> NDArray[np.float64]:
-        """`(cases, seeds, classes)` of one metric."""
+        """`(cases, seeds, classes)` values of one metric."""
         return np.stack([self.values(result, metric) for result in method.results], axis=1)
 
 
 def collect(sources: Sequence[Source], *, baseline: str | None = None, processes: int = 2) -> list[Comparison]:
-    """Measure what has no table yet and sort everything into comparisons, one per dataset.
+    """Measure the sources without a table, and group everything into comparisons, one per dataset.
 
     Raises:
-        CollabError: If a source cannot be measured, two of one dataset were not measured on the same cases and classes,
-            or no method is called `baseline`.
+        CollabError: If a source cannot be measured, two sources of one dataset were not measured on the same cases and
+            classes, or no method has the name `baseline`.
     """
     results: dict[str, list[Result]] = {}
     for source in sources:
@@ -89,13 +89,13 @@ def collect(sources: Sequence[Source], *, baseline: str | None = None, processes
         labels = [method.label for comparison in comparisons for method in comparison.methods]
         raise CollabError(
             f"report: --baseline must name one of the methods; got {baseline!r}. There are: {', '.join(labels)}. The "
-            "name of a folder works, too."
+            "name of a folder is accepted, too."
         )
     return comparisons
 
 
 def _by_dataset(results: dict[str, list[Result]]) -> dict[str, list[Result]]:
-    """`Dataset027_ACDC`, as plans.json calls it, and `ACDC`, as dataset.json may, are one dataset."""
+    """One name for `Dataset027_ACDC` (as in plans.json) and `ACDC` (as in dataset.json)."""
     merged: dict[str, list[Result]] = {}
     for name, members in results.items():
         full = [other for other in results if re.fullmatch(r"Dataset\d{3}_" + re.escape(name), other)]
@@ -104,7 +104,7 @@ def _by_dataset(results: dict[str, list[Result]]) -> dict[str, list[Result]]:
 
 
 def _patients(results: Sequence[Result], cases: list[str]) -> list[str]:
-    """The patient of each case, by the first dataset.json or table that says so; else the case itself."""
+    """The patient of each case, from the first dataset.json or table that has patients; else the case itself."""
     pattern = next((r.source.facts["patient_pattern"] for r in results if "patient_pattern" in r.source.facts), None)
     for result in results if pattern is None else []:
         if "patient" in result.frame:
@@ -120,22 +120,22 @@ def _read_table(table: Path, source: Source) -> pd.DataFrame:
     if predicted and predicted != set(frame["case"]):
         strange = predicted ^ set(frame["case"])
         raise CollabError(
-            f"report: {table} must be a table of the predictions beside it; they differ in {listed(strange)}. Run "
+            f"report: {table} must be a table of the predictions next to it; they differ in {listed(strange)}. Run "
             "nnunet_collab evaluate again."
         )
     return frame
 
 
 def _refuse_stale_validation(source: Source, folds: Sequence[Fold]) -> None:
-    """Predictions that an earlier training left in the same folder may be of cases that this one has trained on."""
+    """Raise if predictions are from an earlier training in the same folder, which may have had another split."""
     ending = str(source.facts.get("file_ending", ""))
     # zip: folds of a training are listed in the order of its folders of validation cases.
     for folder, fold in zip(source.predictions, folds, strict=False) if source.folds else ():
         predicted = len([*folder.glob(f"*{ending}")]) if ending else 0
         if fold.validated is not None and predicted > fold.validated:
             raise CollabError(
-                f"report: {folder} must hold the validation cases of its training alone; that had {fold.validated}, as "
-                f"its log says, and there are {predicted} predictions, so some are of an earlier training with another "
+                f"report: {folder} must hold only the validation cases of its training, {fold.validated} "
+                f"according to its log; got {predicted} predictions, so some are from an earlier training with another "
                 "split. Delete the folder, and predict again with nnUNetv2_train ... --val."
             )
 
@@ -143,8 +143,8 @@ def _refuse_stale_validation(source: Source, folds: Sequence[Fold]) -> None:
 def _measure(source: Source, processes: int) -> pd.DataFrame:
     if source.labels is None:
         raise CollabError(
-            f"report: the labels of the predictions must be found; those of {source.name} are neither where its "
-            "validation found them, nor in nnUNet_preprocessed, nor in nnUNet_raw. Name their folder with --labels."
+            f"report: the labels of the predictions must be found; those of {source.name} are neither in the folder "
+            "of its validation, nor in nnUNet_preprocessed, nor in nnUNet_raw. Name their folder with --labels."
         )
     frames = []
     for folder in source.predictions:
@@ -166,14 +166,14 @@ def _measure(source: Source, processes: int) -> pd.DataFrame:
     twice = frame.loc[frame.duplicated(["case", "class"]), "case"].unique()
     if len(twice):
         raise CollabError(
-            f"report: the folds of {source.name} must validate different cases; in several: {listed(twice)}. Report "
-            "each fold's predictions by itself."
+            f"report: the folds of {source.name} must validate different cases; in several folds: {listed(twice)}. "
+            "Report the predictions of each fold separately."
         )
     return frame
 
 
 def _dataset_json(folder: Path) -> Path | None:
-    """A results folder's own; for a folder of predictions, where `evaluate` looks."""
+    """The dataset.json of a results folder; for a folder of predictions, the one that `evaluate` finds."""
     path = folder.parent.parent / "dataset.json"
     return path if folder.name == "validation" and path.is_file() else None
 

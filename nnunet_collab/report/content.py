@@ -1,4 +1,4 @@
-"""What the report says, in order: sections of sentences, tables and pictures, whatever they are printed as."""
+"""Content of the report in order, for all formats: sections of sentences, tables and pictures."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Section:
     Attributes:
         title: The heading.
         text: Paragraphs.
-        tables: Below the text.
-        pictures: Below the tables.
-        legend: Whether the colors of the methods must be explained.
-        published: Whether these are the papers' numbers, which are set apart.
-        details: Title and preformatted text of what is folded away.
+        tables: Tables below the text.
+        pictures: Pictures below the tables.
+        legend: Whether to explain the colors of the methods.
+        published: Whether these are numbers from papers, which have another style.
+        details: Titles and preformatted texts of foldable parts.
     """
 
     title: str
@@ -56,13 +56,13 @@ class DatasetReport:
     """All sections on one dataset.
 
     Attributes:
-        title: The dataset.
-        facts: What was compared on what, in sentences.
-        warnings: What a reader must know before believing the numbers.
+        title: Name of the dataset.
+        facts: What was compared and on which cases, in sentences.
+        warnings: Limits of the numbers that a reader must know.
         summary: The main result, one sentence per method.
-        baseline: What the differences in it are to; empty if nothing is compared.
-        methods: Their labels, in the order of their colors.
-        sections: In order.
+        baseline: Label of the method to which the differences in the summary refer; empty if nothing is compared.
+        methods: Labels of the methods, in the order of their colors.
+        sections: Sections in order.
         frames: Name of a CSV file -> its rows.
     """
 
@@ -89,7 +89,7 @@ def make_dataset_report(comparison: Comparison) -> DatasetReport:
         methods=[method.label for method in comparison.methods],
         sections=[
             Section("Scores", without_voxels(scores), score_tables(comparison, scores)),
-            Section("Scores, case by case", ["Every dot is a case."], pictures=box_plots(comparison), legend=True),
+            Section("Scores, case by case", ["Each dot is a case."], pictures=box_plots(comparison), legend=True),
             _tests_section(comparison, tests),
             _empty_masks_section(comparison, scores),
             _overlays_section(comparison),
@@ -113,8 +113,8 @@ def _tests_section(comparison: Comparison, tests: pd.DataFrame) -> Section:
         return Section("Against the baseline", [comparison.no_baseline])
     n = int(tests["units"].max())
     text = [
-        f"Baseline: {comparison.baseline.label}. Differences are means over the cases that both have, in brackets with "
-        f"95 % intervals. With {n} {'patients' if comparison.by_patient else 'cases'} no p can be below "
+        f"Baseline: {comparison.baseline.label}. Differences are means over the cases of both methods, with "
+        f"95 % intervals in brackets. With {n} {'patients' if comparison.by_patient else 'cases'} no p can be below "
         f"{smallest_p(n):.4g}, before correction."
     ]
     return Section("Against the baseline", text, tables=comparison_tables(comparison, tests))
@@ -131,7 +131,9 @@ def _empty_masks_section(comparison: Comparison, scores: pd.DataFrame) -> Sectio
 def _overlays_section(comparison: Comparison) -> Section:
     pictures, missing = overlays(comparison)
     text = (
-        ["Chosen by the mean Dice of a case; shown is the slice with most foreground in the truth."] if pictures else []
+        ["Selected by the mean Dice of a case. The slice with most foreground in the truth is shown."]
+        if pictures
+        else []
     )
     return Section("Best, median and worst case", text + missing, pictures=pictures)
 
@@ -140,8 +142,8 @@ def _curve_sections(comparison: Comparison) -> list[Section]:
     learning, pseudo = learning_curves(comparison), pseudo_label_curves(comparison)
     without = [m.label for m in comparison.methods if not any(fold.curves for fold in m.results[0].folds)]
     missing = [f"Without a curve, because no curves.json of their training was found: {', '.join(without)}."]
-    text = ["First seed and fold. Pseudo Dice is measured on patches during training: no score to report."]
-    none = ["No method used pseudo labels, or their trainings left no curves of them."]
+    text = ["First seed and fold. Pseudo Dice is measured on patches during training. Do not report it as a score."]
+    none = ["No method used pseudo labels, or the trainings did not record their curves."]
     return [
         Section(
             "Learning curves", (text if learning else []) + (missing if without else []), [], learning, bool(learning)
@@ -154,7 +156,7 @@ def _training_section(comparison: Comparison, training: pd.DataFrame) -> Section
     found = set(training["method"]) if len(training) else set()
     without = [method.label for method in comparison.methods if method.label not in found]
     text = (
-        ["As the trainings logged it; seconds per iteration include the validation steps of the epochs."]
+        ["From the logs of the trainings. Seconds per iteration include the validation steps of the epochs."]
         if found
         else []
     )
@@ -179,8 +181,8 @@ def _published_section(frame: pd.DataFrame) -> Section:
     if frame.empty:
         return Section("What papers report", ["No published numbers are on file for this dataset."], published=True)
     text = [
-        "These numbers were printed in papers, for other cases, networks, resolutions and trainings. They were not "
-        "measured here and must not be put beside the numbers above as if they had been. The last column names the "
+        "These numbers are from papers, for other cases, networks, resolutions and trainings. They were not "
+        "measured here. Do not compare them directly with the numbers above. The last column names the "
         "caveats:"
     ]
     text += [f"{letter}: {caveat}" for caveat, letter in caveats(frame).items()]

@@ -1,4 +1,4 @@
-"""What the trainings used and cost, as they logged it, and in which settings they differ."""
+"""Data, time and memory of the trainings, from their logs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def training_frame(comparison: Comparison) -> pd.DataFrame:
-    """One row per fold of each training; NaN where it was not logged.
+    """One row per fold of each training; NaN for values that were not logged.
 
     `seconds_per_iteration` is the median over the epochs of an epoch's time, validation steps included, divided by its
-    training iterations. `hours` is the time of all epochs; `gpu_hours` that times the GPUs, without any NaN.
+    training iterations. `hours` is the time of all epochs; `gpu_hours` is `hours` times the number of GPUs, NaN without
+    a GPU.
     """
     rows = [
         _training_row(comparison, method, result, fold)

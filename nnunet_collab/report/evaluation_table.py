@@ -1,4 +1,4 @@
-"""Reading a CSV of `nnunet_collab evaluate`: every value is checked before it is believed."""
+"""Read a CSV of `nnunet_collab evaluate`, and check every value."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def read_evaluation(path: Path) -> pd.DataFrame:
     """The rows of cases: one per case and class, without the column `statistic`.
 
     Raises:
-        CollabError: If the file is no such table, a case lacks a class or has it twice, or a value cannot be: no
+        CollabError: If the file is not such a table, a case lacks a class or has it twice, or a value is invalid: not a
             number, a Dice, Jaccard or MAE outside of 0 to 1, a distance below 0, an infinite value, a flag that is not
-            0 or 1, a value that is missing where there must be one, or one where there can be none
-            (`evaluation.metrics` has the rules).
+            0 or 1, a required value that is missing, or a value where there must be none (`evaluation.metrics` has the
+            rules).
     """
     rule = f"report: {path} must be a table of `nnunet_collab evaluate`"
     try:
@@ -35,7 +35,7 @@ def read_evaluation(path: Path) -> pd.DataFrame:
     except (OSError, ValueError, KeyError) as error:
         raise CollabError(f"{rule}; {type(error).__name__}: {error}. Write it again.") from error
     if frame.empty or cases_and_classes.duplicated().any():
-        raise CollabError(f"{rule}, with every case and class once; it is empty or has some twice. Write it again.")
+        raise CollabError(f"{rule}, with every case and class once; it is empty, or has some twice. Write it again.")
     if len(frame) != frame["case"].nunique() * frame["class"].nunique():
         raise CollabError(f"{rule}, with every class of every case; some are missing. Write it again.")
     numbers = frame.columns.drop(_TEXTS, errors="ignore")
@@ -56,7 +56,7 @@ def read_evaluation(path: Path) -> pd.DataFrame:
 
 
 def _impossible(frame: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.Series]]:
-    """What a value of the column must be, and where it is not."""
+    """Rules for the values of a column, each with a mask of the rows that break it."""
     values = frame[column]
     missing = values.isna()
     if column in (*OVERLAPS, "mae"):
@@ -73,11 +73,11 @@ def _impossible(frame: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.Seri
         yield "the only flag that is 1", (values == 1) & (missed.astype(int) + false_positive + neither > 1)
     if column in OVERLAPS:
         yield "empty, because neither mask has the class (both_empty)", neither & ~missing
-        yield "there, because a mask has the class (both_empty is 0)", ~neither & missing
-        yield "0, because one mask alone has the class (missed or false_positive)", one & (values != 0)
+        yield "present, because a mask has the class (both_empty is 0)", ~neither & missing
+        yield "0, because only one mask has the class (missed or false_positive)", one & (values != 0)
     if column in _DISTANCES:
         yield "empty, because a mask lacks the class (missed, false_positive or both_empty)", (one | neither) & ~missing
-        yield "there, because both masks have the class", ~(one | neither) & missing
+        yield "present, because both masks have the class", ~(one | neither) & missing
 
 
 def _refuse(rule: str, frame: pd.DataFrame, text: pd.Series, wrong: pd.Series, wanted: str) -> None:

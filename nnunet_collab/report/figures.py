@@ -1,7 +1,7 @@
 """Small pictures of the report: box plots over the cases, and curves over the epochs; one panel each, as SVG.
 
-Small ones instead of one large one, so that a phone shows them below each other and a desktop side by side. Colors are
-those of Okabe and Ito, the same for a method in every picture; beyond seven methods the dashes tell them apart, too.
+They are small, so that a phone shows them one below the other and a desktop side by side. Colors are those of Okabe
+and Ito. A method has the same color in every picture; with more than seven methods the dashes differ, too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _STYLE = {
     "axes.facecolor": "white",
     "text.color": "black",
 }
-# Families of curves.json -> title, label of the axis; the student's own where there is one per student.
+# Families of curves.json -> title and label of the axis. Families with a curve per student show that of the student.
 _PANELS = {
     "pseudo_dice": ("Pseudo Dice on validation patches", "0 to 1"),
     "supervised": ("Supervised loss, weighted", "no unit"),
@@ -60,11 +60,11 @@ class Picture:
     """One picture of the page.
 
     Attributes:
-        name: Of its file, without the ending.
-        kind: `svg`, `webp` or `png`.
-        content: What the page holds.
-        alt: What it shows, for those who do not see it.
-        caption: Below it; may be empty.
+        name: Name of its file, without the ending.
+        kind: Format: `svg`, `webp` or `png`.
+        content: Image data in the page.
+        alt: Alternative text for readers who cannot see the picture.
+        caption: Text below it; may be empty.
         full: A PNG in print quality for the folder of figures; empty if `content` is as good.
     """
 
@@ -82,7 +82,7 @@ def color_of(index: int) -> str:
 
 
 def dash_of(index: int) -> str:
-    """Its dashes, as SVG writes them; empty for a solid line."""
+    """Dashes of the method, in SVG's notation; empty for a solid line."""
     return _DASHES[index // len(_COLORS) % len(_DASHES)]
 
 
@@ -134,7 +134,7 @@ def _draw_box(axes: Axes, row: int, values: NDArray[np.float64], color: str) -> 
     axes.plot([high, ends.max()], [y, y], color=color, linewidth=1.4)
     axes.barh(y, high - low, left=low, height=0.36, facecolor="white", edgecolor=color, linewidth=1.4)
     axes.plot([median, median], [y - 0.18, y + 0.18], color=color, linewidth=2.5)
-    # In a fixed order, not at random: neighbors must not cover each other.
+    # At fixed offsets, not random ones, so that neighbors do not cover each other.
     shifts = np.resize([0.0, 0.08, -0.08, 0.04, -0.04], len(values))
     axes.plot(np.sort(values), y + shifts, "o", color=color, markersize=2.5, alpha=0.6, zorder=3)
 
@@ -146,7 +146,7 @@ def learning_curves(comparison: Comparison) -> list[Picture]:
 
 
 def pseudo_label_curves(comparison: Comparison) -> list[Picture]:
-    """How many pseudo labels were used, how sure and how good they were."""
+    """Share of the pseudo labels that were used, their entropy and their quality."""
     curves = [_curves_of(method) for method in comparison.methods]
     return _pictures("pseudo", {key: [c.get(key) for c in curves] for key in _PSEUDO_LABELS}, _PSEUDO_LABELS)
 
@@ -154,7 +154,7 @@ def pseudo_label_curves(comparison: Comparison) -> list[Picture]:
 def _curves_of(method: Method) -> dict[str, list[float]]:
     """Curves of the method's student by panel; of an ensemble, the mean of its students'.
 
-    Of pseudo labels that are rectified, which are known as "before" and "after", those after it.
+    If pseudo labels are rectified ("before" and "after"), the curve after the rectification.
     """
     result = method.results[0]
     curves: Mapping[str, Any] = next((fold.curves for fold in result.folds if fold.curves), {})
@@ -192,7 +192,7 @@ def _panel(name: str, title: str, label: str, curves: Sequence[Sequence[float] |
                 dash = [float(n) for n in dash_of(index).split()]
                 style: Any = (0, tuple(dash)) if dash else "-"
                 marker = "o" if len(values) == 1 else ""
-                # Later lines are thinner, so that equal ones can all be seen.
+                # Later lines are thinner, so that equal lines are all visible.
                 width = 1.4 + 2 * (1 - index / len(curves))
                 axes.plot(values, color=color_of(index), linestyle=style, linewidth=width, marker=marker)
         axes.set(title=title, ylabel=label, xlabel="epoch")
@@ -210,8 +210,8 @@ def _svg(figure: Figure) -> bytes:
     text = buffer.getvalue().decode("utf-8")
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<!DOCTYPE.*?>|<\?xml.*?\?>", "", text, flags=re.DOTALL)
     text = re.sub(r"font-family: [^;]*; ", "", text).replace("</style>", f"text{{font-family: {_FONTS}}}</style>", 1)
-    text = re.sub(r' id="(?![pm][0-9a-f]{10})[^"]*"', "", text)  # nothing refers to the names of groups
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)  # a hundredth of a point is fine enough
+    text = re.sub(r' id="(?![pm][0-9a-f]{10})[^"]*"', "", text)  # the names of groups are not used
+    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)  # a precision of 0.01 points is enough
     return re.sub(r"\s*\n\s*", "\n", text).strip().encode("utf-8")
 
 

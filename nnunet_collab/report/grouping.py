@@ -1,4 +1,4 @@
-"""Which results are the same method with another seed, how methods are called, and which of them is the baseline."""
+"""Group results that differ only in the seed, name the methods, and find the baseline."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SUPERVISED = ("SupervisedTrainer", "nnUNetTrainer")
 
 @dataclass(frozen=True)
 class Result:
-    """A source, measured.
+    """A measured source.
 
     Attributes:
-        source: Where it is from.
-        seed: Of its training; None if it is not known.
+        source: The source of the predictions.
+        seed: Seed of its training; None if it is not known.
         frame: One row per case and class, with the columns of `evaluation.metrics.case_metrics`.
-        folds: What its training left.
+        folds: Folds of its training.
     """
 
     source: Source
@@ -35,14 +35,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Method:
-    """Results that differ in the seed alone, in the order of the seeds."""
+    """Results that differ only in the seed, in the order of the seeds."""
 
     label: str
     results: list[Result]
 
 
 class _Identity(NamedTuple):
-    """What is common to the seeds of a method, and how it is called."""
+    """Key and label of the method of a result, common to all its seeds."""
 
     label: str
     dataset: str
@@ -72,12 +72,12 @@ def _identity(source: Source) -> _Identity:
 
 
 def group_by_method(results: Sequence[Result]) -> list[Method]:
-    """Results grouped by all but the seed, under names that tell the groups apart."""
+    """Results grouped by everything except the seed, with unique labels."""
     groups: dict[Any, list[Result]] = {}
     for result in results:
         identity: Any = _identity(result.source)
         if any(result.seed is None or member.seed == result.seed for member in groups.get(identity, [])):
-            identity = (identity, result.source.name)  # the same model twice: predicted in two ways
+            identity = (identity, result.source.name)  # the same model, predicted in two ways
         groups.setdefault(identity, []).append(result)
     labels = [_identity(members[0].source)[:3] for members in groups.values()]
     methods = []
@@ -94,15 +94,15 @@ def group_by_method(results: Sequence[Result]) -> list[Method]:
 
 
 def choose_baseline(methods: Sequence[Method], name: str | None) -> tuple[Method | None, str]:
-    """The method of that name; without a name, the only one that a supervised trainer made."""
+    """The method of that name; without a name, the only method of a supervised trainer."""
     if name is not None:
         wanted = name.casefold()
         for method in methods:
             if wanted in {method.label.casefold(), *(r.source.name.casefold() for r in method.results)}:
                 return method, ""
-        return None, f"None of these methods is called {name}, so nothing was tested."
+        return None, f"None of these methods has the name {name}, so nothing was tested."
     if len(methods) == 1:
-        return None, "There is one method only, so there is nothing to test it against."
+        return None, "There is only one method, so there is no test."
     supervised = [m for m in methods if _trainer(m.results[0].source) in _SUPERVISED]
     if len(supervised) == 1:
         return supervised[0], ""

@@ -1,7 +1,7 @@
-"""The folder of a report: whose files may be replaced, and how it comes to be there whole or not at all.
+"""The folder of a report: which files may be replaced, and how it is written completely or not at all.
 
-A report lists its files in `report_files.json`. A folder is an earlier report if it has that list and nothing beside
-what the list names; only such a folder is replaced, and only when that was asked for.
+A report lists its files in `report_files.json`. A folder is an earlier report if it has that list and only the files in
+the list. Only such a folder is replaced, and only with --overwrite.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LIST = "report_files.json"
 
 
 def refuse_output(output: Path, *, overwrite: bool) -> None:
-    """Raise unless a report may be written to `output`; to be called before anything is measured, and again after it.
+    """Raise unless a report may be written to `output`. Call it before the measurement, and again after it.
 
     Raises:
         CollabError: If it is a link or a file, its parent does not exist, it holds anything but an earlier report, or
@@ -30,30 +30,32 @@ def refuse_output(output: Path, *, overwrite: bool) -> None:
     """
     if output.is_symlink():
         raise CollabError(
-            f"report: -o must be a folder itself; {output} is a link to {os.readlink(output)}. Name that folder, or "
+            f"report: -o must not be a link; {output} is a link to {os.readlink(output)}. Name that folder, or "
             "another one."
         )
     if not output.parent.is_dir() or output.is_file():
         raise CollabError(
-            f"report: -o must be a folder in a folder that exists; got {output}. Create that, or name another."
+            f"report: -o must be in a folder that exists; got {output}. Create that folder, or name another."
         )
     if not output.exists() or not any(output.iterdir()):
         return
     if strange := sorted(_files(output) - _listed_files(output)):
         raise CollabError(
-            f"report: -o must be new or hold an earlier report alone; {output} also holds {listed(strange)}. Name "
+            f"report: -o must be new or hold only an earlier report; {output} also holds {listed(strange)}. Name "
             "another folder."
         )
     if not overwrite:
-        raise CollabError(f"report: {output} holds a report. Name another folder, or replace it with --overwrite.")
+        raise CollabError(
+            f"report: {output} holds a report already. Name another folder, or replace it with --overwrite."
+        )
 
 
 def write_folder(output: Path, write: Callable[[Path], None], *, overwrite: bool) -> None:
-    """Let `write` fill a folder beside `output`, then put it in the place of `output`.
+    """Let `write` fill a temporary folder next to `output`, then rename it to `output`.
 
     Raises:
-        CollabError: If the system refuses, or for the reasons of `refuse_output`: both may change while `write` runs.
-            `output` is then as it was.
+        CollabError: If the system refuses, or for the reasons of `refuse_output`, since the folder may change while
+            `write` runs. `output` is then unchanged.
     """
     partial = _beside(output, "partial")
     former = _beside(output, "former")
@@ -78,12 +80,12 @@ def write_folder(output: Path, write: Callable[[Path], None], *, overwrite: bool
 
 
 def remove_leftovers(output: Path) -> list[Path]:
-    """Remove the folders that reports to `output` left beside it when they were killed on this machine.
+    """Remove temporary folders next to `output` that killed reports left on this machine.
 
-    A former report that a killed command had moved aside, and not yet replaced, goes back to its place.
+    An earlier report that a killed command had moved aside, but not yet replaced, is moved back.
 
     Returns:
-        What was removed or put back. Folders of processes that are alive, or of other machines, are left alone.
+        What was removed or moved back. Folders of living processes, or of other machines, are not touched.
     """
     pattern = re.compile(rf"\.{re.escape(output.name)}\.{re.escape(_host())}\.(\d+)\.(partial|former)")
     found = []
@@ -109,19 +111,19 @@ def _host() -> str:
 
 
 def _is_alive(process: int) -> bool:
-    if os.name == "nt":  # where signal 0 is Ctrl-C, and asking would stop it
+    if os.name == "nt":  # on Windows signal 0 is Ctrl-C, which would end the process
         return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is another user's
+    except OSError:  # the process belongs to another user
         return True
     return True
 
 
 def _files(folder: Path) -> set[str]:
-    """Everything in the folder but folders that hold something, with `/` between the names; links are not followed."""
+    """All files, links and empty folders in the folder, with `/` between the names; links are not followed."""
     found = set()
     for root, folders, files in os.walk(folder):
         at = Path(root)
@@ -132,7 +134,7 @@ def _files(folder: Path) -> set[str]:
 
 
 def _listed_files(folder: Path) -> set[str]:
-    """What the report in the folder lists; nothing if there is no list."""
+    """Files that the report in the folder lists; empty if there is no list."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         return set(map(str, json.loads((folder / LIST).read_text(encoding="utf-8"))))
     return set()

@@ -1,4 +1,4 @@
-"""The best, the median and the worst case of each method, beside the truth and what the baseline made of it."""
+"""The best, median and worst case of each method, with the truth and the baseline's prediction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _RANKS = ("best", "median", "worst")
 
 
 def overlays(comparison: Comparison) -> tuple[list[Picture], list[str]]:
-    """One picture per method, of its first seed, and a sentence for each method that cannot be drawn."""
+    """One picture per method (first seed), and a sentence for each method that cannot be drawn."""
     pictures, missing = [], []
     for number, method in enumerate(comparison.methods, start=1):
         reason = _what_is_missing(method.results[0])
@@ -62,7 +62,7 @@ def _image_file(result: Result, case: str) -> Path:
 def _picture(comparison: Comparison, method: Method, number: int) -> Picture:
     result = method.results[0]
     chosen = ranked_cases(comparison, result)
-    shown = {"prediction": result}  # the caption names the method: its name may be too long for a column
+    shown = {"prediction": result}  # the caption names the method, because its name may be too long for a column
     baseline = comparison.baseline
     if baseline is not None and baseline is not method and not _what_is_missing(baseline.results[0]):
         shown["baseline"] = baseline.results[0]
@@ -72,13 +72,13 @@ def _picture(comparison: Comparison, method: Method, number: int) -> Picture:
         overlay_figure(rows, path, classes=_class_names(result.source.facts))
         full, (kind, content) = path.read_bytes(), _small(path)
     seed = f", seed {result.seed}" if result.seed is not None and len(method.results) > 1 else ""
-    beside = ", beside the baseline" if "baseline" in shown else ""
+    beside = ", with the baseline" if "baseline" in shown else ""
     alt = f"Best, median and worst case of {method.label}: image, truth and prediction{beside}"
     return Picture(f"overlay_{number}", kind, content, alt, f"{method.label}{seed}{beside}", full)
 
 
 def ranked_cases(comparison: Comparison, result: Result) -> dict[str, str]:
-    """Rank -> case, by the mean Dice of its classes; the median is the lower one of two. Fewer with few cases."""
+    """Rank -> case, by mean Dice over classes. For an even number, the lower median. Fewer ranks with few cases."""
     dice = nanmean(comparison.values(result, "dice"), axis=1)
     order = [comparison.cases[i] for i in np.argsort(-dice, kind="stable") if np.isfinite(dice[i])]
     if len(order) < len(_RANKS):
@@ -105,7 +105,7 @@ def _row(comparison: Comparison, title: str, case: str, shown: Mapping[str, Resu
 
 
 def _plan(result: Result, case: str) -> Plan:
-    """How to read the folder that holds the prediction of this case."""
+    """Evaluation plan of the folder that holds the prediction of this case."""
     source = result.source
     ending = str(source.facts["file_ending"])
     folder = next(f for f in source.predictions if (f / f"{case}{ending}").is_file())
@@ -131,13 +131,13 @@ def _read_image(result: Result, case: str) -> NDArray[Any]:
 
 
 def _class_names(facts: Mapping[str, Any]) -> dict[int, str]:
-    """Names of the single foreground labels; regions overlap, so their labels stay unnamed."""
+    """Names of the single foreground labels. Regions overlap, so their labels have no names."""
     labels = {name: value for name, value in facts.get("labels", {}).items() if name != "ignore"}
     return {int(value): name for name, value in labels.items() if not isinstance(value, list) and int(value) > 0}
 
 
 def _small(path: Path) -> tuple[str, bytes]:
-    """Kind and content of a small version for the page: WebP is a third of a PNG, where Pillow can write it."""
+    """Format and content of a small version for the page: WebP (1/3 of the size of PNG) if Pillow supports it."""
     with Image.open(path) as image:
         height = round(image.height * _PIXELS / image.width)
         small = image.convert("RGB").resize((_PIXELS, height), Image.Resampling.LANCZOS)

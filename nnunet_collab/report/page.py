@@ -1,4 +1,4 @@
-"""The report as files: one HTML page that needs nothing else, and the same as Markdown, LaTeX and CSV."""
+"""Write the report: one self-contained HTML page, and the same content as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def write_report(folder: Path, reports: Sequence[DatasetReport], left_out: Seque
     """Write everything into an existing, empty folder.
 
     Args:
-        folder: Gets report.html, report.md, report.tex, one CSV per kind of number, and figures/.
-        reports: One per dataset.
+        folder: Folder for report.html, report.md, report.tex, one CSV per kind of number, and figures/.
+        reports: One report per dataset.
         left_out: A sentence for each training without predictions.
     """
     (folder / "figures").mkdir()
@@ -46,7 +46,7 @@ def write_report(folder: Path, reports: Sequence[DatasetReport], left_out: Seque
 
 
 def html(reports: Sequence[DatasetReport], left_out: Sequence[str]) -> str:
-    """The page, with its style and pictures inside."""
+    """The page, which contains its style and pictures."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = files("nnunet_collab.report").joinpath("page.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(
@@ -63,7 +63,7 @@ def html(reports: Sequence[DatasetReport], left_out: Sequence[str]) -> str:
 
 
 def markdown(reports: Sequence[DatasetReport], left_out: Sequence[str]) -> str:
-    """The same as Markdown; pictures are links into figures/."""
+    """The report as Markdown; pictures are links into figures/."""
     names = iter(name for name, _ in _pictures(reports))
     lines = [f"# {_markdown_text(_title(reports))}", ""]
     if left_out:
@@ -88,7 +88,7 @@ def markdown(reports: Sequence[DatasetReport], left_out: Sequence[str]) -> str:
 
 
 def latex(reports: Sequence[DatasetReport]) -> str:
-    r"""The tables, to be read with \input."""
+    r"""The tables as LaTeX, for \input."""
     lines = [r"% \usepackage{booktabs, graphicx} in the preamble; \input{report} in the text."]
     for report in reports:
         for section in report.sections:

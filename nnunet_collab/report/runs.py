@@ -1,4 +1,4 @@
-"""What a training left behind: its curves, and what it cost as it logged it."""
+"""Files of a training: its curves, and the time and memory in its log."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _STREAMS = re.compile(r"labeled samples of (\d+) cases and \d+ unlabeled ones of
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold of a training; what was not logged is None or empty.
+    """One fold of a training. Values that were not logged are None or empty.
 
     Attributes:
         name: `fold_X`.
-        curves: curves.json.
-        seconds: Of each epoch, its validation steps included.
-        labeled: Cases trained on with their labels.
-        unlabeled: Cases trained on without; 0 if the log names labeled ones only.
+        curves: Content of curves.json.
+        seconds: Time of each epoch in seconds, with its validation steps.
+        labeled: Number of training cases with labels.
+        unlabeled: Number of training cases without labels; 0 if the log names only labeled ones.
     validated: Cases validated on.
         device: `cpu`, or the name of the GPU.
-        on_gpu: Whether it was one.
-        processes: That trained together.
-        peak_memory_bytes: Allocated on the first GPU.
+        on_gpu: Whether the device is a GPU.
+        processes: Number of processes that trained together.
+        peak_memory_bytes: Peak memory allocated on the first GPU, in bytes.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Fold:
 
 
 def read_folds(source: Source) -> list[Fold]:
-    """The folds whose validation the source is, or all finished ones of the training; none if that is not found."""
+    """The folds that made the source's validation, or all finished folds of its training; none if it is not found."""
     if source.run is None:
         return []
     finished = sorted(path.parent.name for path in source.run.glob("fold_*/checkpoint_final.pth"))
@@ -76,7 +76,7 @@ def _read_fold(folder: Path, all_cases: int | None) -> Fold:
 
 
 def _counts(streams: list[Any], split: list[Any], all_cases: int | None) -> tuple[int | None, int | None]:
-    """Labeled and unlabeled cases, from the lines of the log that say so; fold all has no line of its split."""
+    """Numbers of labeled and unlabeled cases from the log; fold all has no line about its split."""
     if streams:
         return int(streams[-1][0]), int(streams[-1][1])
     labeled = int(split[-1][0]) if split else all_cases
@@ -84,7 +84,7 @@ def _counts(streams: list[Any], split: list[Any], all_cases: int | None) -> tupl
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """An optional file: what is not there or broken is not reported."""
+    """An optional file: if it is missing or damaged, it is not reported."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -17,7 +17,7 @@ from nnunet_collab.report.grouping import Method
 
 
 def metrics_of(comparison: Comparison) -> list[str]:
-    """Columns of the metrics that the page shows, in order; MAE is for 2D images. What nobody measured is left out."""
+    """Columns of the metrics on the page, in order; MAE is for 2D images. Metrics without values are left out."""
     metrics = ["dice", "jaccard", "hd95_mm", "hd95_voxel", "asd_mm", "asd_voxel"]
     if comparison.distance_unit == "pixel":
         metrics = ["dice", "jaccard", "hd95_voxel", "asd_voxel", "mae"]
@@ -26,15 +26,15 @@ def metrics_of(comparison: Comparison) -> list[str]:
 
 
 def distance_of(comparison: Comparison) -> str:
-    """The HD95 that stands for the distances: in mm, or in pixels where there is no spacing."""
+    """The HD95 that represents the distances: in mm, or in pixels if there is no spacing."""
     return "hd95_mm" if comparison.distance_unit == "mm" else "hd95_voxel"
 
 
 def scores_frame(comparison: Comparison) -> pd.DataFrame:
-    """One row per class (their mean first) and method.
+    """One row per class and method; the mean of the classes comes first.
 
     Per metric: the mean over cases, averaged over the seeds; its 95 % interval (`_low`, `_high`); its standard
-    deviation over the seeds (`_std_seeds`) and how many cases have a value (`_cases`, in the seed with the fewest).
+    deviation over the seeds (`_std_seeds`) and the number of cases with a value (`_cases`, the minimum over seeds).
     The flags of empty masks are sums over cases and seeds.
     """
     rows = []
@@ -56,10 +56,10 @@ def scores_frame(comparison: Comparison) -> pd.DataFrame:
 
 
 def comparisons_frame(comparison: Comparison) -> pd.DataFrame:
-    """One row per metric, class and method but the baseline: mean difference, its interval, p and Holm's p.
+    """One row per metric, class and method except the baseline: mean difference, its interval, p and Holm's p.
 
-    Corrected together are, of one metric, the tests of all methods on the mean of the classes; and those of all methods
-    on all classes. The mean of the classes takes those of a case that have a value with both methods.
+    For each metric, two groups of tests are corrected: those of all methods on the mean of the classes, and those of
+    all methods on all single classes. The mean of the classes uses the classes of a case with a value in both methods.
     """
     baseline = comparison.baseline
     rows: list[dict[str, Any]] = []
@@ -101,7 +101,7 @@ def cases_frame(comparison: Comparison) -> pd.DataFrame:
 
 
 def published_frame(dataset: str) -> pd.DataFrame:
-    """What papers report on this dataset, as they print it; no row for a dataset that none of them uses."""
+    """Numbers of papers on this dataset, as printed; no row for a dataset that no paper uses."""
     content = json.loads(files("nnunet_collab.report").joinpath("published.json").read_text(encoding="utf-8"))
     name = re.sub(r"[^a-z]", "", re.sub(r"^Dataset\d+_", "", dataset).lower())
     known = [
@@ -113,18 +113,18 @@ def published_frame(dataset: str) -> pd.DataFrame:
 
 
 def classes_and_mean(comparison: Comparison) -> list[tuple[list[int], str]]:
-    """Columns of the values and the name, of all classes together and of each."""
+    """Columns of the values and the name: of all classes together, then of each class."""
     everything = (list(range(len(comparison.classes))), ALL_CLASSES)
     return [everything, *(([i], name) for i, name in enumerate(comparison.classes))]
 
 
 def mean_over_seeds(comparison: Comparison, method: Method | None, metric: str) -> Any:
-    """`(cases, classes)`; NaN without a method."""
+    """Values `(cases, classes)`; NaN without a method."""
     return nanmean(comparison.over_seeds(method, metric), axis=1) if method else np.nan
 
 
 def nanmean(values: Any, axis: int) -> Any:
-    """NaN without a warning where nothing is known."""
+    """Mean without NaN; NaN, without a warning, if there is no value."""
     known = np.isfinite(values)
     count = known.sum(axis=axis)
     total = np.where(known, values, 0).sum(axis=axis)

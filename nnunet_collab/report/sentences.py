@@ -1,4 +1,4 @@
-"""What the report says in words: what was compared, what to beware of, the main result, and how to read numbers."""
+"""Sentences of the report: what was compared, warnings, the main result, and how to read the numbers."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
     from nnunet_collab.report.collect import Comparison
 
 READING = (
-    "Scores are means over cases; below each, in brackets, its 95 % bootstrap interval. What is drawn anew are "
-    "patients with all their cases where patients are known, else cases. The intervals say how much the test cases "
-    "matter; they do not say how another training (another seed) would differ.",
-    "Several seeds of a method: its scores are the means of the seeds' scores, and ± is their standard deviation. "
-    "A single seed says nothing about that spread: differences of one or two points of Dice are common between seeds.",
+    "Scores are means over cases. The 95 % bootstrap interval is below each, in brackets. The bootstrap draws "
+    "patients with all their cases if patients are known, else cases. The intervals show the effect of the choice of "
+    "test cases. They do not show how another training (another seed) would differ.",
+    "For a method with several seeds, scores are means over the seeds, and ± is their standard deviation. A single "
+    "seed says nothing about this spread: differences of 0.01 to 0.02 in Dice between seeds are common.",
     "Dice and Jaccard: 0 to 1, higher is better. HD95 (the larger of the two directed 95th percentiles) and ASD (mean "
     "over both surfaces): distances between surface voxels, lower is better. In mm they use the true spacing. In "
-    "voxels every axis counts alike: only for comparison with papers that report voxels.",
-    "Empty masks: a class in neither mask of a case is left out. A class in one mask only scores Dice and Jaccard 0 "
-    "and has no distance, so read distances beside the number of cases that have one.",
+    "voxels all axes count equally: use them only for comparison with papers that report voxels.",
+    "Empty masks: a class in neither mask of a case is left out. A class in only one mask has Dice and Jaccard 0 "
+    "and no distance. So read distances together with the number of cases that have one.",
     "Tests: Wilcoxon signed-rank, two-sided, on the differences between two methods on the same cases (averaged per "
-    "patient and over seeds). p is corrected by Holm's method: for all methods on the mean of the classes, and for all "
-    "methods on all classes, of one metric. With n patients no p below 2 / 2^n is possible. A large p does not show "
-    "that two methods are equal.",
-    "Validation cases were predicted by checkpoint_final. They did not choose it, but they are the cases of the "
-    "learning curves: a choice made by looking at those has seen them. Test cases kept apart are better evidence.",
+    "patient and over seeds). For each metric, p is corrected by Holm's method: for all methods on the mean of the "
+    "classes, and for all methods on all classes. With n patients no p below 2 / 2^n is possible. A large p does not "
+    "show that two methods are equal.",
+    "Validation cases were predicted by checkpoint_final. It was not selected on them, but the learning curves show "
+    "them. A choice based on these curves is a choice on these cases. Separate test cases are better evidence.",
 )
 
 
 def facts(comparison: Comparison) -> list[str]:
-    """What was compared on what."""
+    """What was compared, and on which cases."""
     results = [result for method in comparison.methods for result in method.results]
     of_patients = f" of {len(set(comparison.units))} patients" if comparison.by_patient else ""
     folds = sorted({fold.removeprefix("fold_") for result in results for fold in result.source.folds})
@@ -46,19 +46,17 @@ def facts(comparison: Comparison) -> list[str]:
 
 
 def warnings(comparison: Comparison) -> list[str]:
-    """What a reader must know before believing the numbers."""
+    """Limits of the numbers that a reader must know."""
     found = []
     if any("fold_all" in result.source.folds for method in comparison.methods for result in method.results):
-        found.append(
-            "Fold all validates on the very cases it was trained on: these scores say nothing about other cases."
-        )
+        found.append("Fold all validates on its training cases: these scores say nothing about other cases.")
     if any(len(method.results) == 1 for method in comparison.methods):
         alone = [method.label for method in comparison.methods if len(method.results) == 1]
         who = "Every method has" if len(alone) == len(comparison.methods) else f"{', '.join(alone)}:"
         found.append(f"{who} a single seed: how much another seed would change the scores was not measured.")
     if not comparison.by_patient:
         found.append(
-            f"Every case counts as a patient of its own: {_why_no_patients(comparison)} If some are of one patient, "
+            f"Every case counts as a separate patient: {_why_no_patients(comparison)} If some belong to one patient, "
             "the intervals are too narrow and p is too small."
         )
     return found
@@ -69,7 +67,7 @@ def without_voxels(scores: pd.DataFrame) -> list[str]:
     if "hd95_voxel" in scores:
         return []
     return [
-        "Distances in voxels are left out: the tables do not hold them. Run nnunet_collab evaluate again to have both."
+        "Distances in voxels are left out: the tables do not have them. Run nnunet_collab evaluate again to get both."
     ]
 
 
@@ -94,10 +92,10 @@ def summary(comparison: Comparison, scores: pd.DataFrame, tests: pd.DataFrame) -
 def _why_no_patients(comparison: Comparison) -> str:
     sources = [result.source for method in comparison.methods for result in method.results]
     if any(source.facts for source in sources):
-        return "dataset.json does not say which cases are of one patient (patient_pattern)."
+        return "dataset.json does not say which cases belong to one patient (patient_pattern)."
     return (
-        "no dataset.json, whose patient_pattern says which cases are of one patient, was found beside the predictions "
-        "or their labels (name these with --labels)."
+        "no dataset.json was found next to the predictions or their labels (name these with --labels); its "
+        "patient_pattern says which cases belong to one patient."
     )
 
 

@@ -15,7 +15,7 @@ _NOT_COMPARED = ("seed", "run_name")
 
 
 def settings_table(comparison: Comparison) -> Table | None:
-    """The settings in which methods that have them differ, and students; None if fewer than two methods have any."""
+    """The settings and students in which the methods differ; None if fewer than two methods have settings."""
     flat = {m.label: _flat(settings) for m in comparison.methods if (settings := settings_of(m))}
     if len(flat) < 2:
         return None
@@ -25,18 +25,18 @@ def settings_table(comparison: Comparison) -> Table | None:
     keys = sorted({key for values in flat.values() for key in values})
     differing = [key for key in keys if _differs(key, list(flat.values()))]
     rows = [[Cell(key), *(Cell(_text(values.get(key, EMPTY))) for values in flat.values())] for key in differing]
-    title = "Settings that are not the same for all that have them"
+    title = "Settings that differ between the methods that have them"
     return Table("", title, ["setting", *flat], rows, {"dataset": comparison.dataset})
 
 
 def _differs(key: str, settings: list[dict[str, Any]]) -> bool:
     values = {str(one[key]) for one in settings if key in one}
-    # That a method has no such setting is worth a line only where it says which networks were trained.
+    # A setting that only some methods have gets a line only if it says which networks were trained.
     return len(values) > 1 or (key.startswith("students.") and any(key not in one for one in settings))
 
 
 def _shorten(values: dict[str, Any], students: set[str]) -> None:
-    """Leave one line of each student that some methods do not have: its network."""
+    """For a student that some methods do not have, keep only one line: its network."""
     for name in students:
         own = [key for key in values if key.startswith(f"students.{name}.")]
         network = values.get(f"students.{name}.network", "yes")
@@ -53,7 +53,7 @@ def settings_of(method: Method) -> Mapping[str, Any]:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level; the members of a list of named things by their names."""
+    """Flatten nested settings; entries of a list that have names are identified by them."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if key in _NOT_COMPARED and not prefix:

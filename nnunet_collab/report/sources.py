@@ -1,8 +1,8 @@
-"""What the folders named on the command line hold, before anything is measured.
+"""Find the predictions in the folders on the command line, before anything is measured.
 
 A source is one model's predictions of one test set: the validation folders of a results folder, a folder that
-`nnUNetv2_predict` filled, or a CSV of `nnunet_collab evaluate`. Where its training, images and labels lie is found out
-here, too; only the labels of what has no CSV are indispensable.
+`nnUNetv2_predict` filled, or a CSV of `nnunet_collab evaluate`. This module also finds
+its training, images and labels. Only the labels of a source without a CSV are required.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.nnunet_folders import POSTPROCESSED
 from nnunet_collab.evaluation.pairing import dataset_json_places
 
-_COLUMNS = {"case", "class", "statistic", "dice"}  # by which a CSV of `evaluate` is known
+_COLUMNS = {"case", "class", "statistic", "dice"}  # columns that identify a CSV of `evaluate`
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Source:
     """Predictions of one test set by one model.
 
     Attributes:
-        name: Of the folder or file.
-        facts: dataset.json; empty if there is none.
-        plans: plans.json; empty if there is none.
+        name: Name of the folder or file.
+        facts: Content of dataset.json; empty if there is none.
+        plans: Content of plans.json; empty if there is none.
         run: Results folder of the training, with its logs and curves; None if it is not found.
         folds: Names of the fold folders that predicted their validation cases; empty if another test set was predicted.
         predictions: Folders of segmentations; may be empty if there is a table.
@@ -52,7 +52,7 @@ class Source:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """What a trainer of this package wrote into the plans; empty for others."""
+        """Entry of a trainer of this package in the plans; empty for other trainers."""
         record: Mapping[str, Any] = self.plans.get(KEY, {})
         return record
 
@@ -63,7 +63,7 @@ class Source:
 
     @property
     def dataset(self) -> str:
-        """The dataset whose cases these are: a labeled subset belongs to the one it was taken from."""
+        """Dataset of the cases; a labeled subset belongs to the dataset from which it was made."""
         names = (self.facts.get("labeled_subset_of"), self.plans.get("dataset_name"), self.facts.get("name"))
         return next((str(name) for name in names if name), "")
 
@@ -71,15 +71,15 @@ class Source:
 def find_sources(
     paths: Sequence[Path], *, labels: Path | None = None, images: Path | None = None
 ) -> tuple[list[Source], list[str]]:
-    """Sources at the given paths, in their order, and a sentence for each training that has none.
+    """Sources at the given paths, in their order, and a sentence for each training without predictions.
 
     Args:
         paths: Results folders, folders of predictions, folders of either, or CSV files.
-        labels: Of the cases that folders of predictions predict; None looks beside the images they were made of.
-        images: Likewise.
+        labels: Folder of the labels for folders of predictions; None: search next to their images.
+        images: Folder of the images for folders of predictions; None: search.
 
     Raises:
-        CollabError: If a path is nothing of this, or there is no source at all.
+        CollabError: If a path is none of these, or there is no source at all.
     """
     found: dict[Path, Source] = {}
     left_out: list[str] = []
@@ -89,7 +89,7 @@ def find_sources(
         elif path.is_dir() and (inside := sorted(filter(_is_results_folder, path.iterdir()))):
             for folder in inside:
                 if "student" in _read_json(folder / "plans.json").get(KEY, {}) and _run_of_student(folder) in inside:
-                    continue  # its training stands for it
+                    continue  # its training represents it
                 _add_results(folder, found, left_out, labels)
         else:
             for one in _folders_of_predictions(path) or [path]:
@@ -107,7 +107,7 @@ def _is_results_folder(path: Path) -> bool:
 
 
 def _run_of_student(folder: Path) -> Path:
-    """Results folder of the training that published a student into `folder`; the folder itself for any other."""
+    """Results folder of the training that published a student into `folder`; otherwise `folder` itself."""
     record = _read_json(folder / "plans.json").get(KEY, {})
     if "student" not in record:
         return folder
@@ -117,7 +117,7 @@ def _run_of_student(folder: Path) -> Path:
 
 
 def _add_results(folder: Path, found: dict[Path, Source], left_out: list[str], labels: Path | None) -> None:
-    """A results folder and, of a training, the folders of its students."""
+    """A results folder and, for a training, the folders of its students."""
     record = _read_json(folder / "plans.json").get(KEY, {})
     folders = [folder]
     if record and "student" not in record:
@@ -161,20 +161,20 @@ def _results(folder: Path, folds: tuple[Path, ...], given: Path | None) -> Sourc
 
 
 def _references(summary: Path) -> list[Path]:
-    """The folder of the labels that nnU-Net compared with, if the summary of a validation names one."""
+    """Folder of the labels of nnU-Net's validation, if the summary names it."""
     cases = _read_json(summary).get("metric_per_case", [])
     if not isinstance(cases, list) or not all(
         isinstance(case, dict) and isinstance(case.get("reference_file", ""), str) for case in cases
     ):
         raise CollabError(
-            f"report: metric_per_case of {summary} must be a list of cases, whose reference_file is a path; it is not. "
+            f"report: metric_per_case of {summary} must be a list of cases with a path as reference_file; it is not. "
             "Write it again with nnUNetv2_train ... --val."
         )
     return [Path(case["reference_file"]).parent for case in cases[:1] if "reference_file" in case]
 
 
 def _folders_of_predictions(path: Path) -> list[Path]:
-    """Those that nnUNetv2_predict filled, in a folder that it did not fill itself."""
+    """Folders filled by nnUNetv2_predict, inside of a folder that it did not fill."""
     if not path.is_dir() or (path / "dataset.json").is_file():
         return []
     return [folder for folder in sorted(path.iterdir()) if (folder / "dataset.json").is_file()]
@@ -198,8 +198,9 @@ def _predictions(path: Path, labels: Path | None, images: Path | None) -> Source
     facts = _facts(folder, labels)
     if table is None and (is_table or not facts or labels is None):
         raise CollabError(
-            f"report: RESULTS are results folders (<Trainer>__<plans>__<configuration>), folders of predictions with a "
-            f"table of `nnunet_collab evaluate` inside or beside them, folders of either, or such tables; {path} is "
+            f"report: RESULTS must be results folders (<Trainer>__<plans>__<configuration>), folders of predictions "
+            f"with a "
+            f"table of `nnunet_collab evaluate` inside or next to them, folders of either, or such tables; {path} is "
             f"none of them. Check the path, or run nnunet_collab evaluate -p {folder} -l LABELS -o {folder}.csv first."
         )
     return Source(
@@ -215,18 +216,18 @@ def _predictions(path: Path, labels: Path | None, images: Path | None) -> Source
 
 
 def _facts(folder: Path, labels: Path | None) -> dict[str, Any]:
-    """The dataset.json that `evaluate` finds for these predictions: in their folder or around it, or by the labels."""
+    """The dataset.json that `evaluate` finds for these predictions: in or near their folder, or near the labels."""
     path = next((path for path in dataset_json_places(folder, labels) if path.is_file()), None)
     if path is None:
         return {}
     facts = _read_json(path)
     if path.parent != folder and re.fullmatch(r"Dataset\d{3}_.+", path.resolve().parent.name):
-        facts["name"] = path.resolve().parent.name  # as the plans of other predictions call it
+        facts["name"] = path.resolve().parent.name  # the name in the plans of other predictions
     return facts
 
 
 def _find_run(plans: Mapping[str, Any]) -> Path | None:
-    """The only results folder below nnUNet_results that these plans, copied by nnUNetv2_predict, can be from."""
+    """The results folder below nnUNet_results with these plans (nnUNetv2_predict copies them), if there is only one."""
     record = plans.get(KEY, {})
     place = _below("nnUNet_results", str(plans.get("dataset_name", "")))
     if not record or place is None:
@@ -251,7 +252,7 @@ def _below(variable: str, *reports: str) -> Path | None:
 
 
 def _sibling(folder: Path | None, one: str, other: str) -> Path | None:
-    """The folder beside it, such as labelsTs beside imagesTs."""
+    """A folder next to another one, such as labelsTs next to imagesTs."""
     return folder.with_name(folder.name.replace(one, other)) if folder is not None and one in folder.name else None
 
 

@@ -1,4 +1,4 @@
-"""What a page shows of the data frames: tables of text, each of which becomes one in HTML, Markdown and LaTeX."""
+"""Text tables of the data frames, for HTML, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DECIMALS = {"dice": 3, "jaccard": 3, "hd95_mm": 2, "hd95_voxel": 2, "asd_mm": 2,
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: the number, and what stands smaller below it."""
+    """One cell: the number, and smaller text below it."""
 
     text: str
     below: tuple[str, ...] = ()
@@ -37,13 +37,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """What a page shows of one frame.
+    """One table of the page.
 
     Attributes:
         source: Name of the CSV file, without its ending.
-        caption: One line.
+        caption: Caption of one line.
         head: Titles of the columns.
-        rows: As many cells each as there are titles.
+        rows: Rows of cells, one cell per column.
         selects: Values of CSV columns that all rows of this table share.
     """
 
@@ -75,7 +75,7 @@ def score_tables(comparison: Comparison, scores: pd.DataFrame) -> list[Table]:
 
 
 def comparison_tables(comparison: Comparison, tests: pd.DataFrame) -> list[Table]:
-    """The mean of the classes, then each class: every method against the baseline, in mm (or pixels)."""
+    """For the mean of the classes, then each class: every method against the baseline, in mm (or pixels)."""
     metrics = [m for m in metrics_of(comparison) if comparison.distance_unit == "pixel" or not m.endswith("_voxel")]
     tables = []
     for name in dict.fromkeys(tests["class"]) if len(tests) else []:
@@ -101,7 +101,7 @@ def _comparison_cell(test: Mapping[str, Any], metric: str) -> Cell:
 
 
 def empty_mask_table(comparison: Comparison, scores: pd.DataFrame) -> Table | None:
-    """How often a class was missed, invented, or in neither mask; None if that never happened."""
+    """How often a class was missed, false positive, or in neither mask; None if that never happened."""
     if not scores[list(FLAGS)].to_numpy().any():
         return None
     titles = {"missed": "missed", "false_positive": "false positive", "both_empty": "in neither mask"}
@@ -120,12 +120,12 @@ def empty_mask_table(comparison: Comparison, scores: pd.DataFrame) -> Table | No
 
 
 def caveats(frame: pd.DataFrame) -> dict[str, str]:
-    """Caveat -> the letter that stands for it in `published_table`."""
+    """Caveat -> its letter in `published_table`."""
     return {text: chr(ord("a") + i) for i, text in enumerate(dict.fromkeys(frame["caveat"]))}
 
 
 def published_table(frame: pd.DataFrame) -> Table:
-    """The papers' numbers with their sources, and letters for the caveats."""
+    """Numbers of papers with their sources, and letters for the caveats."""
     letters = caveats(frame)
     metrics = [m for m in ("dice", "jaccard", "hd95", "asd", "mae") if m in frame and frame[m].notna().any()]
     titles = {"dice": "Dice %", "jaccard": "Jaccard %", "hd95": "HD95", "asd": "ASD", "mae": "MAE %"}
@@ -158,7 +158,7 @@ def _interval(low: float, high: float, digits: int, *, sign: bool = False) -> tu
 
 
 def number(value: float, digits: int, *, sign: bool = False) -> str:
-    """A number with so many decimals, or a dash."""
+    """A number with this number of decimals, or a dash."""
     return f"{value:{'+' if sign else ''}.{digits}f}" if known(value) else EMPTY
 
 
@@ -168,7 +168,7 @@ def p_value(value: float) -> str:
 
 
 def known(value: Any) -> bool:
-    """Whether there is a number at all."""
+    """Whether the value is a number and not NaN."""
     return value is not None and math.isfinite(value)
 
 

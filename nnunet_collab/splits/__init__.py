@@ -1,1 +1,1 @@
-"""Few labels, folds by patient, and the search for the same image in two roles."""
+"""Splits with few labels, folds by patient, and the search for the same image in two roles."""

@@ -1,7 +1,7 @@
-"""Whether the same image is in two roles: labeled and unlabeled, trained on and validated on, or in the test set.
+"""Find images that occur in two roles, e.g. as labeled and unlabeled, training and validation, or test images.
 
-Images are the same if their voxels are, whatever the number type, the name and the geometry in the header. Turned,
-resampled or rescaled copies are not recognized. Constant images (a missing channel filled with zeros) do not count.
+Two images are the same if their voxel values are equal; number type, file name and geometry do not matter. Rotated,
+resampled or rescaled copies are not found. Constant images (e.g. a missing channel filled with zeros) are ignored.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Entry(NamedTuple):
 
 
 def equal_images(images: Mapping[Entry, Sequence[Path]]) -> list[list[Entry]]:
-    """Read all images, with a progress bar, and group the cases that hold the same one.
+    """Read all images, with a progress bar, and group the cases that contain the same image.
 
     Args:
         images: Case -> one path per channel.
 
     Raises:
-        CollabError: With every image that cannot be read.
+        CollabError: If images cannot be read; the message lists all of them.
     """
     bar = tqdm(total=sum(map(len, images.values())), desc="Reading images", unit="image", disable=None)
     holders: dict[str, list[Entry]] = {}
@@ -62,12 +62,12 @@ def equal_images(images: Mapping[Entry, Sequence[Path]]) -> list[list[Entry]]:
 
 
 def duplicates(copies: Iterable[list[Entry]], split: Split | None) -> list[str]:
-    """Name the copies in two roles.
+    """List the copies that are in two roles.
 
     Args:
-        copies: Groups of `equal_images`.
-        split: Roles of the cases of imagesTr, per fold. Without one, two copies in imagesTr are named, too: one may be
-            trained on while the other is validated on.
+        copies: Groups of cases from `equal_images`.
+        split: Roles of the cases of imagesTr, per fold. Without a split, two copies in imagesTr are listed, too: one
+            may be a training case and the other one a validation case.
 
     Returns:
         One line per pair of cases.
@@ -76,12 +76,12 @@ def duplicates(copies: Iterable[list[Entry]], split: Split | None) -> list[str]:
 
 
 def voxel_digest(image: sitk.Image) -> str | None:
-    """SHA-256 of shape and voxels; None for an image of one value, which says nothing."""
+    """SHA-256 of shape and voxels; None for a constant image."""
     voxels = sitk.GetArrayViewFromImage(image)
     if voxels.size == 0 or voxels.min() == voxels.max():
         return None
     digest = hashlib.sha256(repr(voxels.shape).encode())
-    for part in voxels:  # in parts: a whole volume as float64 may not fit. Adding 0 makes 0 of -0.
+    for part in voxels:  # slice by slice, because a volume in float64 may not fit in memory. Adding 0 turns -0 into 0.
         digest.update((np.asarray(part, dtype="<f8") + 0.0).tobytes())
     return digest.hexdigest()
 
@@ -95,10 +95,10 @@ def _lines(groups: Iterable[list[Entry]], split: Split | None) -> Iterator[str]:
 
 
 def _conflict(first: Entry, second: Entry, split: Split | None) -> str:
-    """In which roles two copies are, or an empty text if that does no harm."""
+    """The two roles of two copies, or an empty text if there is no conflict."""
     if split is None:
         if first.folder == second.folder == "imagesTr":
-            return "one may be trained on while the other is validated on"
+            return "one may be a training case and the other one a validation case"
         return _pair(*(_fixed_role(entry) or LABELED for entry in (first, second)))
     found: dict[str, list[str]] = {}
     role_in = _roles_by_fold(split)

@@ -1,7 +1,7 @@
-"""Which patients keep their labels when few labels are simulated: pure functions on names.
+"""Choose the patients that keep their labels when few labels are simulated. All functions work on names only.
 
 A fold of `splits_final.json` has the roles "train" (labeled), "val" and "unlabeled" (training cases whose labels are
-never opened); the last one may be missing. A patient has one role per fold, however many cases there are of one.
+never opened). "unlabeled" may be missing. All cases of a patient have the same role in a fold.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Labeled = int | Fraction | tuple[str, ...]  # a number of patients, a share of t
 
 
 def parse_labeled(words: Sequence[str]) -> Labeled:
-    """What `--labeled` asks for: "7" is a number of patients, "10%" a share of them, anything else is names.
+    """Parse `--labeled`: "7" is a number of patients, "10%" a share of them, and all other words are names.
 
     Args:
-        words: At least one. A word of digits is a number only when it is alone.
+        words: At least one word. Digits are a number of patients only if there is no other word.
 
     Raises:
         CollabError: If the number is below 1, or the percentage is not in (0, 100].
@@ -37,20 +37,20 @@ def parse_labeled(words: Sequence[str]) -> Labeled:
             raise CollabError(f"--labeled: a percentage must be above 0 and at most 100; got {word}. Write e.g. 10%.")
         return share
     if int(word) < 1:
-        raise CollabError(f"--labeled: at least one patient must keep the labels; got {word}. Ask for 1 or more.")
+        raise CollabError(f"--labeled: the number of patients must be at least 1; got {word}. Correct the number.")
     return int(word)
 
 
 def of_patients(cases: Iterable[str], others: Iterable[str], pattern: str | None) -> list[str]:
-    """The cases whose patient is one of the others', too, sorted.
+    """The cases whose patient also has cases in `others`, sorted.
 
     Args:
-        cases: Names, which need not match the pattern: then each is a patient of its own.
-        others: Likewise.
-        pattern: As in `patient_lookup`.
+        cases: Case names. A case that does not match the pattern counts as a separate patient.
+        others: Case names, treated in the same way.
+        pattern: Pattern of `patient_lookup`.
 
     Raises:
-        CollabError: If the pattern is no regular expression or has no group.
+        CollabError: If the pattern is not a regular expression or has no group.
     """
     patient_of = patient_lookup(pattern)
 
@@ -65,17 +65,17 @@ def of_patients(cases: Iterable[str], others: Iterable[str], pattern: str | None
 
 
 def validate_split(splits: list[dict[str, list[str]]], cases: Collection[str], patient_of: PatientOf) -> None:
-    """Refuse a split that is malformed or in which anything has two roles.
+    """Refuse a split that is malformed, or in which a case or a patient has two roles in a fold.
 
     Args:
-        splits: Content of `splits_final.json`: per fold "train", "val" and perhaps "unlabeled", lists of names.
-        cases: Every name that may occur.
+        splits: Content of `splits_final.json`: per fold the lists "train", "val" and, if present, "unlabeled".
+        cases: All case names of the dataset.
         patient_of: Case -> patient.
 
     Raises:
-        CollabError: On a malformed fold, unknown cases, a case in two roles of a fold, a patient in two roles of one.
+        CollabError: If a fold is malformed, a case is unknown, or a case or a patient has two roles in a fold.
     """
-    fix = f"Correct {SPLIT_FILE}, or move it away: then folds are dealt by patient."
+    fix = f"Correct {SPLIT_FILE}, or move it away to have new folds made by patient."
     for number, fold in enumerate(check_split(splits, SPLIT_FILE, fix)):
         where = f"{SPLIT_FILE}, fold {number}"
         roles = {role: fold.get(role, []) for role in ROLES}
@@ -88,13 +88,13 @@ def check_roles(where: str, roles: Mapping[str, Sequence[str]], patient_of: Pati
     """Refuse a case or a patient with two roles.
 
     Args:
-        where: Of the split, for the message.
+        where: Name of the split; it starts the message.
         roles: Role -> cases.
         patient_of: Case -> patient.
-        fix: What to do about it.
+        fix: How to fix it, in a sentence.
 
     Raises:
-        CollabError: Naming case or patient and both roles.
+        CollabError: If a case or a patient has two roles; the message names both.
     """
     for what, key in (("case", str), ("patient", patient_of)):
         role_of: dict[str, str] = {}
@@ -109,19 +109,19 @@ def check_roles(where: str, roles: Mapping[str, Sequence[str]], patient_of: Pati
 
 
 def with_few_labels(folds: Split, patient_of: PatientOf, labeled: int | Fraction, seed: int) -> Split:
-    """Let few training patients of each fold keep their labels; the others become "unlabeled".
+    """Let few training patients of each fold keep their labels; all others become "unlabeled".
 
-    The training cases of a fold are its "train" and "unlabeled" together. They are drawn anew in each fold. With the
-    same folds and seed, a smaller choice is part of a larger one.
+    The training cases of a fold are its "train" and "unlabeled" cases. Patients are drawn independently in each fold.
+    With the same folds and seed, the patients of a smaller choice are a subset of those of a larger one.
 
     Args:
         folds: A valid split.
         patient_of: Case -> patient.
-        labeled: How many patients, or which share of the fold's training patients (rounded, at least one).
-        seed: Of the drawing.
+        labeled: Number of patients, or share of the fold's training patients (rounded, at least 1).
+        seed: Seed for drawing.
 
     Raises:
-        CollabError: If a fold has fewer training patients than asked for.
+        CollabError: If a fold has fewer training patients than requested.
     """
     rng = random.Random(seed)
     result = []
@@ -131,7 +131,7 @@ def with_few_labels(folds: Split, patient_of: PatientOf, labeled: int | Fraction
         count = number_of_patients(labeled, len(order))
         if count > len(order):
             raise CollabError(
-                f"--labeled: fold {number} has {len(order)} training patients; got {count}. Ask for at most {fewest}."
+                f"--labeled: fold {number} has {len(order)} training patients; got {count}. Use at most {fewest}."
             )
         chosen = [case for case in _pool(fold) if patient_of(case) in order[:count]]
         result.append(_roles(_pool(fold), fold["val"], chosen))
@@ -139,23 +139,23 @@ def with_few_labels(folds: Split, patient_of: PatientOf, labeled: int | Fraction
 
 
 def with_named_labels(cases: Iterable[str], labeled: Collection[str], patient_of: PatientOf, folds: int) -> Split:
-    """Folds in which the named cases are labeled everywhere and the others are validated on in turn.
+    """Folds in which the named cases are always labeled, and each other case is a validation case in one fold.
 
     Args:
-        cases: All names.
-        labeled: Those that keep their labels, whole patients (`named_cases`).
+        cases: All case names.
+        labeled: Cases that keep their labels; all cases of a patient must be among them (`named_cases`).
         patient_of: Case -> patient.
-        folds: At least 2; fewer come out if there are fewer other patients.
+        folds: Number of folds, at least 2. With fewer other patients, there are fewer folds.
 
     Raises:
-        CollabError: If fewer than two other patients remain.
+        CollabError: If fewer than 2 other patients remain.
     """
     others = sorted(set(cases) - set(labeled))
     patients = sorted({patient_of(case) for case in others})
     if len(patients) < 2:
         raise CollabError(
-            "--labeled: the named patients are labeled in every fold, so at least two others must be there to "
-            f"validate on; found {len(patients)} ({listed(patients) or 'none'}). Name fewer patients."
+            "--labeled: the named patients are labeled in every fold, so at least 2 other patients must remain for "
+            f"validation; found {len(patients)} ({listed(patients) or 'none'}). Name fewer patients."
         )
     return [
         _roles([*labeled, *fold["train"]], fold["val"], labeled)
@@ -164,46 +164,46 @@ def with_named_labels(cases: Iterable[str], labeled: Collection[str], patient_of
 
 
 def named_cases(names: Iterable[str], cases: Collection[str], patient_of: PatientOf) -> list[str]:
-    """The cases that a list of patients and cases stands for, sorted.
+    """The cases in a list of patients and cases, sorted.
 
     Raises:
-        CollabError: If a name is unknown, or a case is named whose patient has cases that are not.
+        CollabError: If a name is unknown, or if only some of the cases of a patient are named.
     """
     names = list(dict.fromkeys(names))
     by_patient: dict[str, list[str]] = {}
     for case in sorted(cases):
         by_patient.setdefault(patient_of(case), []).append(case)
     if unknown := [name for name in names if name not in by_patient and name not in cases]:
-        hint = " A share is written with a percent sign: 10%." if any(re.match(r"[\d.]+$", n) for n in unknown) else ""
+        hint = " Write a share with a percent sign: 10%." if any(re.match(r"[\d.]+$", n) for n in unknown) else ""
         raise CollabError(
-            f"--labeled: names must be patients or cases of imagesTr; there is no {listed(unknown)}. There are the "
-            f"patients {listed(sorted(by_patient))}. Correct the names.{hint}"
+            f"--labeled: names must be patients or cases of imagesTr; there is no {listed(unknown)}. The patients are "
+            f"{listed(sorted(by_patient))}. Correct the names.{hint}"
         )
     chosen = {case for name in names for case in by_patient.get(name, [name])}
     for patient in sorted({patient_of(case) for case in chosen}):
         if missing := [case for case in by_patient[patient] if case not in chosen]:
             raise CollabError(
-                f"--labeled: a patient must be labeled as a whole or not at all; {patient} also has "
-                f"{listed(missing)}. Name the patient, {patient}, instead of cases."
+                f"--labeled: all cases of a patient or none must be labeled; {patient} also has {listed(missing)}. "
+                f"Name the patient, {patient}, instead of its cases."
             )
     return sorted(chosen)
 
 
 def drawn_cases(cases: Collection[str], patient_of: PatientOf, labeled: int | Fraction, seed: int) -> list[str]:
-    """The cases of patients drawn from a whole dataset, sorted; a smaller choice is part of a larger one.
+    """Cases of patients drawn from the whole dataset, sorted. A smaller choice is a subset of a larger one.
 
     Raises:
-        CollabError: If there are fewer patients than asked for.
+        CollabError: If there are fewer patients than requested.
     """
     order = shuffled({patient_of(case) for case in cases}, random.Random(seed))
     count = number_of_patients(labeled, len(order))
     if count > len(order):
-        raise CollabError(f"--labeled: the dataset has {len(order)} patients; got {count}. Ask for fewer.")
+        raise CollabError(f"--labeled: the dataset has {len(order)} patients; got {count}. Use a smaller number.")
     return sorted(case for case in cases if patient_of(case) in order[:count])
 
 
 def number_of_patients(labeled: int | Fraction, total: int) -> int:
-    """How many of `total` patients are meant; a share is rounded (half upwards), to at least one."""
+    """Number of labeled patients among `total`. A share is rounded (half upward), to at least 1."""
     if isinstance(labeled, int):
         return labeled
     return max(1, int(total * labeled + Fraction(1, 2)))

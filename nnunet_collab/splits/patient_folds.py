@@ -1,4 +1,4 @@
-"""Folds for cross-validation in which a patient has one role: the frames of one heart are no independent cases."""
+"""Cross-validation folds by patient. Cases of one patient, e.g. two frames of a heart, are not independent."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ def patient_folds(
     folds: int = 5,
     seed: int = SPLIT_SEED,
 ) -> Split:
-    """Split cases for cross-validation so that no patient is in two roles.
+    """Split cases for cross-validation so that all cases of a patient have the same role.
 
-    The patients of each group are shuffled and dealt out in turn, going on where the last group ended: patients per
-    fold, and patients of one group per fold, differ by at most one. The order of `cases` does not matter.
+    The patients of each group are shuffled and assigned to the folds in turn; the next group continues with the next
+    fold. So the number of patients per fold, and that of each group per fold, differ by at most 1. The order of `cases`
+    does not matter.
 
     Args:
-        cases: Names.
+        cases: Case names.
         patient_of: Case -> patient.
-        group_of: Patient -> group.
-        folds: At least 2. With fewer patients than that, as many folds as patients.
-        seed: Of the shuffling.
+        group_of: Patient -> group, or None.
+        folds: Number of folds, at least 2. With fewer patients, there are as many folds as patients.
+        seed: Seed for shuffling.
 
     Returns:
-        nnU-Net's split: per fold the sorted names of "train" and "val".
+        Split in nnU-Net's format: per fold the sorted names of "train" and "val".
 
     Raises:
         ValueError: If `folds` is below 2.
-        CollabError: If there are fewer than two patients.
+        CollabError: If there are fewer than 2 patients.
     """
     if folds < 2:
         raise ValueError(f"patient_folds: cross-validation needs at least 2 folds; got {folds}")
@@ -65,27 +66,27 @@ def held_out(
     groups: Mapping[str, str] | None = None,
     seed: int = SPLIT_SEED,
 ) -> dict[str, list[str]]:
-    """Divide patients as a paper does that gives only counts.
+    """Divide patients at random into roles of the sizes that a paper gives.
 
-    With as many patients as in the paper, the counts are the paper's; with fewer or more they are scaled, every role
-    but the largest being rounded, to at least one patient. The order of `patients` does not matter.
+    With as many patients as in the paper, the sizes are those of the paper. Otherwise they are scaled. Every role but
+    the largest is rounded, to at least 1 patient. The order of `patients` does not matter.
 
     Args:
-        patients: Names, each once.
+        patients: Patient names without repetition.
         published: Role -> number of patients in the paper.
-        groups: Patient -> group that the roles are balanced over: every group is shuffled, and the patients of a role
+        groups: Patient -> group for balancing the roles, or None. Every group is shuffled, and the patients of a role
             are taken from it at even distances.
-        seed: Of the shuffling.
+        seed: Seed for shuffling.
 
     Returns:
-        Role -> sorted names. With fewer patients than roles, the last roles stay empty.
+        Role -> sorted names. With fewer patients than roles, the last roles are empty.
     """
     rng = random.Random(seed)
     members = sorted(patients)
     by_group: dict[str, list[str]] = {}
     for patient in members:
         by_group.setdefault((groups or {}).get(patient, ""), []).append(patient)
-    # Each group's shuffled patients are spread over (0, 1); sorting by that place mixes the groups evenly.
+    # The shuffled patients of each group are spread over (0, 1). Sorting by this position mixes the groups evenly.
     places = {
         patient: ((rank + 0.5) / len(group), name)
         for name, group in sorted(by_group.items())
@@ -97,19 +98,19 @@ def held_out(
     for role, count in published.items():
         if role != largest:
             share = count if len(members) == total else max(1, int(len(members) * count / total + 0.5))
-            taken = min(share, max(len(order) - 1, 0))  # the largest role is not left empty
+            taken = min(share, max(len(order) - 1, 0))  # at least 1 patient remains for the largest role
             result[role], order = sorted(order[:taken]), order[taken:]
     return {role: result.get(role, sorted(order)) for role in published}
 
 
 def shuffled(patients: Iterable[str], rng: random.Random) -> list[str]:
-    """Patients in an order that depends on the generator alone: only its random() never changes with Python."""
+    """The patients in random order. It uses only `rng.random()`, whose values are the same in all Python versions."""
     return sorted(sorted(patients), key=lambda _: rng.random())
 
 
 def few_patients(patients: Sequence[str]) -> str:
     """The message for a training set that cannot be split by patient."""
     return (
-        f"training needs labeled cases of at least two patients (five for five folds), so that one can be validated "
-        f"on; found {len(patients)} ({', '.join(patients) or 'none'}). Add patients to the source."
+        f"training and validation need labeled cases of at least 2 patients (5 for five folds); found {len(patients)} "
+        f"({', '.join(patients) or 'none'}). Add patients to the source."
     )

@@ -1,1 +1,1 @@
-"""A fair comparison in one command: arms x seeds, trained alike, predicted, evaluated and reported."""
+"""A fair comparison in one command: arms x seeds, trained equally, predicted, evaluated and reported."""

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a study is looked for before the first training starts."""
+"""Check everything that can be wrong with a study before the first training starts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from nnunet_collab.core.settings import differences
 from nnunet_collab.study.description import Arm, Description
 from nnunet_collab.study.runs import Places, Run, TrainerFacts, make_run, results_folder, settings_of
 
-# (trainer, settings, plans, configuration) -> what its training would be, or a CollabError.
+# (trainer, settings, plans, configuration) -> properties of its training, or a CollabError.
 Inspect = Callable[[str, Mapping[str, Any], Mapping[str, Any], str], TrainerFacts]
-# What must be the same in all arms, or be named in an arm's `differs`.
+# Properties that must be equal in all arms, or be named in an arm's `differs`.
 COMPARED = ("steps", "labeled_batch_size", "patch_size")
 RECORD = "study.json"
 _OURS = ("lock", "logs", "predictions", "postprocessing", "report", "slurm.sh", "status.txt", "study.json", ".")
@@ -30,8 +30,8 @@ def find_places(study: Description, folder: Path) -> Places:
     """The folders of the dataset and of the study.
 
     Raises:
-        CollabError: If a variable of nnU-Net is not set, the dataset is not there or not planned, there is no such
-            fold, or the test cases are not there or lack labels.
+        CollabError: If a variable of nnU-Net is not set, the dataset is missing or not planned, a fold does not exist,
+            or the test cases are missing or lack labels.
     """
     raw, preprocessed = find_dataset(study.dataset)
     if not os.environ.get(RESULTS):
@@ -46,11 +46,11 @@ def find_places(study: Description, folder: Path) -> Places:
 
 
 def make_runs(study: Description, places: Places, inspect: Inspect) -> list[Run]:
-    """All runs, in an order in which every arm gets its first seed before any gets its second.
+    """All runs. Every arm gets its first seed before any arm gets its second.
 
     Raises:
-        CollabError: If a trainer is unknown or refuses its settings, an arm differs from the baseline in what it does
-            not name, or a run was trained before with other settings.
+        CollabError: If a trainer is unknown or refuses its settings, an arm differs from the baseline without naming it
+            in `differs`, or a run was trained before with other settings.
     """
     plans = read_plans(study, places.preprocessed)
     facts: dict[str, list[TrainerFacts]] = {}
@@ -72,10 +72,10 @@ def make_runs(study: Description, places: Places, inspect: Inspect) -> list[Run]
 
 
 def claim_folder(study: Description, folder: Path) -> None:
-    """Make the study's folder, or make sure that it is this study's.
+    """Create the study's folder, or check that it belongs to this study.
 
     Raises:
-        CollabError: If it is another study's, or something else's.
+        CollabError: If it belongs to another study, or holds other files.
     """
     described = study.model_dump(mode="json")
     ours = {key: described[key] for key in _SAME_STUDY}
@@ -84,7 +84,8 @@ def claim_folder(study: Description, folder: Path) -> None:
         strange = [path.name for path in folder.iterdir() if not path.name.startswith(_OURS)] if folder.exists() else []
         if strange:
             raise CollabError(
-                f"{folder}: must be new or this study's; it holds {listed(strange)}. Name another with -o."
+                f"{folder}: must be new or belong to this study; it holds {listed(strange)}. Name another folder "
+                f"with -o."
             )
         folder.mkdir(parents=True, exist_ok=True)
         write_json(record, ours)
@@ -92,7 +93,7 @@ def claim_folder(study: Description, folder: Path) -> None:
     theirs = json_object_or_empty(record)
     if theirs != ours:
         raise CollabError(
-            f"{folder}: must be this study's; it holds another one, which differs in "
+            f"{folder}: must belong to this study; it holds another study, which differs in "
             f"{'; '.join(differences(ours, theirs))}. Give this study another name, or another folder with -o."
         )
 
@@ -117,7 +118,7 @@ def _check_plans(study: Description, preprocessed: Path) -> None:
         )
     split = preprocessed / SPLIT_FILE
     if not split.is_file():
-        return  # nnU-Net, or the trainer, deals folds
+        return  # nnU-Net, or the trainer, makes the folds
     folds = len(json.loads(split.read_text(encoding="utf-8")))
     missing = [str(fold) for fold in study.folds if fold != "all" and fold >= folds]
     if missing:
@@ -125,9 +126,9 @@ def _check_plans(study: Description, preprocessed: Path) -> None:
 
 
 def _test_folder(raw: Path, name: str) -> Path:
-    folder = raw / name  # an absolute name stays as it is
+    folder = raw / name  # an absolute path does not change
     if not folder.is_dir():
-        raise CollabError(f"test: there must be a folder {folder}; there is none. Correct [test], or make the folder.")
+        raise CollabError(f"test: the folder {folder} must exist; it does not. Correct [test], or create the folder.")
     return folder.resolve()
 
 
@@ -140,7 +141,7 @@ def _check_test_cases(images: Path, labels: Path, preprocessed: Path) -> None:
     labeled = {path.name.removesuffix(ending) for path in labels.glob(f"*{ending}")}
     if unlike := sorted(labeled ^ set(cases)):
         raise CollabError(
-            f"test: every case of {images} must have a label in {labels}, and the other way round; not so: "
+            f"test: every case of {images} must have a label in {labels}, and every label an image; unmatched: "
             f"{listed(unlike)}. Add what is missing, or name other folders."
         )
 
@@ -161,25 +162,25 @@ def _compared(study: Description, arm: Arm, facts: TrainerFacts) -> dict[str, An
 
 
 def _check_fairness(arm: Arm, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """An arm is trained as the baseline is, or the study says that it is not."""
+    """Raise unless an arm is trained like the baseline, or names the difference in `differs`."""
     where = f"arm {arm.name!r}"
     if unknown := [name for name in arm.differs if name not in COMPARED]:
         raise CollabError(f"{where}, differs: unknown {', '.join(unknown)}. Valid are: {', '.join(COMPARED)}.")
     for name in COMPARED:
         if found[name] != expected[name] and name not in arm.differs:
             raise CollabError(
-                f"{where}: must have the baseline's {name}, {expected[name]}, or say that it differs; got "
+                f"{where}: must have the baseline's {name}, {expected[name]}, or name it in differs; got "
                 f'{found[name]}. Make them equal, or write differs = ["{name}"].'
             )
         if found[name] == expected[name] and name in arm.differs:
             raise CollabError(
-                f"{where}: says that its {name} differs from the baseline's; both are {found[name]}. Remove it from "
-                "differs, or set what should differ."
+                f"{where}: differs names {name}, so it must differ from the baseline's; both are {found[name]}. "
+                "Remove it from differs, or set another value."
             )
 
 
 def _refuse_other_settings(study: Description, places: Places, run: Run) -> None:
-    """What was trained under a run's name before must have been trained with its settings."""
+    """Raise if a training under the run's name exists that had other settings."""
     folder = results_folder(places, study, run.trainer)
     if not any(folder.glob("fold_*/checkpoint_*.pth")):
         return

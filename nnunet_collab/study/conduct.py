@@ -1,4 +1,4 @@
-"""A study from its file to its report: what the command `nnunet_collab study` does."""
+"""Run a study, from its file to its report: the work of the command `nnunet_collab study`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LOOKS_EVERY_S = 2.0
 
 
 class Ended(BaseException):
-    """SIGTERM, raised where the main thread is, as Ctrl-C raises KeyboardInterrupt."""
+    """Raised in the main thread on SIGTERM, as KeyboardInterrupt is on Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Study:
 
     Attributes:
         file: Its TOML file.
-        described: What it says.
-        places: Where everything lies.
-        runs: In the order in which they are begun.
-        device: For nnU-Net's `-device`.
+        described: Content of the file.
+        places: Paths of all its files.
+        runs: Runs in the order in which they start.
+        device: Value of nnU-Net's `-device`.
     """
 
     file: Path
@@ -52,19 +52,19 @@ class Study:
     device: str
 
     def steps(self, run: Run) -> list[Step]:
-        """Of a run."""
+        """Steps of a run."""
         return steps_of(self.described, self.places, run, self.device)
 
     def reports(self) -> list[Step]:
-        """Of all runs."""
+        """Steps of the reports on all runs."""
         return reports(self.described, self.places, self.runs, self.file)
 
     def progress(self) -> list[Progress]:
-        """Of all runs, from the disk."""
+        """Progress of all runs, read from the disk."""
         return [progress_of(self.described, self.places, run, self.steps(run)) for run in self.runs]
 
     def lock_of(self, run: Run) -> Lock:
-        """Beside the results, since two studies, or two folders of one, may have a run in common."""
+        """In the results folder, since two studies, or two folders of one study, may have a run in common."""
         name = f"{run.trainer}__{self.described.plans}__{self.described.configuration}.lock"
         return Lock(self.places.results / ".study_locks" / name, f"run {run.name}")
 
@@ -73,10 +73,10 @@ def check_study(file: Path, folder: Path | None, device: str, inspect: Inspect) 
     """Read a study and check everything that can be checked before a training; nothing is written.
 
     Args:
-        file: The study.
-        folder: Of the study; None is `study_<name>` in the current folder.
-        device: For nnU-Net's `-device`.
-        inspect: Says what a trainer does with its settings.
+        file: The study file.
+        folder: Folder of the study; None: `study_<name>` in the current folder.
+        device: Value of nnU-Net's `-device`.
+        inspect: Function that returns what a trainer does with its settings.
 
     Raises:
         CollabError: For the reasons of `read_description`, `find_places` and `make_runs`.
@@ -87,8 +87,8 @@ def check_study(file: Path, folder: Path | None, device: str, inspect: Inspect) 
 
 
 def print_commands(study: Study) -> None:
-    """What `conduct` would run now, as lines for a shell; what is finished is a comment."""
-    print('# To type these by hand: eval "$(nnunet_collab env)" first. Finished steps are left out.')
+    """Commands that `conduct` would run now, as lines for a shell; finished runs are comments."""
+    print('# To type these commands yourself, run first: eval "$(nnunet_collab env)". Finished steps are left out.')
     left = False
     for run in study.runs:
         steps = study.steps(run)
@@ -102,7 +102,7 @@ def print_commands(study: Study) -> None:
 
 
 def print_status(study: Study) -> None:
-    """The table, from the disk."""
+    """The table of the study's progress, read from the disk."""
     print(table(study.progress(), State()), end="")
 
 
@@ -111,7 +111,7 @@ def write_array(study: Study, options: Sequence[str]) -> Path:
 
     Args:
         study: The study.
-        options: Further words of the command in each task.
+        options: Additional words of the command in each task.
 
     Returns:
         The script.
@@ -132,10 +132,10 @@ def write_array(study: Study, options: Sequence[str]) -> Path:
 
 
 def conduct_one(study: Study, name: str) -> int:
-    """Do one run to its scores, without the report: a task of a job array.
+    """Do one run up to its scores, without the report: a task of a job array.
 
     Returns:
-        The exit status: 0, 1 if it failed or another process works on it, 143 or 130 if it was ended from outside.
+        Exit status: 0; 1 if it failed or another process works on it; 143 or 130 if a signal ended it.
 
     Raises:
         CollabError: If there is no such run.
@@ -149,18 +149,18 @@ def conduct_one(study: Study, name: str) -> int:
 
 
 def conduct(study: Study, slots: Sequence[dict[str, str]], *, progress: bool) -> int:
-    """Do everything that is not done yet.
+    """Do all steps that are not done yet.
 
     Args:
         study: The study.
         slots: Environment variables of each thread that works on runs.
-        progress: Whether a bar is shown.
+        progress: Whether to show a progress bar.
 
     Returns:
-        The exit status: 0, 1 if a run failed, 143 or 130 if the study was ended from outside.
+        Exit status: 0; 1 if a run failed; 143 or 130 if a signal ended the study.
 
     Raises:
-        CollabError: If another process works on this study, or its folder is another's.
+        CollabError: If another process works on this study, or its folder belongs to another study.
     """
     with Lock(study.places.study / "lock", f"study {study.described.name}"):
         claim_folder(study.described, study.places.study)
@@ -187,7 +187,7 @@ def _conduct(
                     failure = _in_thread_of_its_own(study, work, processes, state)
                     state.failures += [failure] if failure else []
         except (KeyboardInterrupt, Ended) as end:
-            tell("Ended from outside; all commands are ended, too. Start the study again to continue it.")
+            tell("Ended by a signal; all commands have ended, too. Start the study again to continue it.")
             return 130 if isinstance(end, KeyboardInterrupt) else 143
         finally:
             state.working.clear()
@@ -203,7 +203,7 @@ def _conduct(
 
 
 def _in_thread_of_its_own(study: Study, work: Work, processes: Processes, state: State) -> Failure | None:
-    """Write the reports; the main thread waits, so that signals reach it."""
+    """Write the reports in a thread; the main thread waits, so that it receives signals."""
     found: list[Failure | None] = []
 
     def write() -> None:
@@ -253,7 +253,7 @@ def _bar(study: Study, runs: Sequence[Run], *, disable: bool) -> tqdm:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Within it, SIGTERM raises `Ended`; nothing changes outside of the main thread, where signals cannot be set."""
+    """In this context SIGTERM raises `Ended`. No effect outside of the main thread: signals cannot be set there."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise Ended

@@ -1,6 +1,6 @@
-"""What a study file says: the data, the arms, and what all arms have in common. Unknown keys are refused.
+"""The study file: the data, the arms, and the common values of all arms. Unknown keys are refused.
 
-Everything that can be judged without looking at the disk or at a trainer is judged here.
+This module checks everything that can be checked without the disk and without a trainer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# Set by the study, so that they are the same for all arms, or tell the runs apart.
+# Set by the study, because they must be equal for all arms, or unique for each run.
 OWN_SETTINGS = ("run_name", "seed", "epochs", "iterations_per_epoch", "validate_ensemble")
 
 Count = Annotated[int, Field(ge=1)]
@@ -30,32 +30,32 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class _Table(BaseModel):
-    """A table of the file; every key is declared, and no value is converted to another type."""
+    """A table of the file. Every key is declared, and values are not converted to another type."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class TestFolder(_Table):
-    """Held-out cases. A relative path starts at the raw dataset's folder.
+    """Held-out cases. Relative paths start at the raw dataset's folder.
 
     Attributes:
         images: Folder like imagesTs.
         labels: Folder like labelsTs.
     """
 
-    __test__ = False  # pytest takes every class of this name for a collection of tests
+    __test__ = False  # pytest would collect a class of this name as tests
 
     images: Text = "imagesTs"
     labels: Text = "labelsTs"
 
 
 class Slurm(_Table):
-    """What `--slurm` needs to know.
+    """Options of `--slurm`.
 
     Attributes:
-        options: Words of `sbatch`, e.g. `--gres=gpu:1`.
+        options: Options of `sbatch`, e.g. `--gres=gpu:1`.
         setup: Lines of shell before the command, e.g. `source venv/bin/activate`.
-        at_once: Most tasks of the array that run at the same time; None leaves that to the cluster.
+        at_once: Largest number of tasks of the array that run at the same time; None: no limit.
     """
 
     options: list[Annotated[str, Field(pattern=r"^--?[A-Za-z][^\n]*$")]] = []
@@ -67,14 +67,14 @@ class Arm(_Table):
     """One method of the comparison.
 
     Attributes:
-        name: Letters and digits that end in a letter: a run is called by it and the seed, `fixmatch0`.
+        name: Letters and digits, with a letter at the end: name and seed form the name of a run, such as `fixmatch0`.
         trainer: Name of the trainer.
-        settings: Of the trainer; a key replaces the same key of the study's `settings`.
-        seeds: Instead of the study's.
-        steps: Instead of the study's; to be named in `differs`.
-        differs: What this arm has another value of than the baseline, among `checks.COMPARED`.
-        ensemble: Whether the mean of several published students is evaluated beside each of them.
-        postprocessing: Instead of the study's.
+        settings: Settings of the trainer; a key replaces the same key of the study's `settings`.
+        seeds: Seeds instead of the study's.
+        steps: Number of steps instead of the study's; name it in `differs`.
+        differs: Properties in which this arm differs from the baseline, from `checks.COMPARED`.
+        ensemble: Whether the mean of several published students is evaluated, besides each of them.
+        postprocessing: Value instead of the study's.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9]*[A-Za-z]$")]
@@ -92,19 +92,19 @@ class Description(_Table):
 
     Attributes:
         name: Letters, digits, `_` and `-`; the study's folder is `study_<name>`.
-        dataset: nnU-Net's id, or the full name.
-        configuration: E.g. `2d`.
+        dataset: Id or full name of the dataset in nnU-Net.
+        configuration: Name of the configuration, e.g. `2d`.
         plans: Plans identifier.
-        folds: Each is trained; the test cases are predicted with all folds of a run together.
-        steps: Of every training.
-        iterations_per_epoch: `steps` must be a multiple of it.
-        seeds: Of every arm that names none.
-        baseline: Name of the arm that the others are tested against.
-        settings: Of all arms.
+        folds: Folds to train; the test cases are predicted with all folds of a run together.
+        steps: Number of steps of every training.
+        iterations_per_epoch: Iterations per epoch; `steps` must be a multiple of it.
+        seeds: Seeds of every arm without its own.
+        baseline: Name of the arm against which the others are tested.
+        settings: Settings of all arms.
         test: Cases to predict and evaluate; None compares on the validation cases.
         postprocessing: Whether each model is also evaluated with nnU-Net's own postprocessing.
-        slurm: For `--slurm`.
-        arms: At least one.
+        slurm: Options of `--slurm`.
+        arms: The arms, at least one.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -153,18 +153,18 @@ def read_description(path: Path) -> Description:
 
     Raises:
         CollabError: If it cannot be read, a key is unknown, missing or has the wrong type, or its values contradict
-            each other. All problems of keys and types are told at once.
+            each other. All problems of keys and types are reported together.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise CollabError(f"{path}: a study must be a readable TOML file; {error}. Check the path.") from error
     except tomllib.TOMLDecodeError as error:
-        raise CollabError(f"{path}: a study must be valid TOML; {error}. Mend that line.") from error
+        raise CollabError(f"{path}: a study must be valid TOML; {error}. Fix that line.") from error
     try:
         description = Description.model_validate(content)
     except ValidationError as error:
-        # Lists of which every member is at fault count as empty, too; that is said only of those that are.
+        # A list in which every entry is wrong counts as empty, too. Report that only for lists that are empty.
         found = [one for one in error.errors() if one["type"] != "too_short" or not one["input"]]
         problems = "\n".join(f"- {_told(one)}" for one in found)
         raise CollabError(f"{path}: every key must be known and have its type; found:\n{problems}") from error
@@ -179,7 +179,7 @@ def _told(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"{place}: unknown key. Valid are: {', '.join(_keys_beside(error['loc']))}."
     if error["type"] == "missing":
-        return f"{place}: required, but not there. Add it."
+        return f"{place}: required, but missing. Add it."
     return f"{place}: {error['msg'].removeprefix('Value error, ')}; got {error['input']!r}. Correct it."
 
 
@@ -189,20 +189,20 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
 
 
 def _contradictions(study: Description) -> list[str]:
-    """What the file says that cannot be, as sentences."""
+    """Contradictions in the file, as sentences."""
     names = [arm.name for arm in study.arms]
     problems = [
-        f"arms: each must have a name of its own; got {name!r} twice. Rename one."
+        f"arms: names must be unique; got {name!r} twice. Rename one."
         for name in sorted({name for name in names if names.count(name) > 1})
     ]
-    # nnU-Net's folders do not tell upper from lower case on every disk.
+    # Some disks do not distinguish upper and lower case in nnU-Net's folders.
     alike = sorted({name for name in names if [other.casefold() for other in names].count(name.casefold()) > 1})
     if alike and not problems:
         problems.append(f"arms: names must differ in more than upper and lower case; got {', '.join(alike)}. Rename.")
     if study.baseline not in names:
         problems.append(f"baseline: must be one of the arms, {', '.join(names)}; got {study.baseline!r}. Correct it.")
     if "all" in study.folds and study.test is None:
-        problems.append("folds: 'all' validates on the training cases, so there must be [test]; there is none. Add it.")
+        problems.append("folds: 'all' validates on the training cases, so [test] is required; it is missing. Add it.")
     problems += _settings_problems("settings", study.settings)
     for arm in study.arms:
         problems += _settings_problems(f"arm {arm.name!r}, settings", arm.settings)
@@ -224,7 +224,7 @@ def _arm_problems(study: Description, arm: Arm) -> list[str]:
         )
     if study.postprocesses(arm) and (study.test is None or "all" in study.folds):
         problems.append(
-            f"{where}: postprocessing is chosen on validation cases, so it can be judged on others alone: it needs "
+            f"{where}: postprocessing is chosen on validation cases, so it must be evaluated on other cases: it needs "
             "[test], and folds that are numbers. Add them, or set postprocessing = false."
         )
     return problems
@@ -241,5 +241,5 @@ def _settings_problems(where: str, settings: dict[str, Any]) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """A text as part of a file's name."""
+    """The text in a form that a file name may contain."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", text)

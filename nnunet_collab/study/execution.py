@@ -1,4 +1,4 @@
-"""Running the commands of a study, several runs at a time, and ending all of them when the study is ended."""
+"""Run the commands of a study, several runs at a time, and end all commands when the study ends."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from nnunet_collab.study.lock import Lock
 from nnunet_collab.study.runs import Run
 from nnunet_collab.study.steps import Command, Step, pending
 
-PROGRAMS = Path(sys.executable).parent  # nnU-Net's commands of this very environment, whatever the PATH
-PATIENCE_S = 10.0  # between the two ways to end a command
+PROGRAMS = Path(sys.executable).parent  # nnU-Net's commands of this environment, for any PATH
+PATIENCE_S = 10.0  # time between SIGTERM and SIGKILL
 OWN = "nnunet_collab"
 _TAIL_LINES = 15
 
 
 class Stopped(Exception):
-    """The study was ended from outside while a command ran, or before it could start."""
+    """The study was ended by a signal while a command ran, or before it could start."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong in a run.
+    """Failure of a run.
 
     Attributes:
-        run: Its name.
+        run: Name of the run.
         reason: The end of the command's output, or a message.
     """
 
@@ -46,14 +46,14 @@ class Failure:
 
 @dataclass
 class State:
-    """What is going on now: the step of each run that is being worked on, and what failed."""
+    """Current state: the step of each run in progress, and the failures."""
 
     working: dict[str, str] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
 
 class Processes:
-    """Starts commands and ends those that run, from whatever thread."""
+    """Starts commands, and ends the running ones, from any thread."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -65,9 +65,9 @@ class Processes:
 
         Args:
             command: The command.
-            log: Its log.
-            variables: Further environment variables.
-            lock: That the command shall hold, too.
+            log: Path of its log.
+            variables: Additional environment variables.
+            lock: Lock that the command holds, too.
 
         Returns:
             Its exit status.
@@ -83,7 +83,7 @@ class Processes:
             with self._guard:
                 if self.stopped:
                     raise Stopped
-                # A group of its own: Ctrl-C in the terminal reaches the study alone, which ends whole groups.
+                # A separate process group: Ctrl-C in the terminal reaches only the study, which ends whole groups.
                 process = subprocess.Popen(
                     [*own_command(), *command.words[1:]] if command.words[0] == OWN else command.words,
                     env=environment,
@@ -104,7 +104,7 @@ class Processes:
         return status
 
     def stop(self) -> None:
-        """Let no further command start, and end those that run with all their children."""
+        """Start no more commands, and end the running ones with all their children."""
         with self._guard:
             self.stopped = True
             running = list(self._running)
@@ -119,13 +119,13 @@ class Processes:
 
 @dataclass(frozen=True)
 class Work:
-    """What the threads need to work on runs.
+    """Functions and paths that the threads need to work on runs.
 
     Attributes:
-        steps_of: Steps of a run.
-        lock_of: Lock of a run.
+        steps_of: Function that returns the steps of a run.
+        lock_of: Function that returns the lock of a run.
         logs: Folder of the logs.
-        tell: Called with a line for people.
+        tell: Function that prints one line for the user.
     """
 
     steps_of: Callable[[Run], Sequence[Step]]
@@ -142,15 +142,15 @@ def work_on(
     state: State,
     watch: Callable[[], None],
 ) -> None:
-    """Work on all runs, as many at a time as there are slots; a run that fails does not keep others from going on.
+    """Work on all runs, one per slot at a time. If a run fails, the others continue.
 
     Args:
-        runs: In the order in which they are begun.
-        work: What is to be done.
-        processes: That run the commands; ended when this function is left by an exception, such as Ctrl-C.
-        slots: Environment variables of each of the threads.
-        state: Is kept up to date.
-        watch: Called again and again, from this thread, while runs are worked on.
+        runs: Runs in the order in which they start.
+        work: Steps, locks and logs of the runs.
+        processes: Processes of the commands; ended if an exception, such as Ctrl-C, leaves this function.
+        slots: Environment variables of each thread.
+        state: Current state; updated here.
+        watch: Function that this thread calls repeatedly while runs are in progress.
     """
     waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
     for run in runs:
@@ -186,10 +186,10 @@ def run_steps(
     """Run the steps that are pending.
 
     Returns:
-        What went wrong, if something did.
+        The failure, or None.
     """
     for step in pending(steps):
-        if step.is_done():  # an earlier step left its results as they were
+        if step.is_done():  # an earlier step did not change its results
             continue
         state.working[run_name] = step.title
         work.tell(f"{run_name}: {step.title}")
@@ -205,12 +205,14 @@ def run_steps(
                     run_name, f"{step.title}: {command.words[0]} failed with status {status}; end of {log}:\n{tail}"
                 )
         if not step.is_done():
-            return Failure(run_name, f"{step.title}: its commands ended, but not all it makes is there. See {log}.")
+            return Failure(
+                run_name, f"{step.title}: its commands ended, but some of its results are missing. See {log}."
+            )
     return None
 
 
 def own_command() -> list[str]:
-    """How `nnunet_collab` of this environment is started; it need not be on the PATH."""
+    """Command that starts `nnunet_collab` of this environment, even if it is not on the PATH."""
     script = PROGRAMS / OWN
     return [str(script)] if script.is_file() else [sys.executable, "-m", OWN]
 
@@ -219,8 +221,8 @@ def slots_of(jobs: int, device: str, gpus: Sequence[str]) -> list[dict[str, str]
     """Environment variables of each of `jobs` threads: a GPU each, or one CPU thread each.
 
     Args:
-        jobs: How many runs are worked on at a time.
-        device: Of `-device`.
+        jobs: Number of runs at a time.
+        device: Value of `-device`.
         gpus: Names of the GPUs, as in CUDA_VISIBLE_DEVICES.
     """
     if jobs == 1:
@@ -258,7 +260,7 @@ def _work_in_slot(
 
 
 def _environment() -> dict[str, str]:
-    """The user's, in which nnU-Net finds our trainers and commands are those of this Python's environment."""
+    """The user's environment, with our trainers for nnU-Net and the commands of this Python environment."""
     return {
         **os.environ,
         DOORWAYS: extended(os.environ.get(DOORWAYS, ""), doorway_folder()),

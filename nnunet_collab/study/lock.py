@@ -1,7 +1,7 @@
-"""A lock that the operating system takes away when its holders end, however they end.
+"""A lock that the operating system releases when its holders end, for any reason.
 
-Its file says who holds it. Commands that a holder starts can hold it, too, so that a training that outlives a killed
-study still keeps a second one out of its folder.
+Its file says who holds it. Commands that a holder starts can hold it, too. So a training that still runs after its
+study was killed keeps a second study out of its folder.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from nnunet_collab.core.errors import CollabError
 
 
 class Lock:
-    """Held inside a `with`; at most one process of all holds the lock of a file.
+    """A lock for `with`; only one process holds the lock of a file.
 
     Args:
-        path: Of its file, which stays when the lock is gone.
-        what: What it protects, for the message.
+        path: Path of its file, which is kept after the release.
+        what: Description of the protected object, for the message.
     """
 
     def __init__(self, path: Path, what: str) -> None:
@@ -35,7 +35,7 @@ class Lock:
         """Take the lock.
 
         Raises:
-            CollabError: If another process holds it, with its number and machine, or the disk has no locks.
+            CollabError: If another process holds it (the message has its id and machine), or the disk has no locks.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -55,11 +55,11 @@ class Lock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the lock back; commands that hold it, too, keep it."""
+        """Release the lock; commands that hold it, too, keep it."""
         os.close(self.descriptor)
 
     def note_command(self, pid: int) -> None:
-        """Write down that a command holds the lock, too."""
+        """Record that a command holds the lock, too."""
         self._commands = [pid]
         self._write()
 
@@ -79,14 +79,16 @@ class Lock:
             holder = json.loads(self.path.read_text(encoding="utf-8"))
             commands = ", ".join(map(str, holder["commands"]))
             who = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-            who += f", or its command, process {commands}, if that outlived it" if commands else ""
-        except (OSError, ValueError, KeyError, TypeError):  # its holder is just writing it
+            who += f", or its command, process {commands}, if that still runs" if commands else ""
+        except (OSError, ValueError, KeyError, TypeError):  # its holder is writing it at this moment
             who = "another process"
-        return f"{self.what}: only one process may work on it at a time; now it is {who}. Wait for its end, or end it."
+        return (
+            f"{self.what}: only one process may work on it at a time; now it is {who}. Wait until it ends, or end it."
+        )
 
 
 def _lock(descriptor: int) -> None:
-    """Raises OSError if it is held by another process."""
+    """Take the lock; raises OSError if another process holds it."""
     if sys.platform == "win32":
         import msvcrt
 

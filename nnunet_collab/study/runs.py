@@ -1,4 +1,4 @@
-"""The runs of a study, an arm with a seed each, the models they publish, and where all of it lies."""
+"""The runs of a study (one arm with one seed each), the models they publish, and all paths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nnunet_collab.study.description import Arm, Description
 
 
 class TrainerFacts(Protocol):
-    """What must be known of an arm's trainer with its settings; see `training.inspection.Inspected`."""
+    """Facts about an arm's trainer with its settings; see `training.inspection.Inspected`."""
 
     @property
     def settings(self) -> dict[str, Any]: ...  # noqa: D102
@@ -30,13 +30,13 @@ class Places:
     """Absolute paths of everything a study reads and writes.
 
     Attributes:
-        study: The study's folder.
+        study: Folder of the study.
         dataset: Full name of the dataset.
-        raw: Its folder in nnUNet_raw; likewise the next two.
-        preprocessed: As `raw`.
-        results: As `raw`.
-        images: Of the test cases, or None.
-        labels: Likewise.
+        raw: Folder of the dataset in nnUNet_raw.
+        preprocessed: Folder of the dataset in nnUNet_preprocessed.
+        results: Folder of the dataset in nnUNet_results.
+        images: Images of the test cases, or None.
+        labels: Labels of the test cases, or None.
     """
 
     study: Path
@@ -49,22 +49,22 @@ class Places:
 
     @property
     def predictions(self) -> Path:
-        """A folder of segmentations and a table for every model."""
+        """Folder with the segmentations and the table of every model."""
         return self.study / "predictions"
 
     @property
     def logs(self) -> Path:
-        """What the commands print, a file for each."""
+        """Folder with the output of the commands, one file for each."""
         return self.study / "logs"
 
 
 @dataclass(frozen=True)
 class Model:
-    """What nnU-Net's commands call by a trainer's name.
+    """A model, which nnU-Net's commands find under a trainer's name.
 
     Attributes:
         name: `<Trainer>_<run>_<Student>`, or `<Trainer>_<run>` for the mean of the students.
-        student: Its student, or empty for their mean.
+        student: Name of the student; empty for the mean of the students.
     """
 
     name: str
@@ -76,11 +76,11 @@ class Run:
     """One arm with one seed.
 
     Attributes:
-        name: Arm and seed, `fixmatch0`; nnU-Net's folders and the logs are called by it.
+        name: Arm and seed, such as `fixmatch0`; part of the names of nnU-Net's folders and of the logs.
         arm: Its arm.
-        seed: Of the training.
-        settings: For `nnUNet_collab_settings`.
-        models: That are evaluated.
+        seed: Seed of the training.
+        settings: Value of `nnUNet_collab_settings`.
+        models: Models that are evaluated.
         recorded: All settings, as plans.json of a training records them.
     """
 
@@ -93,7 +93,7 @@ class Run:
 
     @property
     def trainer(self) -> str:
-        """Under which nnU-Net keeps the training itself."""
+        """Trainer name under which nnU-Net stores the training itself."""
         return f"{self.arm.trainer}_{self.name}"
 
     @property
@@ -103,7 +103,7 @@ class Run:
 
 
 def settings_of(study: Description, arm: Arm, seed: int) -> dict[str, Any]:
-    """What `nnUNet_collab_settings` says for a run: the study's settings, the arm's, and what the study decides."""
+    """Value of `nnUNet_collab_settings` for a run: settings of the study, of the arm, and those that the study sets."""
     return {
         **study.settings,
         **arm.settings,
@@ -122,7 +122,7 @@ def make_run(study: Description, arm: Arm, seed: int, facts: TrainerFacts) -> Ru
         study: Its study.
         arm: Its arm.
         seed: Its seed.
-        facts: Of the arm's trainer with `settings_of` these.
+        facts: Facts about the arm's trainer with the settings from `settings_of`.
     """
     settings = settings_of(study, arm, seed)
     name = settings["run_name"]

@@ -1,4 +1,4 @@
-"""A job array for SLURM: one task per run, requeued when its time is up or its machine fails."""
+"""A job array for SLURM: one task per run, requeued when its time limit is reached or its machine fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from nnunet_collab.study.description import Description
 from nnunet_collab.study.runs import Places, Run
 
-_WARNED_S = 300  # before its time is up, so that a task can end its commands and be queued again
+_WARNED_S = 300  # before the time limit, so that a task can end its commands and be queued again
 
 _BODY = """
 set -u
@@ -17,8 +17,8 @@ runs=({runs})
 run="${{runs[$SLURM_ARRAY_TASK_ID]}}"
 child=""
 {setup}
-# Ended from outside (preemption): the commands are ended, too; SLURM queues the task again where it is set up to.
-# Its time is up: the same, and it is queued again. The training goes on from its last checkpoint.
+# On SIGTERM (preemption): end the commands; SLURM queues the task again if it is configured to.
+# At the time limit: the same, and queue the task again. The training continues from its last checkpoint.
 end() {{ kill -TERM "$child" 2>/dev/null; wait "$child"; }}
 trap 'end; exit 143' TERM
 trap 'end; scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"; exit 0' USR1
@@ -32,9 +32,9 @@ def array_script(study: Description, places: Places, runs: Sequence[Run], comman
     """The script that `sbatch` takes.
 
     Args:
-        study: With the options for `sbatch`.
-        places: Of the study.
-        runs: One per task.
+        study: Study with the options of `sbatch`.
+        places: Paths of the study.
+        runs: Runs, one per task.
         command: Words of `nnunet_collab study FILE ...`, to which each task adds `--run NAME`.
     """
     at_once = f"%{study.slurm.at_once}" if study.slurm.at_once else ""

@@ -1,4 +1,4 @@
-"""How far a study is, read from what nnU-Net and this package wrote, never from notes of the study's own."""
+"""Progress of a study, read from the files of nnU-Net and of this package, never from a separate record."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ HEAD = ("run", "trainer", "steps", "state", "Dice")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         run: The run.
-        steps: Training steps that were made, of all folds.
-        of: How many there will be.
-        open: What must be done yet.
+        steps: Number of training steps done, over all folds.
+        of: Total number of training steps.
+        open: Steps that are not done yet.
         dice: Mean Dice of each of its models, 0 to 1; of test cases, or nnU-Net's of the validation cases of all folds.
     """
 
@@ -39,7 +39,7 @@ class Progress:
 
     @property
     def state(self) -> str:
-        """In a word or two."""
+        """The state in one or two words."""
         if not self.open:
             return "done"
         if self.open[0].name.startswith("train"):
@@ -48,7 +48,7 @@ class Progress:
 
 
 def progress_of(study: Description, places: Places, run: Run, steps: Sequence[Step]) -> Progress:
-    """Look at the disk."""
+    """Read the progress from the disk."""
     each = study.steps_of(run.arm)
     folder = results_folder(places, study, run.trainer)
     made = sum(min(each, _steps_made(folder / f"fold_{fold}", study, each)) for fold in study.folds)
@@ -57,7 +57,7 @@ def progress_of(study: Description, places: Places, run: Run, steps: Sequence[St
 
 
 def table(found: Sequence[Progress], state: State) -> str:
-    """A line per run."""
+    """One line per run."""
     failed = {failure.run for failure in state.failures}
     lines = [HEAD]
     for one in found:
@@ -71,7 +71,7 @@ def table(found: Sequence[Progress], state: State) -> str:
 
 
 def write_table(path: Path, text: str) -> None:
-    """Write the table whole."""
+    """Write the table atomically."""
     write_atomically(path, lambda temporary: _write(temporary, text))
 
 

@@ -1,8 +1,8 @@
-"""The steps of a run: commands that could be typed by hand, and how the disk tells that they need not be.
+"""The steps of a run: their commands, and the check on disk whether a step is done.
 
-Whether a step is done follows from its results alone: they are there, whole, and not older than what they are made of.
-What nnU-Net's commands write file by file goes to a hidden folder first and is renamed when the command has ended, so a
-folder of its final name is whole. nnU-Net's own `--continue_prediction` would keep a half-written file.
+Only its results decide whether a step is done: they exist, are complete, and are not older than its inputs. Commands of
+nnU-Net that write file by file write to a hidden folder, which is renamed when the command has ended. So a folder with
+its final name is complete. nnU-Net's own `--continue_prediction` would keep a half-written file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from nnunet_collab.study.description import Description
 from nnunet_collab.study.runs import Model, Places, Run, results_folder
 
 FINAL = "checkpoint_final.pth"
-COPIED = ("dataset.json", "plans.json", "predict_from_raw_data_args.json")  # what `report` asks a prediction for
+COPIED = (
+    "dataset.json",
+    "plans.json",
+    "predict_from_raw_data_args.json",
+)  # files that `report` needs in a folder of predictions
 
 
 @dataclass(frozen=True)
@@ -28,28 +32,28 @@ class Command:
 
     Attributes:
         words: Program and arguments.
-        variables: Environment variables that it needs beside those of nnU-Net.
+        variables: Environment variables that it needs besides those of nnU-Net.
     """
 
     words: tuple[str, ...]
     variables: Mapping[str, str] = field(default_factory=dict)
 
     def line(self) -> str:
-        """As it is typed into a shell."""
+        """The command as a line for a shell."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
         return " ".join([*variables, shlex.join(self.words)])
 
 
 @dataclass(frozen=True)
 class Step:
-    """Commands that belong together; they are all run again unless the step is done.
+    """Commands that belong together. Unless the step is done, all of them run again.
 
     Attributes:
-        name: Unique within the run; names the log.
-        title: For people.
-        commands: In order.
-        is_done: Looks at the disk.
-        needs: Names of the steps it builds on; if one of them must be run, so must this one.
+        name: Unique name within the run; also the name of the log.
+        title: Title for the user.
+        commands: Commands in order.
+        is_done: Function that checks the disk.
+        needs: Names of the steps on which it depends; if one of them must run, this one must run, too.
     """
 
     name: str
@@ -60,7 +64,7 @@ class Step:
 
 
 def pending(steps: Sequence[Step]) -> list[Step]:
-    """Those that must be run, in order."""
+    """The steps that must run, in order."""
     found: dict[str, Step] = {}
     for step in steps:
         if any(name in found for name in step.needs) or not step.is_done():
@@ -89,7 +93,7 @@ def steps_of(study: Description, places: Places, run: Run, device: str) -> list[
 
 
 def predicted(study: Description, places: Places, run: Run) -> list[Path]:
-    """What `report` takes of a run: folders of predictions, or results folders if there are no test cases."""
+    """Paths of a run for `report`: folders of predictions, or results folders if there are no test cases."""
     if places.images is None:
         return [results_folder(places, study, model.name) for model in run.models]
     endings = ("", "_pp") if study.postprocesses(run.arm) else ("",)
@@ -97,13 +101,13 @@ def predicted(study: Description, places: Places, run: Run) -> list[Path]:
 
 
 def reports(study: Description, places: Places, runs: Sequence[Run], file: Path) -> list[Step]:
-    """One report, or one per model of the baseline: each is tested against by all others.
+    """One report, or one per model of the baseline; all other models are tested against that model.
 
     Args:
         study: The study.
-        places: Its places.
+        places: Paths of the study.
         runs: All runs.
-        file: The study's file; a report is written again when it changes.
+        file: The study file; a report is written again if it has changed.
     """
     sources = [path for run in runs for path in predicted(study, places, run)]
     first = next(run for run in runs if run.arm.name == study.baseline)
@@ -145,7 +149,7 @@ def _train(study: Description, places: Places, run: Run, fold: int | str, device
         summaries = [folder / "validation" / "summary.json" for folder in folders]
         return _newer_than([*checkpoints, *summaries], [own / FINAL])() and all(map(_is_json, summaries))
 
-    # With --c a training goes on, or begins where there is none, or validates again if that was cut short.
+    # With --c a training continues, or starts if there is none, or repeats an interrupted validation.
     command = Command((*words, "--c", "-device", device), run.variables)
     return Step(f"train_fold_{fold}", f"training of fold {fold}", (command,), is_done)
 
@@ -188,7 +192,7 @@ def _postprocess(places: Places, model: Model) -> Step:
     described = ("-plans_json", str(source / "plans.json"), "-dataset_json", str(source / "dataset.json"))
     function = ("-pp_pkl_file", str(chosen / "postprocessing.pkl"))
     words = ("nnUNetv2_apply_postprocessing", "-i", str(source), "-o", str(_hidden(target)), *function, *described)
-    # What makes the folder one of predictions, and of postprocessed ones, for `report`.
+    # Files that mark the folder for `report` as predictions, and as postprocessed ones.
     copy = ("cp", *(str(source / name) for name in COPIED), str(_hidden(target)))
     mark = ("cp", str(chosen / "postprocessing.json"), str(_hidden(target) / POSTPROCESSED))
     return Step(
@@ -217,14 +221,14 @@ def _hidden(target: Path) -> Path:
 
 
 def _into(target: Path, *commands: Command) -> tuple[Command, ...]:
-    """Commands that fill `_hidden(target)`, then the change of its name."""
+    """Commands that fill `_hidden(target)`, then rename it."""
     partial = str(_hidden(target))
     remove = Command(("rm", "-rf", partial, str(target)))
     return (remove, Command(("mkdir", "-p", partial)), *commands, Command(("mv", partial, str(target))))
 
 
 def _all_predicted(places: Places, target: Path, made_of: Sequence[Path]) -> Callable[[], bool]:
-    """Whether every test case has a segmentation in the folder, which is not older than what it is made of."""
+    """Whether every test case has a segmentation in the folder that is not older than its inputs."""
 
     def is_done() -> bool:
         facts = json_object_or_empty(target / "dataset.json")
@@ -237,7 +241,7 @@ def _all_predicted(places: Places, target: Path, made_of: Sequence[Path]) -> Cal
 
 
 def _newer_than(made: Iterable[Path], made_of: Iterable[Path]) -> Callable[[], bool]:
-    """Whether all files are there, and none is older than what it is made of."""
+    """Whether all files exist, and none is older than its inputs."""
     results, sources = list(made), list(made_of)
 
     def is_done() -> bool:
@@ -251,7 +255,7 @@ def _newer_than(made: Iterable[Path], made_of: Iterable[Path]) -> Callable[[], b
 
 
 def _is_json(path: Path) -> bool:
-    """Whether nnU-Net, which writes it in place, has written all of it."""
+    """Whether nnU-Net, which writes the file in place, has written it completely."""
     try:
         json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

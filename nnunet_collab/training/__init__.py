@@ -1,1 +1,1 @@
-"""The students' life together: settings, step, optimizers, checkpoints, curves."""
+"""How the students are trained together: settings, training step, optimizers, checkpoints, curves."""

@@ -1,8 +1,8 @@
-"""nnU-Net's rule for the batch size, with the unlabeled images counted.
+"""nnU-Net's rule for the batch size, where unlabeled images count as well.
 
-nnU-Net fills the GPU, but lets a batch hold no more than 5 % of the voxels of the training images, so that few labeled
-images give tiny batches (`ExperimentPlanner.get_plans_for_configuration`). Where unlabeled images train as well, the
-dataset is larger than its labels.
+nnU-Net fills the GPU, but a batch holds at most 5 % of the voxels of the training images. A few labeled images
+therefore give very small batches (`ExperimentPlanner.get_plans_for_configuration`). If unlabeled images are used for
+training as well, the dataset is larger than its labeled part.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ WITH_UNLABELED = "with_unlabeled"
 
 
 def batch_size_with_unlabeled(plans: dict[str, Any], resolved: dict[str, Any], dataset_json: dict[str, Any]) -> int:
-    """What nnU-Net's rule gives for all images of the dataset, labeled or not; at least the planned size.
+    """Batch size by nnU-Net's rule for all images of the dataset, labeled or not; at least the planned size.
 
     Args:
         plans: Content of plans.json.
-        resolved: Entry of the configuration, without inheritance, with the patch size of the training.
-        dataset_json: Content of dataset.json; `numTraining` counts the cases that a split declares unlabeled, too.
+        resolved: The configuration's entry in the plans, with inheritance resolved and the patch size of the training.
+        dataset_json: Content of dataset.json; `numTraining` includes the cases that a split declares unlabeled.
 
     Raises:
-        CollabError: If the raw dataset or nnU-Net's planner is not there, which the rule needs.
+        CollabError: If the raw dataset or nnU-Net's planner is missing. The rule needs both.
     """
     raw = Path(os.environ[RAW], plans["dataset_name"])
     cases = dataset_json["numTraining"] + len(case_images(raw / UNLABELED, dataset_json["file_ending"]))
@@ -44,27 +44,28 @@ def batch_size_with_unlabeled(plans: dict[str, Any], resolved: dict[str, Any], d
 
 
 def _planner(plans: dict[str, Any]) -> Any:
-    """The planner that made the plans, which knows its memory and reference values."""
+    """The planner that made the plans. It holds the memory target and the reference values."""
     name = plans.get("experiment_planner_used", "ExperimentPlanner")
     folder = Path(inspect.getfile(nnunetv2)).parent / "experiment_planning"
     found = recursive_find_python_class(str(folder), name, "nnunetv2.experiment_planning")
     if found is None:
         raise CollabError(
-            f"setting 'batch_size': {WITH_UNLABELED!r} asks the planner that made the plans, {name}, and nnU-Net has "
-            f"none of that name. Set batch_size to a number."
+            f"setting 'batch_size': {WITH_UNLABELED!r} needs the planner that made the plans, {name}, and nnU-Net has "
+            f"no planner of that name. Set batch_size to a number."
         )
     try:
         return found(plans["dataset_name"])
     except (OSError, AssertionError, RuntimeError) as error:
         raise CollabError(
-            f"setting 'batch_size': {WITH_UNLABELED!r} plans again, which needs the raw dataset and its fingerprint; "
-            f"{error}. Make nnUNet_raw name the folder that holds {plans['dataset_name']}, or set batch_size to a "
+            f"setting 'batch_size': {WITH_UNLABELED!r} repeats the planning, which needs the raw dataset and its "
+            f"fingerprint; "
+            f"{error}. Set nnUNet_raw to the folder that holds {plans['dataset_name']}, or set batch_size to a "
             f"number."
         ) from error
 
 
 def _fits_into_memory(planner: Any, resolved: dict[str, Any], dataset_json: dict[str, Any]) -> int:
-    """Samples that fit into the planner's target of GPU memory, by its own estimate."""
+    """Number of samples that fit into the planner's target of GPU memory, by the planner's own estimate."""
     flat = len(resolved["patch_size"]) == 2
     architecture = resolved["architecture"]
     channels = dataset_json["channel_names" if "channel_names" in dataset_json else "modality"]

@@ -1,4 +1,4 @@
-"""Who is labeled, unlabeled and validated on in a training: dealt, checked, and the same when it continues."""
+"""Roles of the cases of a training (labeled, unlabeled, validation): assign, check, keep on resume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunet_collab.splits.patient_folds import patient_folds
 
 
 class CaseRoles:
-    """Names of the cases of a run by role; part of its checkpoints.
+    """Names of the cases of a run by role. They are part of its checkpoints.
 
     Attributes:
         cases: Role -> sorted names.
@@ -24,40 +24,40 @@ class CaseRoles:
         self.cases: dict[str, list[str]] = {}
 
     def require_same_cases(self, role: str, names: Iterable[str]) -> None:
-        """Remember who has a role, or compare with whom the run began.
+        """Record the cases of a role at the start of a run, and require the same cases when it continues.
 
-        A label seen before an interruption would otherwise be of a validation case after it, without a word.
+        Otherwise a case could be trained on before an interruption and validated on after it, unnoticed.
 
         Raises:
-            CollabError: If the run began with other cases.
+            CollabError: If the run started with other cases.
         """
         now = sorted(names)
         before = self.cases.setdefault(role, now)
         if now != before:
             gone, new = (sorted({*a} - {*b}) for a, b in ((before, now), (now, before)))
-            changes = [f"{what}: {listed(cases)}" for what, cases in (("not there now", gone), ("new", new)) if cases]
+            changes = [f"{what}: {listed(cases)}" for what, cases in (("missing now", gone), ("new", new)) if cases]
             raise CollabError(
-                f"cases of role {role!r}: a training is continued and validated with the cases it began with; "
-                f"{'; '.join(changes)}. Restore splits_final.json and the images (nnunet_collab split keeps the former "
-                f"split beside the new one), or start a new training under another run_name."
+                f"cases of role {role!r}: a training must continue and be validated with the cases it started with; "
+                f"{'; '.join(changes)}. Restore splits_final.json and the images (nnunet_collab split keeps the "
+                f"previous split next to the new one), or start a new training under another run_name."
             )
 
 
 def deal_by_patient(splits: Path, folder: Path, dataset_json: dict[str, Any]) -> bool:
-    """Write folds by patient where there is no split and dataset.json has a `patient_pattern`.
+    """Write folds by patient if there is no split and dataset.json has a `patient_pattern`.
 
-    nnU-Net itself deals by case, and the second image of a patient who is validated on would be trained with.
+    nnU-Net itself splits by case: one image of a patient could be in training and another one in validation.
 
     Args:
-        splits: Where nnU-Net looks for the split.
-        folder: Preprocessed cases of the configuration.
-        dataset_json: Of the dataset.
+        splits: Path of nnU-Net's `splits_final.json`.
+        folder: Folder of the configuration's preprocessed cases.
+        dataset_json: Content of dataset.json.
 
     Returns:
-        Whether it was written.
+        Whether the split was written.
 
     Raises:
-        CollabError: If the pattern does not match a case, or there is one patient only.
+        CollabError: If the pattern does not match a case, or there is only one patient.
     """
     pattern = dataset_json.get("patient_pattern")
     if pattern is None or splits.is_file():
@@ -68,33 +68,33 @@ def deal_by_patient(splits: Path, folder: Path, dataset_json: dict[str, Any]) ->
 
 
 def refuse_missing(where: str, missing: Sequence[str], folder: Path) -> None:
-    """Raise if cases that a split names are not preprocessed, before a worker stumbles over one.
+    """Raise if a split names cases that are not preprocessed. Without this check, a loader worker would fail later.
 
     Args:
-        where: Of the split, for the message.
-        missing: Names of these cases.
-        folder: Where they should be.
+        where: Path and fold of the split, for the message.
+        missing: Names of the cases that are not preprocessed.
+        folder: Folder in which they should be.
 
     Raises:
-        CollabError: Naming them.
+        CollabError: If there are any; the message names them.
     """
     if missing:
         raise CollabError(
-            f"{where}: must name preprocessed cases; {folder} has no {listed(missing)}. Correct the names, or run "
+            f"{where}: must name preprocessed cases; {folder} lacks {listed(missing)}. Correct the names, or run "
             f"nnUNetv2_preprocess for the configuration."
         )
 
 
 def check_patients(where: str, roles: Mapping[str, list[str]], dataset_json: Mapping[str, Any]) -> None:
-    """Raise if a case, or a patient as far as the dataset tells them apart, has two roles.
+    """Raise if a case has two roles, or a patient if dataset.json has a `patient_pattern`.
 
     Args:
-        where: Of the split, for the message.
-        roles: Role -> cases.
-        dataset_json: Of the dataset; `patient_pattern` finds the patient in a case's name.
+        where: Path and fold of the split, for the message.
+        roles: Role -> names of its cases.
+        dataset_json: Content of dataset.json; `patient_pattern` finds the patient in a case's name.
 
     Raises:
-        CollabError: Naming case or patient and the roles.
+        CollabError: If so; the message names the case or patient and the roles.
     """
     cases = [case for names in roles.values() for case in names]
     patient_of = patient_lookup(dataset_json.get("patient_pattern"), cases)

@@ -1,4 +1,4 @@
-"""What a training writes into a checkpoint, and how it goes on from one, each part checked before it counts."""
+"""Write checkpoints and resume from them. Every part is checked before it is used."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ KEY = checkpoints.KEY
 
 
 def assemble(trainer: Any, random_states: list[dict[str, Any]]) -> dict[str, Any]:
-    """Everything that predicting and an exact continuation need.
+    """Everything that prediction and an exact resume need.
 
     Args:
         trainer: A `CollabTrainer`.
-        random_states: Of every rank.
+        random_states: States of the random generators, one entry per rank.
     """
     return {
         "network_weights": published_weights(trainer),
@@ -46,10 +46,10 @@ def assemble(trainer: Any, random_states: list[dict[str, Any]]) -> dict[str, Any
 
 
 def save(trainer: Any, path: Path, random_states: list[dict[str, Any]]) -> None:
-    """Write a checkpoint, unless a weight is not finite or another training has taken the folder over.
+    """Write a checkpoint. Refuse if a weight is not finite or another training has taken over the folder.
 
     Raises:
-        CollabError: If so, or if it cannot be written; the file that was there before is untouched.
+        CollabError: In these two cases, or if it cannot be written. The previous file is then unchanged.
     """
     content = assemble(trainer, random_states)
     ours = content[KEY]
@@ -60,27 +60,27 @@ def save(trainer: Any, path: Path, random_states: list[dict[str, Any]]) -> None:
 
 
 def published_weights(trainer: Any) -> dict[str, Tensor]:
-    """Of the deployed networks alone, as nnU-Net's predictor loads them: without heads."""
+    """Weights of the deployed networks alone, without heads, as nnU-Net's predictor loads them."""
     heads = tuple(f"students.{student.name}.heads." for student in trainer.group)
     return {name: weight for name, weight in trainer.deployed.state_dict().items() if not name.startswith(heads)}
 
 
 def _trained_weights(trainer: Any) -> dict[str, Tensor] | None:
-    """Of all that is trained, if that is more than what is published."""
+    """Weights of everything that is trained, if that is more than what is published."""
     more = trainer.deployed is not trainer.group or any(len(student.heads) for student in trainer.group)
     return trainer.group.state_dict() if more else None
 
 
 def restore(trainer: Any, path: Path) -> dict[str, Any] | None:
-    """Put an initialized trainer where the checkpoint was written.
+    """Restore an initialized trainer to the state in which the checkpoint was written.
 
     Returns:
-        The states of this rank's random generators, to be restored when the training starts; None if there were
-        another number of processes: no rank can go on where it was, but the batches still follow from the seed.
+        The states of this rank's random generators, to be restored when the training starts. None if the number of
+        processes has changed: no rank can then continue its random sequence, but the seed still determines the batches.
 
     Raises:
-        CollabError: If the file is broken, another trainer's, or was trained with other settings; or a part of it
-            does not fit the networks and optimizers of these settings.
+        CollabError: If the file is damaged, or was written by another trainer or with other settings; or a part of
+            it does not fit the networks and optimizers of these settings.
     """
     checkpoint = checkpoints.load_training(path)
     checkpoints.require_finite_weights(path, checkpoint)
@@ -116,8 +116,8 @@ def restore(trainer: Any, path: Path) -> dict[str, Any] | None:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise CollabError(
                 f"checkpoint {path}: its part {part!r} must fit the networks and settings of this training; it does "
-                f"not ({reason}). The file was changed or is of another version: continue from another checkpoint of "
-                f"the folder, or train anew."
+                f"not ({reason}). The file was changed or comes from another version. Continue from another checkpoint "
+                f"of the folder, or start a new training."
             ) from error
     trainer.case_roles.cases = ours["cases"]
     trainer._best_ema = checkpoint["_best_ema"]
@@ -128,31 +128,33 @@ def restore(trainer: Any, path: Path) -> dict[str, Any] | None:
 
 
 def _load_optimizers(optimizers: Any, state: Mapping[str, Any]) -> None:
-    """Load them; torch compares numbers of parameters, but not the shapes of what is kept for each."""
+    """Load the optimizers' states. Torch compares the number of parameters, but not the shapes of their states."""
     optimizers.load_state_dict(state)
     for name, optimizer in optimizers.optimizers.items():
         kept = list(optimizer.state.items())
         for parameter, values in kept:
             if values.keys() != kept[0][1].keys():
-                raise ValueError(f"{name}: {sorted(kept[0][1])} of one parameter, {sorted(values)} of another")
+                raise ValueError(f"{name}: {sorted(kept[0][1])} for one parameter, {sorted(values)} for another")
             for key, value in values.items():
                 if isinstance(value, Tensor) and value.ndim > 0 and value.shape != parameter.shape:
-                    raise ValueError(f"{name}: {key} {tuple(value.shape)} of a parameter {tuple(parameter.shape)}")
+                    raise ValueError(
+                        f"{name}: {key} {tuple(value.shape)} for a parameter of shape {tuple(parameter.shape)}"
+                    )
 
 
 def _same_shapes(ours: Any, theirs: Any, name: str = "", *, strict: bool = False) -> None:
-    """Raise ValueError where a nested value lacks a part of ours, or a tensor has another shape."""
+    """Raise ValueError if a nested value lacks an entry of `ours`, or if a tensor has another shape."""
     if isinstance(ours, Mapping):
         if not isinstance(theirs, Mapping):
             raise ValueError(f"{name or 'it'} must be a dictionary")
         missing, more = sorted(map(str, ours.keys() - theirs.keys())), sorted(map(str, theirs.keys() - ours.keys()))
         if missing or (strict and more):
-            raise ValueError(f"{name} lacks {missing[:3]}, has {more[:3] if strict else []} too many")
+            raise ValueError(f"{name} lacks {missing[:3]}; unexpected: {more[:3] if strict else []}")
         for key, value in ours.items():
             _same_shapes(value, theirs[key], f"{name}/{key}" if name else str(key))
     elif isinstance(ours, Tensor) and (not isinstance(theirs, Tensor) or theirs.shape != ours.shape):
         found = tuple(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
-        raise ValueError(f"{name} must be {tuple(ours.shape)}; it is {found}")
+        raise ValueError(f"{name} must be {tuple(ours.shape)}; got {found}")
 
 
 def _try_random_states(states: Mapping[str, Any] | None) -> None:
@@ -169,14 +171,14 @@ def _load_curves(logger: Any, curves: Mapping[str, Any]) -> None:
     missing = sorted(logger.get_checkpoint().keys() - curves.keys())
     wrong = sorted(key for key, values in curves.items() if not isinstance(values, list))
     if missing or wrong:
-        raise ValueError(f"curves missing: {missing}; no list: {wrong}")
+        raise ValueError(f"missing curves: {missing}; not a list: {wrong}")
     logger.load_checkpoint(dict(curves))
 
 
 def _check_cases(cases: Mapping[str, Any]) -> None:
     wrong = [role for role, names in cases.items() if not isinstance(names, list) or not all(map(_is_text, names))]
     if wrong:
-        raise ValueError(f"no list of names: {wrong}")
+        raise ValueError(f"not a list of names: {wrong}")
 
 
 def _is_text(value: object) -> bool:

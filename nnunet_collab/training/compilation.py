@@ -1,4 +1,4 @@
-"""torch.compile, student by student, with a way out."""
+"""torch.compile for each student, with a fallback to eager mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnunet_collab.networks.student import Student
 
 
 def compile_students(group: StudentGroup, log: Callable[[str], None]) -> None:
-    """Compile each student in place; one that cannot be compiled goes on in eager mode, with one line in the log.
+    """Compile each student in place. One that cannot be compiled stays in eager mode, with one line in the log.
 
     Compiling in place keeps the names of the weights, so checkpoints do not depend on it.
     """
@@ -23,7 +23,7 @@ def compile_students(group: StudentGroup, log: Callable[[str], None]) -> None:
 
 
 class _EagerOnFailure:
-    """Calls the compiled student, and after a compiler error the student itself."""
+    """Calls the compiled student; after a compiler error, the uncompiled student."""
 
     def __init__(self, student: Student, log: Callable[[str], None]) -> None:
         self.student = student
@@ -34,7 +34,9 @@ class _EagerOnFailure:
         try:
             return self.compiled(*args, **kwargs)  # type: ignore[misc]
         except torch._dynamo.exc.TorchDynamoException as error:
-            reason = " ".join(str(error).split())[:200]  # its first line names the backend alone
-            self.log(f"WARNING: student {self.student.name}: torch.compile failed ({reason}); it goes on uncompiled.")
+            reason = " ".join(str(error).split())[:200]  # the first line names only the backend
+            self.log(
+                f"WARNING: student {self.student.name}: torch.compile failed ({reason}); training continues without it."
+            )
             self.student._compiled_call_impl = None
             return self.student(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Curves that people look at: keys in nnU-Net's logger, a summary per epoch, and one figure per run."""
+"""Curves of a run: keys in nnU-Net's logger, a summary of each epoch, and one figure."""
 
 from __future__ import annotations
 
@@ -15,38 +15,40 @@ from nnunet_collab.core.files import write_json
 from nnunet_collab.figures.learning_curves import learning_curves_figure
 from nnunet_collab.training.metrics import dice
 
-# What is drawn of the pseudo labels; the shares of the classes are in the log only.
+# The pseudo-label curves that are drawn; the shares of the classes are only in the log.
 PSEUDO_LABELS = {"pseudo_used": "share used", "pseudo_entropy": "entropy", "pseudo_quality": "Dice of those used"}
 
 
 class Curves:
-    """Adds keys to nnU-Net's logger, which knows its own only, and draws them.
+    """Adds keys to nnU-Net's logger, which accepts only its own keys, and draws the curves.
 
     Args:
         logger: nnU-Net's `MetaLogger`; it also feeds W&B.
+        start: Epoch from which more than the labels counts, in fractions; None where nothing starts later.
     """
 
-    def __init__(self, logger: Any) -> None:
+    def __init__(self, logger: Any, start: float | None = None) -> None:
         self.logger = logger
+        self.start = start
 
     @property
     def values(self) -> dict[str, list[Any]]:
-        """All curves, one value per epoch."""
+        """All curves, with one value per epoch."""
         values: dict[str, list[Any]] = self.logger.local_logger.my_fantastic_logging
         return values
 
     def log(self, key: str, value: Any, epoch: int) -> None:
-        """Append the value of this epoch, once per key and epoch; the epochs without one before it become NaN."""
+        """Append the value of this epoch, once per key and epoch. Earlier epochs without a value become NaN."""
         values = self.values.setdefault(key, [])
         values.extend([np.nan] * (epoch - len(values)))
         self.logger.log(key, value, epoch)
 
     def log_training(self, outputs: Sequence[Mapping[str, Any]], epoch: int) -> None:
-        """Append the means of the total and of every weighted term; skipped iterations count for the weights alone.
+        """Append the means of the total loss and of every weighted term. Skipped iterations count only for the weights.
 
         Args:
-            outputs: What `train_step` returned: `loss`, and `terms` and `weights` by name. A term need not be there
-                in every iteration; its mean is over those that have it.
+            outputs: What `train_step` returned: `loss`, and `terms` and `weights` by name. A term may be absent in
+                some iterations; its mean is over the iterations that have it.
             epoch: Number of the epoch.
         """
         used = [output for output in outputs if np.isfinite(output["loss"])]
@@ -59,10 +61,10 @@ class Curves:
             )
 
     def log_validation(self, outputs: Sequence[Mapping[str, Any]], learners: Sequence[str], epoch: int) -> None:
-        """Append pseudo Dice of every student, the mean of those who learn, and the agreement of the students.
+        """Append the pseudo Dice of every student, the mean of the students that learn, and the agreement.
 
         Args:
-            outputs: What `validation_step` returned: `loss`, and the counts that Dice is made of.
+            outputs: What `validation_step` returned: `loss`, and the counts from which Dice is computed.
             learners: Names of the students that learn.
             epoch: Number of the epoch.
         """
@@ -77,16 +79,16 @@ class Curves:
             self.log("agreement", float(np.nanmean(dice(sum(o["agreement"] for o in outputs)))), epoch)
 
     def log_variables(self, values: Mapping[str, float], epoch: int) -> None:
-        """Append what a method learns beside the networks, by name; `group/name` is drawn with its group."""
+        """Append values that a method learns besides the networks, by name; `group/name` is drawn with its group."""
         for name, value in values.items():
             self.log(f"variable/{name}", value, epoch)
 
     def family(self, prefix: str) -> dict[str, list[float]]:
-        """Curves whose key is `prefix/...`, by what follows."""
+        """Curves whose key is `prefix/...`, by the rest of the key."""
         return {k.removeprefix(f"{prefix}/"): v for k, v in self.values.items() if k.startswith(f"{prefix}/")}
 
     def summary(self) -> list[str]:
-        """The last epoch in a few lines, without the curves that have no value of it."""
+        """The last epoch in a few lines. Curves without a value for it are left out."""
         epochs = self.epochs
         last = {key: values[-1] for key, values in self.values.items() if len(values) == epochs}
 
@@ -113,18 +115,18 @@ class Curves:
 
     @property
     def epochs(self) -> int:
-        """Number of the epochs that have ended."""
+        """Number of completed epochs."""
         return len(self.values.get("epoch_end_timestamps", []))
 
     def fill_gaps(self) -> None:
-        """NaN where a curve has no value of an epoch that has ended: nnU-Net draws as many as the shortest has."""
+        """Fill the curves with NaN up to the last completed epoch: nnU-Net draws only as far as the shortest curve."""
         for values in self.values.values():
             values.extend([np.nan] * (self.epochs - len(values)))
 
     def as_plain(self) -> dict[str, Any]:
-        """The curves in the form that `figures.learning_curves_figure` draws, and what the epochs cost.
+        """The curves in the form that `figures.learning_curves_figure` draws, and the time and memory per epoch.
 
-        `peak_memory_bytes` is the most that torch had allocated on the first process's GPU since that process began;
+        `peak_memory_bytes` is the peak memory that torch allocated on the GPU of the first process since it started;
         None without a GPU.
         """
         losses = self.family("loss")
@@ -143,19 +145,20 @@ class Curves:
             "agreement": None if agreement is None else agreement[:epochs],
             "pseudo_labels": {name: values[:epochs] for name, values in of_pseudo_labels.items()},
             "variables": {name: values[:epochs] for name, values in self.family("variable").items()},
+            "start": self.start,
             "seconds_per_epoch": [round(end - start, 3) for start, end in times],
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
             "processes": world_size(),
         }
 
     def write(self, folder: Path, log: Callable[[str], None]) -> None:
-        """Write the run so far as numbers, `curves.json`, and as figures, nnU-Net's and `collab_progress.png`.
+        """Write the run so far as numbers (`curves.json`) and as figures (nnU-Net's and `collab_progress.png`).
 
-        A figure that cannot be drawn is a line in the log: it does not end a training.
+        If a figure cannot be drawn, the log says so and the training continues.
 
         Args:
-            folder: The fold's.
-            log: Takes a line.
+            folder: Fold folder of the training.
+            log: Function that logs one line.
 
         Raises:
             CollabError: If the numbers cannot be written.
@@ -170,9 +173,9 @@ class Curves:
         for name, draw in figures.items():
             try:
                 draw()
-            except Exception as error:  # whatever it is: the training is worth more than its picture
+            except Exception as error:  # any error: a figure must not end a training
                 log(f"WARNING: {folder / name} could not be drawn ({type(error).__name__}: {error}).")
-                plt.close("all")  # nnU-Net leaves its figure open, 65 MB an epoch
+                plt.close("all")  # nnU-Net leaves its figures open: 65 MB per epoch
 
 
 def _listing(values: dict[str, str]) -> str:

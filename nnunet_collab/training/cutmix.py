@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 
 # The ranges of UniMatch and CrossMatch: share of the patch, and ratio of two sides relative to those of the patch.
-# Their ratio is uniform; here its logarithm is drawn, so that long and wide boxes are equally frequent in every
-# dimension.
+# The papers draw the ratio uniformly. We draw its logarithm, so that long and wide boxes are equally frequent in
+# every dimension.
 SHARE = (0.02, 0.4)
 RATIO = (0.3, 1 / 0.3)
-TRIES = 100  # a long box may not fit; nearly every second one does
+TRIES = 100  # a long box may not fit the patch; about half of them do
 
 
 def draw_boxes(count: int, size: Sequence[int], *, probability: float) -> Tensor:
     """Random boxes, one per sample: first voxel and the one behind the last along each axis, `(count, axes, 2)` int64.
 
-    A share of the samples has no box: both are 0. Each axis is drawn for itself, so boxes lie inside the patch whatever
-    its sides (the published code for volumes swaps two axes). On the CPU, by torch's global generator, which
-    checkpoints hold.
+    Samples without a box have 0 in both places. Each axis is drawn separately, so boxes lie inside the patch for any
+    patch size (the published code for volumes swaps two axes). The numbers are drawn on the CPU by torch's global
+    generator, whose state is in the checkpoints.
 
     Args:
         count: Number of samples.
         size: Spatial size of the patch.
-        probability: With which a sample gets a box.
+        probability: Probability that a sample gets a box.
     """
     nothing = [(0, 0)] * len(size)
     boxes = [_draw_box(size) if float(torch.rand(())) < probability else nothing for _ in range(count)]
@@ -46,7 +46,7 @@ def box_masks(boxes: Tensor, size: Sequence[int]) -> Tensor:
 
 def _draw_box(size: Sequence[int]) -> list[tuple[int, int]]:
     share = SHARE[0] + (SHARE[1] - SHARE[0]) * float(torch.rand(()))
-    axes = max(1, sum(length > 1 for length in size))  # an axis of one voxel cannot be cut: all of it, or no share
+    axes = max(1, sum(length > 1 for length in size))  # an axis of one voxel cannot be cut
     for _ in range(TRIES):
         # Logarithms of the sides relative to a box of the patch's shape; they add up to 0, so the share is kept.
         aspect = (torch.rand(axes) - 0.5) * math.log(RATIO[1] / RATIO[0]) / 2
@@ -64,7 +64,7 @@ def _draw_box(size: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def draw_partners(count: int) -> Tensor:
-    """For each of `count` samples the number of another one, never its own: `(count,)` int64 on the CPU.
+    """For each of `count` samples the index of another sample, never its own: `(count,)` int64 on the CPU.
 
     Raises:
         ValueError: If there is no other sample.
@@ -89,13 +89,13 @@ def mix(tensor: Tensor, other: Tensor, boxes: Tensor) -> Tensor:
 
 
 class CutMix:
-    """The boxes of one strong view, and where their content comes from.
+    """The boxes of one strong view, and the source of their content.
 
     Args:
         count: Number of samples.
         size: Spatial size of the patch.
-        probability: With which a sample gets a box.
-        device: Where the tensors are that will be mixed.
+        probability: Probability that a sample gets a box.
+        device: Device of the tensors that will be mixed.
         within_batch: True to fill boxes from another sample of the batch, False from samples of the second batch.
     """
 
@@ -103,7 +103,7 @@ class CutMix:
         self, count: int, size: Sequence[int], *, probability: float, device: torch.device, within_batch: bool
     ) -> None:
         self.partners = draw_partners(count).to(device) if within_batch and probability > 0 else None
-        # The corners go to the device, not masks as large as the batch.
+        # Move only the corners to the device, not masks as large as the batch.
         self.boxes = box_masks(draw_boxes(count, size, probability=probability).to(device), size)
         self.probability = probability
 

@@ -14,11 +14,11 @@ from nnunet_collab.networks.group import StudentGroup
 
 
 def local_device(requested: torch.device, scaler: GradScaler | None) -> tuple[torch.device, GradScaler | None]:
-    """The device of this process, which nnU-Net takes to be the GPU numbered like the process among all machines.
+    """The device of this process. nnU-Net uses the GPU whose number is the global rank of the process.
 
     Args:
-        requested: What the trainer was asked to use; its kind decides.
-        scaler: nnU-Net's; it makes sense on CUDA alone.
+        requested: Device that the trainer was asked to use; only its type matters.
+        scaler: nnU-Net's gradient scaler; it is used on CUDA only.
     """
     if requested.type != "cuda":
         return requested, None
@@ -28,7 +28,7 @@ def local_device(requested: torch.device, scaler: GradScaler | None) -> tuple[to
 def wrap(group: StudentGroup, device: torch.device) -> nn.Module:
     """All students in one DistributedDataParallel; every parameter that learns is used in every step.
 
-    Batch normalization is synchronized on CUDA; torch cannot on the CPU, where each process has its own statistics.
+    Batch normalization is synchronized on CUDA. Torch cannot do so on the CPU: each process has its own statistics.
     """
     module: nn.Module = group
     if device.type == "cuda":

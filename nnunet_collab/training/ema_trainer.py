@@ -1,4 +1,4 @@
-"""What methods share whose students have an averaged teacher."""
+"""Common base of the methods with an averaged (EMA) teacher."""
 
 from __future__ import annotations
 
@@ -17,51 +17,53 @@ from nnunet_collab.training.semi_supervised_settings import SemiSupervisedSettin
 
 
 class TeacherSettings(SemiSupervisedSettings):
-    """Of every method with a teacher."""
+    """Settings of every method with a teacher."""
 
     ema_decay: float = setting(
         0.99, "Decay of the teacher's weights, at most 1 - 1 / t after t updates.", ge=0, lt=1, source="Mean Teacher"
     )
-    deploy: Literal["student", "teacher"] = setting("student", "Which of the two is validated, published and predicts.")
+    deploy: Literal["student", "teacher"] = setting(
+        "student", "Network that is validated, published and used for prediction."
+    )
 
 
 class TeacherTrainer(SemiSupervisedTrainer):
-    """Base of the methods with a teacher that averages every student's weights."""
+    """Base of the methods with a teacher: the moving average of every student's weights."""
 
     settings: ClassVar[TeacherSettings] = TeacherSettings()
 
     def averages(self, settings: TeacherSettings) -> bool:
-        """Whether there is a teacher; a method may make it a choice."""
+        """Whether there is a teacher; a method may make this a setting."""
         return True
 
     def check(self, settings: TeacherSettings) -> None:  # type: ignore[override]
-        """Refuse frozen students: a teacher that never changes averages nothing."""
+        """Refuse frozen students: the average of weights that never change is useless."""
         if not self.averages(settings):
             return
         frozen = [s.name for s in settings.students if s.frozen]
         if frozen:
             raise CollabError(
-                f"{self.trainer_name}: the teacher is the average of the student it teaches, so every student learns; "
-                f"{', '.join(frozen)} is frozen. Remove 'frozen'."
+                f"{self.trainer_name}: the teacher is the average of the student it teaches, so every student must "
+                f"learn; {', '.join(frozen)} is frozen. Remove 'frozen'."
             )
 
     def initialize(self) -> None:
-        """Build everything, and the teacher from the weights the students start with."""
+        """Build everything, and the teacher from the initial weights of the students."""
         super().initialize()
         self.has_teacher = self.averages(self.settings)
         if not self.has_teacher:
             return
         self.teacher = EMATeacher(self.group, self.settings.ema_decay)
-        if self._do_i_compile():  # a copy of a compiled student is not compiled
+        if self._do_i_compile():  # the copy of a compiled student is not compiled
             compile_students(self.teacher.group, lambda line: self.print_to_log_file(f"teacher of {line}"))
 
     @property
     def deployed(self) -> StudentGroup:
-        """Student or teacher, as the settings say."""
+        """The students or the teacher, as the settings say."""
         return self.teacher.group if self.settings.deploy == "teacher" else self.group
 
     def after_step(self) -> None:
-        """The teacher follows."""
+        """Update the teacher."""
         super().after_step()
         if self.has_teacher:
             self.teacher.update(self.group)

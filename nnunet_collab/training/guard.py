@@ -1,4 +1,4 @@
-"""Stops a run whose numbers have gone wrong, after naming what went wrong first."""
+"""Stops a run after too many consecutive non-finite iterations, and names what was not finite."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from nnunet_collab.core.errors import CollabError
 
 
 class NonFiniteGuard:
-    """Counts consecutive iterations that could not be used.
+    """Counts consecutive skipped iterations.
 
     Args:
-        limit: So many in a row end the run.
-        log: Where each is told.
+        limit: Number of consecutive skipped iterations that ends the run.
+        log: Function that logs one line per skipped iteration.
     """
 
     def __init__(self, limit: int, log: Callable[[str], None]) -> None:
@@ -28,7 +28,7 @@ class NonFiniteGuard:
         """The iteration was skipped because of `culprits` (`student/term`); `cases` were in its batch.
 
         Raises:
-            CollabError: If it was one too many; checkpoints written before are intact.
+            CollabError: If the limit is reached. Checkpoints written before are intact.
         """
         self.in_a_row += 1
         what = ", ".join(culprits)
@@ -40,6 +40,7 @@ class NonFiniteGuard:
         if self.in_a_row >= self.limit:
             raise CollabError(
                 f"training stopped: {self.in_a_row} iterations in a row were not finite, the last (number {iteration}) "
-                f"in {what}{batch}. The checkpoints are those of before. Lower that student's learning rate or raise "
-                f"its warm-up, look at the images for non-finite values, then continue with --c or train anew."
+                f"in {what}{batch}. The checkpoints are from before these iterations. Lower that student's learning "
+                f"rate or raise its warm-up, check the images for non-finite values, then continue with --c or start "
+                f"again."
             )

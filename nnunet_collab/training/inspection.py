@@ -1,4 +1,4 @@
-"""What a trainer would do with given settings, without constructing it: that would make folders."""
+"""What a trainer would do with given settings, without constructing it (which would create folders)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from nnunet_collab.training.trainer import CollabTrainer
 
 @dataclass(frozen=True)
 class Inspected:
-    """What a training would be.
+    """Properties of a training that was not started.
 
     Attributes:
         settings: All of them, as checkpoints and plans.json record them.
         published: Names of the students that become models.
         labeled_batch_size: Labeled samples in each step, of all processes together.
-        patch_size: Of the training.
+        patch_size: Patch size of the training, voxels per axis.
     """
 
     settings: dict[str, Any]
@@ -44,17 +44,17 @@ def find_trainer(name: str) -> type[CollabTrainer]:
     """The class of a trainer that takes this package's settings.
 
     Raises:
-        CollabError: If there is none of that name, or it takes no settings.
+        CollabError: If no trainer has that name, or it takes no settings.
     """
     shipped = doorways()
     if name in shipped:
         found: Any = getattr(importlib.import_module(shipped[name]), name)
-    else:  # of the user's own, or nnU-Net's
+    else:  # a trainer of the user, or of nnU-Net
         from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
         try:
             found = recursive_find_trainer_class_by_name(name)
-        except Exception as error:  # nnU-Net raises RuntimeError, a user's own file whatever it likes
+        except Exception as error:  # nnU-Net raises RuntimeError; a user's file may raise anything
             raise CollabError(
                 f"trainer {name!r}: nnU-Net must find it; it does not ({error}). There are {', '.join(shipped)}, and "
                 "those in the folders of nnUNet_extTrainer. Correct the name."
@@ -71,13 +71,13 @@ def inspect_trainer(name: str, changes: Mapping[str, Any], plans: Mapping[str, A
     """Check the settings of a trainer as its training would.
 
     Args:
-        name: Of the trainer.
-        changes: Settings, as in `nnUNet_collab_settings`; may name a preset.
-        plans: plans.json of the dataset.
-        configuration: E.g. `2d`.
+        name: Name of the trainer.
+        changes: Settings as in `nnUNet_collab_settings`; they may name a preset.
+        plans: Content of plans.json.
+        configuration: Name of the configuration, e.g. `2d`.
 
     Raises:
-        CollabError: If there is no such trainer, or it refuses the settings or the configuration.
+        CollabError: If the trainer does not exist, or refuses the settings or the configuration.
     """
     kind = find_trainer(name)
     settings = change(kind.settings, read(json.dumps(dict(changes))), name)

@@ -1,4 +1,4 @@
-"""Ctrl-C and a scheduler's SIGTERM end a training in order: workers gone, nothing half-written, status 130 or 143."""
+"""End a training cleanly on Ctrl-C or SIGTERM: no workers left, no half-written file, exit status 130 or 143."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import threading
 from types import FrameType
 from typing import Any
 
-# Signal -> what Python does with it by itself, the only handler that is replaced.
+# Signal -> Python's default handler. Only that handler is replaced.
 _SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
 class EndOnSignals:
-    """Turns the two signals into SystemExit, which runs every `finally` and what is registered for the exit.
+    """Turns the two signals into SystemExit, which runs every `finally` block and every exit handler.
 
     Args:
         advice: Printed after the name of the signal.
@@ -26,7 +26,7 @@ class EndOnSignals:
         self.before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        """From now on; not where somebody else handles a signal, nor in a thread, where Python cannot."""
+        """Install the handlers; not if a signal has another handler already, and not in a thread (Python cannot)."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number, default in _SIGNALS.items():
@@ -35,14 +35,14 @@ class EndOnSignals:
                 signal.signal(number, self._end)
 
     def restore(self) -> None:
-        """Until now; safe to call again."""
+        """Remove the handlers; safe to call again."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self.before.items():
                 signal.signal(number, handler)
             self.before = {}
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.pid:  # a forked helper has these handlers, too, but nothing to put in order
+        if os.getpid() != self.pid:  # a forked process inherits the handlers but has nothing to clean up
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return

@@ -1,9 +1,9 @@
-"""One training at a time writes into a results folder.
+"""Ensure that one training at a time writes into a results folder.
 
-Two that were started together would mix: the final checkpoint of one, the best one of the other, one plans.json. So a
-training holds a lock file in its fold folder and in that of every student it publishes: who holds it, touched again and
-again while its process lives. A lock whose process is gone is taken over; of a process that cannot be seen from here
-(another machine, another container) the silence tells.
+Two trainings in one folder would mix their files: the final checkpoint of one, the best checkpoint of the other, one
+plans.json. So a training holds a lock file in its fold folder and in that of every student it publishes. The file names
+the process, which touches it at regular intervals (heartbeat). A lock whose process has ended is taken over. If the
+process cannot be seen from here (another machine or container), a lock without a recent heartbeat is taken over.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from nnunet_collab.core.files import aside
 from nnunet_collab.core.process import ProcessId, this_process
 
 NAME = "training.lock"
-BEAT_S = 30.0  # between two signs of life
-SILENT_S = 600.0  # without one, a training that cannot be seen from here is taken for dead: 20 beats
+BEAT_S = 30.0  # time between two heartbeats
+SILENT_S = 600.0  # 20 heartbeats missed: a process that cannot be seen from here counts as dead
 
 
 @dataclass(frozen=True)
 class Holder:
-    """What a lock file says.
+    """Content of a lock file.
 
     Attributes:
         host: Name of the machine.
-        process: Written by `str(ProcessId)`.
-        since: Local time there.
+        process: The process, as `str(ProcessId)` writes it.
+        since: Local time on that machine when the lock was taken.
     """
 
     host: str
@@ -44,13 +44,13 @@ class Holder:
 
 
 class FolderLocks:
-    """Locks of the folders a training writes into; reentrant in one process.
+    """Locks of the folders that a training writes into; reentrant within one process.
 
     Args:
         folders: Fold folders, in the order in which they are taken.
 
     Raises:
-        CollabError: If another training holds one of them; those taken before are given back.
+        CollabError: If another training holds one of them; locks taken before are released.
     """
 
     def __init__(self, folders: Iterable[Path]) -> None:
@@ -68,23 +68,24 @@ class FolderLocks:
         threading.Thread(target=self._beat, name="training lock", daemon=True).start()
 
     def check(self) -> None:
-        """Raise if another training has taken over, because this one gave no sign of life for too long.
+        """Raise if another training has taken over because this one sent no heartbeat for too long.
 
         Raises:
-            CollabError: Before anything of the other one is overwritten.
+            CollabError: If so, before a file of the other training is overwritten.
         """
         for path in self._held:
             holder = _read(path)
             if holder is None or holder.process != self._me:
                 raise CollabError(
                     f"{path}: must name this training, process {os.getpid()}; it was taken over or removed while this "
-                    f"one slept ({holder or 'there is no lock'}). This training ends here; what it saved before may "
-                    f"have been replaced. Look which of the two still runs before you continue one with --c."
+                    f"one was paused ({holder or 'there is no lock'}). This training ends here; what it saved "
+                    f"before may "
+                    f"have been replaced. Check which of the two still runs before you continue one with --c."
                 )
 
     def release(self) -> None:
-        """Give the folders back, and remove those that were made for a lock alone; safe to call again."""
-        if self._me != str(this_process()):  # a forked helper must not unlock what its parent holds
+        """Release the locks, and remove folders that were created only for a lock; safe to call again."""
+        if self._me != str(this_process()):  # a forked process must not release the locks of its parent
             return
         self._stop.set()
         atexit.unregister(self.release)
@@ -93,7 +94,7 @@ class FolderLocks:
             if holder is not None and holder.process == self._me:
                 path.unlink(missing_ok=True)
         for folder in reversed(self._made):
-            with contextlib.suppress(OSError):  # not empty, so needed
+            with contextlib.suppress(OSError):  # not empty: keep it
                 folder.rmdir()
         self._held, self._made = [], []
 
@@ -118,12 +119,12 @@ class FolderLocks:
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
             for path in self._held:
-                with contextlib.suppress(OSError):  # a disk that is away for a moment
+                with contextlib.suppress(OSError):  # a disk that is briefly unavailable
                     os.utime(path)
 
 
 def _claim(mine: Path, path: Path) -> bool:
-    """Put a complete lock where there is none: linking fails where a file is, on every kind of disk that has links."""
+    """Create a complete lock file in one step: linking fails if the file exists, on every disk that has links."""
     try:
         os.link(mine, path)
     except FileExistsError:
@@ -139,7 +140,7 @@ def _claim(mine: Path, path: Path) -> bool:
 
 
 def _read(path: Path) -> Holder | None:
-    """Who holds it; None if there is no lock, or none that can be read."""
+    """Holder of the lock; None if there is no lock, or it cannot be read."""
     try:
         return Holder(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -151,9 +152,9 @@ def _refuse_if_alive(path: Path, holder: Holder | None, *, now: float) -> None:
     if process is not None and process.is_gone:
         return
     try:
-        silent = now - path.stat().st_mtime  # both by the clock of the disk
+        silent = now - path.stat().st_mtime  # both times are from the clock of the disk
     except OSError:
-        return  # released in this moment
+        return  # released at this moment
     seen = process is not None and process.is_here
     if not seen and silent > SILENT_S:
         return
@@ -162,21 +163,21 @@ def _refuse_if_alive(path: Path, holder: Holder | None, *, now: float) -> None:
         who = f"process {process.pid} on {holder.host}, since {holder.since},"
     state = "is running"
     if not seen:
-        state = f"gave a sign of life {max(0, round(silent))} s ago, and counts as dead after {SILENT_S:.0f} s without"
+        state = f"sent its last heartbeat {max(0, round(silent))} s ago, and counts as dead after {SILENT_S:.0f} s"
     raise CollabError(
         f"{path.parent}: one training at a time may write here; {who} {state}. Wait for it or end it, or start this "
-        f"one under another run_name. If that training certainly runs no more, delete {path}."
+        f"one under another run_name. If that training has certainly ended, delete {path}."
     )
 
 
 def _remove_stale(path: Path, holder: Holder | None) -> None:
-    """Rename, then remove, so that of two that find a stale lock none removes the new one of the other."""
+    """Rename, then remove: so of two processes that find a stale lock, neither removes the other's new lock."""
     taken = aside(path.with_name(f"{NAME}.stale"))
     try:
         os.replace(path, taken)
     except FileNotFoundError:
         return
-    if _read(taken) != holder:  # the other one was faster: this is its lock, and goes back
+    if _read(taken) != holder:  # the other process was faster: put its lock back
         with contextlib.suppress(OSError):
             os.link(taken, path)
     taken.unlink(missing_ok=True)

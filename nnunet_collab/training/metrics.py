@@ -15,7 +15,7 @@ Counts = npt.NDArray[np.float64]
 
 
 def predicted_masks(logits: Tensor, truth: Truth) -> Tensor:
-    """`(B, C, *S)` bool: each foreground class or region as predicted, ignored voxels left out."""
+    """`(B, C, *S)` bool: predicted mask of each foreground class or region, without ignored voxels."""
     if truth.regions is not None:
         masks = logits > 0
     else:
@@ -25,7 +25,7 @@ def predicted_masks(logits: Tensor, truth: Truth) -> Tensor:
 
 
 def true_masks(truth: Truth, num_outputs: int) -> Tensor:
-    """`(B, C, *S)` bool: each foreground class or region as it is, ignored voxels left out."""
+    """`(B, C, *S)` bool: true mask of each foreground class or region, without ignored voxels."""
     labels, keep = truth.labels, truth.keep
     if truth.regions is not None:
         return truth.regions & keep.unsqueeze(1)
@@ -42,7 +42,7 @@ def overlap_counts(predicted: Tensor, true: Tensor) -> Counts:
 
 
 def dice(counts: Counts) -> Counts:
-    """Dice per class from summed `overlap_counts`; NaN where a class is neither there nor predicted."""
+    """Dice per class from summed `overlap_counts`; NaN for a class that is neither present nor predicted."""
     both, either = counts
     ratio: Counts = np.divide(2 * both, either, out=np.full_like(both, np.nan), where=either > 0)
     return ratio

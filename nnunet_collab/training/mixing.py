@@ -1,4 +1,4 @@
-"""What methods with CutMix share: boxes are filled from the batch or from a second batch of images."""
+"""Common base of the methods with CutMix: boxes are filled from the same batch or from a second batch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nnunet_collab.training.semi_supervised_settings import SemiSupervisedSettin
 
 
 class MixingSettings(SemiSupervisedSettings):
-    """Of every method with CutMix."""
+    """Settings of every method with CutMix."""
 
     cutmix_probability: float = setting(
         0.5, "Probability that a strong view of a sample gets a box. 0: no CutMix.", ge=0, le=1, source="UniMatch"
     )
     mixing: Literal["batch", "second_batch"] = setting(
         "batch",
-        "What fills the box: another sample of the batch, whose pseudo label is there already, or, as published, a "
+        "What fills the box: another sample of the batch, whose pseudo label exists already; or, as published, a "
         "second batch of unlabeled images, which costs a pass without gradient.",
     )
     ramp_up: float = setting(
@@ -38,17 +38,17 @@ class MixingTrainer(SemiSupervisedTrainer):
     settings: ClassVar[MixingSettings] = MixingSettings()
 
     def initialize(self) -> None:
-        """Build everything, and decide where boxes are filled from."""
+        """Build everything, and choose the source that fills the boxes."""
         super().initialize()
         alone = self.unlabeled_per_batch == 1
         self.mixes = self.settings.cutmix_probability > 0
         self.mixes_second_batch = self.mixes and (self.settings.mixing == "second_batch" or alone)
         if self.mixes_second_batch and self.settings.mixing == "batch":
-            self.print_to_log_file("one unlabeled sample per batch: CutMix takes a second image for each")
+            self.print_to_log_file("one unlabeled sample per batch: CutMix needs a second image for each")
 
     @cached_property
     def has_dropout(self) -> bool:
-        """Whether pseudo labels need a pass of their own, because a student drops something at random by itself."""
+        """Whether a student has dropout of its own, so that pseudo labels need a separate pass."""
         return any(student.has_dropout for student in self.group)
 
     def ramp(self) -> float:
@@ -56,11 +56,11 @@ class MixingTrainer(SemiSupervisedTrainer):
         return self.ramp_over(self.settings.ramp_up)
 
     def unlabeled_crops_per_batch(self) -> int:
-        """Twice as many with a second batch of images."""
+        """Number of crops; twice as many with a second batch of images."""
         return self.unlabeled_per_batch * (2 if self.mixes_second_batch else 1)
 
     def divide(self, batch: SemiSupervisedBatch) -> tuple[SemiSupervisedBatch, SemiSupervisedBatch | None]:
-        """The batch to learn from, and a second batch of images to fill boxes with, if there are any."""
+        """The batch to learn from, and the second batch that fills the boxes, or None."""
         if not self.mixes_second_batch:
             return batch, None
         count = self.unlabeled_per_batch

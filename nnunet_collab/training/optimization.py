@@ -21,8 +21,8 @@ class StudentOptimizers:
 
     Args:
         group: The students; frozen ones get no optimizer.
-        settings: Theirs, and the length of the run.
-        scaler: Of mixed precision, or None.
+        settings: Settings of the training: students and length of the run.
+        scaler: Gradient scaler of mixed precision, or None.
     """
 
     def __init__(self, group: StudentGroup, settings: TrainingSettings, scaler: GradScaler | None) -> None:
@@ -50,7 +50,7 @@ class StudentOptimizers:
         return rates
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Reset the gradients."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
 
@@ -59,7 +59,7 @@ class StudentOptimizers:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
 
     def clip(self) -> dict[str, Tensor]:
-        """Unscale and clip each student's gradient; nothing waits for the device.
+        """Unscale and clip each student's gradient, without waiting for the device.
 
         Returns:
             Norm of each student's gradient before clipping, on the device.
@@ -84,7 +84,7 @@ class StudentOptimizers:
         """Step each student whose gradient is finite.
 
         Args:
-            norms: Of the gradients, as `clip` returned them and the host has read them.
+            norms: Norm of each student's gradient, from `clip`, read by the host.
 
         Returns:
             Names of the students that were not stepped.
@@ -92,16 +92,16 @@ class StudentOptimizers:
         left = [name for name in self.optimizers if not math.isfinite(norms[name])]
         for name, optimizer in self.optimizers.items():
             if name not in left:
-                optimizer.step()  # not by the scaler, which would read once more whether the gradient is finite
+                optimizer.step()  # not by the scaler: it would read again whether the gradient is finite
         if self.scaler is not None:
             self.scaler.update()
         return left
 
     def discard(self, scale: float) -> None:
-        """Take no step with these gradients, whose loss is not finite; that says nothing about the scale.
+        """Take no step, because the loss is not finite. The scaler's factor does not change: it is not the cause.
 
         Args:
-            scale: The gradient scaler's factor, which stays.
+            scale: Factor of the gradient scaler.
         """
         if self.scaler is not None:
             self.scaler.update(scale)

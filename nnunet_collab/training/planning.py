@@ -1,4 +1,4 @@
-"""What the settings change in the plans before nnU-Net sees them, and what is refused at the door."""
+"""Change the plans as the settings say, before nnU-Net reads them, and refuse what cannot be trained."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def adapt_plans(
     """
     if configuration not in plans["configurations"]:
         raise CollabError(
-            f"configuration {configuration!r}: must be one of the plans'; there are "
+            f"configuration {configuration!r}: must be in the plans; they have "
             f"{', '.join(plans['configurations'])}. Run nnUNetv2_plan_and_preprocess for it."
         )
     entry = plans["configurations"][configuration]
     resolved = PlansManager(plans).get_configuration(configuration).configuration
     if resolved.get("previous_stage") is not None:
         raise CollabError(
-            f"configuration {configuration!r}: is a cascade, whose input includes another model's segmentation; "
-            f"{trainer_name} trains from images alone. Use 3d_fullres or 3d_lowres."
+            f"configuration {configuration!r}: must not be a cascade (its input includes another model's "
+            f"segmentation); {trainer_name} trains from images alone. Use 3d_fullres or 3d_lowres."
         )
     dimensions = len(resolved["patch_size"])
     if settings.patch_size is not None:
@@ -67,14 +67,14 @@ def adapt_plans(
 def has_lower_outputs(plans: PlansManager, configuration: str) -> bool:
     """Whether the planned network has outputs of lower resolution that nnU-Net supervises.
 
-    nnU-Net gives the lowest of them weight 0, so of a network with two resolutions nothing would be left to learn.
+    nnU-Net gives the lowest of them weight 0. A network with two resolutions then has no auxiliary output to train.
     """
     strides = plans.get_configuration(configuration).network_arch_init_kwargs.get("strides")
     return strides is None or len(strides) > 2
 
 
 def _check_divisible(resolved: dict[str, Any], settings: TrainingSettings) -> None:
-    """A UNet halves the patch again and again; with a remainder, its skip connections do not fit."""
+    """Raise if the UNet cannot halve the patch without remainder: its skip connections would not fit."""
     strides = resolved["architecture"]["arch_kwargs"].get("strides")
     if strides is None or all(s.network != PLANS for s in settings.students):
         return

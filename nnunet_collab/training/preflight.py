@@ -1,4 +1,4 @@
-"""What is refused before a training starts: missing folders, cases, splits and batches that cannot be trained."""
+"""Checks before a training starts: folders, cases, split and batch size."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from nnunet_collab.training.planning import KEY
 
 
 def check_environment() -> None:
-    """Raise unless nnU-Net's three paths are set, and if weights are to be loaded that do not fit our networks.
+    """Raise unless nnU-Net's three paths are set; raise if -pretrained_weights is given.
 
     Raises:
-        CollabError: Naming the variable that is missing, or -pretrained_weights.
+        CollabError: The message names the missing variable, or -pretrained_weights.
     """
-    # nnU-Net tells no trainer of this argument, but loads the weights by the names of its own single network.
+    # nnU-Net does not pass this argument to trainers. It loads the weights by the names of its own single network.
     given = [word.partition("=")[0] for word in sys.argv[1:]]
     if any(len(word) > 3 and "-pretrained_weights".startswith(word) for word in given):
         raise CollabError(
-            "-pretrained_weights: this is a trainer of several students, which takes weights per student; nnU-Net "
-            "would look for those of one network. Leave it out; in nnUNet_collab_settings set 'pretrained' of a "
+            "-pretrained_weights: must not be given to a trainer of several students: nnU-Net would load the weights "
+            "of one network. Leave it out; in nnUNet_collab_settings set 'pretrained' of a "
             "student for ImageNet weights, or 'frozen' for a trained model that teaches without learning."
         )
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
@@ -36,11 +36,11 @@ def check_environment() -> None:
 
 
 def check_cases(folder: Path, splits: Path | None) -> None:
-    """Raise unless there are preprocessed cases to train and to validate with.
+    """Raise unless there are preprocessed cases for training and validation.
 
     Args:
-        folder: Preprocessed cases of the configuration.
-        splits: nnU-Net's `splits_final.json`, which nnU-Net writes if it is not there; None to train with all cases.
+        folder: Folder of the configuration's preprocessed cases.
+        splits: Path of nnU-Net's `splits_final.json`; nnU-Net writes it if it is missing. None to train with all cases.
 
     Raises:
         CollabError: If the configuration is not preprocessed, or there are too few cases.
@@ -53,25 +53,25 @@ def check_cases(folder: Path, splits: Path | None) -> None:
         )
     if cases < 2:
         raise CollabError(
-            f"{folder}: a training needs two cases or more, to train and to validate with; there is 1. "
+            f"{folder}: a training needs at least 2 cases, to train and to validate; got 1. "
             f"Add cases to the dataset, then plan and preprocess it again."
         )
     if splits is not None and not splits.is_file() and cases < 5:
         raise CollabError(
-            f"{splits}: is not there, and nnU-Net needs five cases or more to split them by itself; there are {cases}. "
+            f"{splits}: does not exist, and nnU-Net needs at least 5 cases to split them itself; got {cases}. "
             f'Write the file, one object per fold: [{{"train": ["case1"], "val": ["case2"]}}]; or train fold all.'
         )
 
 
 def check_processes(configuration: Any, processes: int) -> None:
-    """Raise if processes would get batches of unequal size where nnU-Net's Dice gathers them.
+    """Raise if processes would get batches of unequal size and nnU-Net's Dice gathers the batches.
 
     Args:
         configuration: nnU-Net's manager of the configuration; its `batch_size` is that of all processes together.
-        processes: Their number.
+        processes: Number of processes.
 
     Raises:
-        CollabError: Naming the sizes that would do.
+        CollabError: If so; the message names valid batch sizes.
     """
     size = configuration.batch_size
     if configuration.batch_dice and size % processes:
@@ -79,8 +79,8 @@ def check_processes(configuration: Any, processes: int) -> None:
         nearest = f"{lower} or {lower + processes}" if lower else f"{processes}"
         raise CollabError(
             f"setting 'batch_size': {processes} processes share it, and the Dice loss of this configuration "
-            f"(batch_dice) needs as many samples in each; got {size}. Set batch_size to {nearest}, or change the "
-            f"number of processes."
+            f"(batch_dice) needs the same number of samples in each; got {size}. Set batch_size to {nearest}, or "
+            f"change the number of processes."
         )
 
 
@@ -88,7 +88,7 @@ def unlabeled_in_split(splits: Path, fold: int | str) -> list[str]:
     """Training cases that the split of this fold declares unlabeled (`"unlabeled"` beside `train` and `val`).
 
     Raises:
-        CollabError: If the file is no split.
+        CollabError: If the file is not a valid split.
     """
     if fold == "all" or not splits.is_file():
         return []
@@ -97,7 +97,7 @@ def unlabeled_in_split(splits: Path, fold: int | str) -> list[str]:
 
 
 def check_fold(splits: Path, fold: int | str) -> None:
-    """Raise if the file is no split, or nnU-Net would train with the labels of cases that it declares unlabeled.
+    """Raise if the file is not a valid split, or if nnU-Net would train with labels of cases declared unlabeled.
 
     Raises:
         CollabError: If it breaks a rule of `read_split`; or the split has unlabeled cases, and the fold is `all` (every
@@ -110,7 +110,7 @@ def check_fold(splits: Path, fold: int | str) -> None:
         return
     if fold == "all" or int(fold) >= len(folds):
         raise CollabError(
-            f"{splits}: declares cases unlabeled, and nnU-Net would use their labels in fold {fold}. Train one of the "
+            f"{splits}: declares cases unlabeled, but nnU-Net would use their labels in fold {fold}. Train one of the "
             f"folds 0 to {len(folds) - 1}, or make a dataset without those labels: nnunet_collab split --to."
         )
 
@@ -119,7 +119,7 @@ def check_other_folds(fold: Path, plans: dict[str, Any], configuration: str) -> 
     """Raise if another fold of the run was trained with other networks: the folds share one plans.json.
 
     Raises:
-        CollabError: Naming the folds, whose models the new plans.json would make unreadable.
+        CollabError: If so; the message names the folds. The new plans.json would make their models unreadable.
     """
     others = sorted(f.name for f in fold.parent.glob("fold_*") if f != fold and any(f.glob("checkpoint_*.pth")))
     try:

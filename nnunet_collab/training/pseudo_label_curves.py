@@ -1,4 +1,4 @@
-"""What pseudo labels look like over an epoch: how many are used, how sure they are, and which classes they name."""
+"""Statistics of the pseudo labels of an epoch: share used, entropy, and share of each class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from nnunet_collab.core.distributed import world_size
 from nnunet_collab.losses.pseudo_labels import pseudo_labels
 
-COLLAPSED = 0.9999  # share of one class among the used pseudo labels from which on they teach nothing but that class
+COLLAPSED = 0.9999  # if one class has at least this share of the used pseudo labels, they teach only that class
 
 
 class PseudoLabelCurves:
@@ -30,10 +30,10 @@ class PseudoLabelCurves:
         """Count the pseudo labels of one batch.
 
         Args:
-            student: Whom they teach.
-            logits: `(B, C, *S)` that the labels are made from.
-            keep: `(B, *S)` bool.
-            threshold: Of the confidence.
+            student: Name of the student that learns from them.
+            logits: Logits of the pseudo labels, `(B, C, *S)`.
+            keep: Voxels that count, `(B, *S)` bool.
+            threshold: Smallest confidence of a pseudo label that is used.
         """
         logits = logits.detach().float()
         labels, confidence = pseudo_labels(logits, regions=self.regions)
@@ -57,11 +57,11 @@ class PseudoLabelCurves:
         self.sums[student] = self.sums[student] + now if student in self.sums else now
 
     def finish_epoch(self) -> dict[str, dict[str, float]]:
-        """Per student the values of the epoch, over all ranks; the sums begin anew.
+        """Values of the epoch per student, over all ranks. The sums restart from 0.
 
         `used`: share of the voxels whose label is used; `entropy`: mean over the voxels, as a share of the largest
-        possible one; `class k`: share of the used labels that name it; `region k`: share of those of its own problem
-        that lie inside. NaN where nothing was counted.
+        possible one; `class k`: share of the used labels that are of class k; `region k`: share of the used
+        labels of this region that lie inside it. NaN where nothing was counted.
         """
         curves = {}
         for student, sums in sorted(self.sums.items()):
@@ -78,10 +78,10 @@ class PseudoLabelCurves:
 
 
 def collapsed(values: dict[str, float]) -> str | None:
-    """The one class that all pseudo labels of an epoch name, or None. A region without used labels has no say.
+    """The one class that all pseudo labels of an epoch have, or None. Regions without used labels do not count.
 
     Args:
-        values: Of one student, as `PseudoLabelCurves.finish_epoch` returns them.
+        values: Values of one student, as `PseudoLabelCurves.finish_epoch` returns them.
     """
     shares = {name: share for name, share in values.items() if name.startswith("class ")}
     if shares and max(shares.values()) >= COLLAPSED:

@@ -1,4 +1,4 @@
-"""The folders a training writes into: held while it runs, without what killed or former runs left there."""
+"""The folders that a training writes into: locked while it runs, and cleaned of files of earlier runs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SUMMARY = "summary.json"
 
 
 class ResultsFolders:
-    """Of one training: its own fold folder, and that of every student it publishes.
+    """The folders of one training: its own fold folder, and that of every student it publishes.
 
     Args:
         fold: `.../<Trainer>__<plans>__<configuration>/fold_X`.
         published: Names of the students that are published.
-        log: Where it is told what was removed.
-        first: Whether this is the process that writes; the others of a distributed run only mind the signals.
+        log: Function that logs what was removed.
+        first: Whether this is the process that writes. Other processes of a distributed run only handle signals.
     """
 
     def __init__(self, fold: Path, published: Iterable[str], log: Callable[[str], None], *, first: bool) -> None:
@@ -45,28 +45,28 @@ class ResultsFolders:
                 self.log(f"removed {file}: a run that was killed left it half-written")
 
     def check(self) -> None:
-        """Raise if another training has taken the folders over meanwhile."""
+        """Raise if another training has taken over the folders in the meantime."""
         if self.locks is not None:
             self.locks.check()
 
     def release(self) -> None:
-        """Another training may begin here; also happens when the process ends, however it ends."""
+        """Unlock the folders; this also happens when the process ends, for whatever reason."""
         self.signals.restore()
         if self.locks is not None:
             self.locks.release()
             self.locks = None
 
     def start_anew(self, cases: Iterable[str], ending: str) -> None:
-        """Empty the validation folders of a former training, whose cases may be trained on now.
+        """Empty the validation folders of an earlier training. The new training may train on those cases.
 
         Only what nnU-Net writes there is removed: the summary and, per case, prediction, probabilities and properties.
 
         Args:
             cases: All cases of the dataset.
-            ending: Of its image files.
+            ending: File ending of the dataset's images.
 
         Raises:
-            CollabError: If other predictions are there, which would be measured as if they were of this training.
+            CollabError: If the folders hold other predictions, which would be evaluated as those of this training.
         """
         if not self.first:
             return
@@ -78,17 +78,17 @@ class ResultsFolders:
             others = sorted(path.name for path in folder.glob(f"*{ending}") if path not in there)
             if others:
                 raise CollabError(
-                    f"{folder}: a training that begins must find no predictions here; {listed(others)} is of no case "
+                    f"{folder}: must hold no predictions when a training starts; {listed(others)} belongs to no case "
                     f"of this dataset. Move it away, or train under another run_name."
                 )
             for path in there:
                 path.unlink()
             if there:
-                self.log(f"removed {len(there)} files of a former training from {folder}")
+                self.log(f"removed {len(there)} files of an earlier training from {folder}")
 
 
 def _summarized(summary: Path, ending: str) -> list[str]:
-    """Cases of which a former summary tells; they may be of an older state of the dataset."""
+    """Cases in the summary of an earlier validation; the dataset may have changed since."""
     try:
         rows = json.loads(summary.read_text(encoding="utf-8"))["metric_per_case"]
         return [Path(row["prediction_file"]).name.removesuffix(ending) for row in rows]

@@ -1,6 +1,6 @@
-"""What FixMatch, UniMatch and CrossMatch share: a student that teaches itself.
+"""Common base of FixMatch, UniMatch and CrossMatch: a student that teaches itself.
 
-Its own predictions of weak views, or those of its average, teach strong views, where they are confident.
+Its own confident predictions on weak views, or those of its average, are the pseudo labels of strong views.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nnunet_collab.training.mixing import MixingSettings, MixingTrainer
 
 
 class SelfTaughtSettings(MixingSettings, TeacherSettings):
-    """Of every method whose student teaches itself."""
+    """Settings of every method whose student teaches itself."""
 
     teacher: Literal["student", "average"] = setting(
         "student", "What makes the pseudo labels: the student itself, as published, or its average."
@@ -45,11 +45,11 @@ class SelfTaughtTrainer(MixingTrainer, TeacherTrainer):
     settings: ClassVar[SelfTaughtSettings] = SelfTaughtSettings()
 
     def averages(self, settings: SelfTaughtSettings) -> bool:  # type: ignore[override]
-        """As the settings say."""
+        """Whether the average is the teacher, as the settings say."""
         return settings.teacher == "average"
 
     def teaching_logits(self, image: Tensor, perturbed_passes: Sequence[PerturbedPass] = ()) -> dict[str, Tensor]:
-        """Logits of the student or of its average without gradient and dropout of the network's own, by student."""
+        """Logits of the student or of its average, by student, without gradient and without the network's dropout."""
         if self.has_teacher:
             return {name: output.logits for name, output in self.teacher(image, perturbed_passes).items()}
         return self.predict_without_perturbation(image, perturbed_passes=perturbed_passes)

@@ -1,4 +1,4 @@
-"""Settings that all methods share that learn from labeled and unlabeled images."""
+"""Common settings of the methods that learn from labeled and unlabeled images."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from nnunet_collab.training.settings import CollaborativeSettings
 
 
 class SemiSupervisedSettings(CollaborativeSettings):
-    """Of every method that learns from unlabeled images, too. Weights are relative to nnU-Net's whole loss, 1."""
+    """Settings of every method with unlabeled images. Weights are relative to nnU-Net's whole loss, 1."""
 
     unlabeled_batch_size: int | None = setting(
         None,
-        "Unlabeled samples per step, of all processes together, on top of nnU-Net's batch. null: as many as labeled "
+        "Unlabeled samples per step, of all processes together, on top of nnU-Net's batch. null: the number of labeled "
         "ones. To train on labels alone, use SupervisedTrainer.",
         unit="samples",
         **COUNT,
     )
     loss_scale: float = setting(
         1.0,
-        "Factor of the whole loss. Published programs weigh nnU-Net's loss with less than 1; presets repeat that.",
+        "Factor of the whole loss. Published programs use less than 1 for nnU-Net's loss; their presets do, too.",
         gt=0,
     )
     centered_share: float = setting(
         1 / 3,
         "Unlabeled crops that are centered on predicted foreground, where nnunet_collab preprocess_unlabeled --locate "
-        "has found it; all others lie at random places. 0: all do.",
+        "has found it; all others are at random places. 0: no crop is centered.",
         unit="share of the crops",
         ge=0,
         le=1,

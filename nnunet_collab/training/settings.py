@@ -34,9 +34,11 @@ class StudentSettings(Settings):
     decoder_tap: str = setting(
         "", "Layer whose output is the decoder's feature map. Empty: the one known for the network."
     )
-    pretrained: bool = setting(False, "Start from ImageNet weights, where there are any. Mind their licenses.")
+    pretrained: bool = setting(
+        False, "Start from ImageNet weights, if there are any for the network. Check their licenses."
+    )
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "The optimizer.", source="nnU-Net")
-    lr: float = setting(1e-2, "Learning rate at its highest.", gt=0, source="nnU-Net")
+    lr: float = setting(1e-2, "Highest learning rate.", gt=0, source="nnU-Net")
     weight_decay: float = setting(3e-5, "Weight decay.", ge=0, source="nnU-Net")
     momentum: float = setting(0.99, "Momentum of sgd.", ge=0, lt=1, source="nnU-Net")
     nesterov: bool = setting(
@@ -50,7 +52,7 @@ class StudentSettings(Settings):
     lr_per: Literal["epoch", "iteration"] = setting("epoch", "How often the learning rate is set.", source="nnU-Net")
     grad_clip: float = setting(12.0, "Largest norm of the student's gradient. 0: no clipping.", ge=0, source="nnU-Net")
     frozen: str = setting(
-        "", "Fold folder of a published model. The student has its weights, teaches and does not learn."
+        "", "Fold folder of a published model. The student gets its weights; it teaches and does not learn."
     )
 
 
@@ -79,7 +81,7 @@ class TrainingSettings(Settings):
     )
     run_name: str = setting(
         "",
-        "Results go to <Trainer>_<run_name>, so that several runs can stand side by side.",
+        "Results go to <Trainer>_<run_name>, so that several runs can be kept.",
         pattern=r"^[A-Za-z0-9]*$",
         rule="a text of letters and digits",
     )
@@ -99,7 +101,7 @@ class TrainingSettings(Settings):
         None, "Size of the patches, one number per axis. null: as planned.", unit="voxels", min_length=2, max_length=3
     )
     deep_supervision: bool = setting(
-        True, "Whether networks that have auxiliary outputs are supervised there, too.", source="nnU-Net"
+        True, "Whether the auxiliary outputs of networks that have them are supervised, too.", source="nnU-Net"
     )
     seg_loss: Literal["dc_ce", "ce"] = setting(
         "dc_ce", "Supervised loss: nnU-Net's Dice + cross-entropy, or cross-entropy alone.", source="nnU-Net"
@@ -107,7 +109,7 @@ class TrainingSettings(Settings):
     augmentation: Literal["nnunet", "flips_and_rotations"] = setting(
         "nnunet", "nnU-Net's augmentation, or its flips and rotations alone.", source="nnU-Net"
     )
-    publish: tuple[str, ...] = setting((), "Names of the students to validate and publish. None: all that learn.")
+    publish: tuple[str, ...] = setting((), "Names of the students to validate and publish. null: all that learn.")
     validate_ensemble: bool = setting(
         True, "Whether the validation cases are predicted with the mean of the students, too."
     )
@@ -130,8 +132,13 @@ class TrainingSettings(Settings):
         require(
             set(self.publish) <= set(learners), "publish", f"must be among {', '.join(learners)}", list(self.publish)
         )
-        # <Trainer>_<student> is where a student of the run without a name is published.
+        # A run without a name publishes its students as <Trainer>_<student>.
         require(self.run_name not in names, "run_name", "must not be a student's name", self.run_name)
+
+    @property
+    def start_epoch(self) -> float | None:
+        """The epoch from which more than the labels counts, in fractions; None where nothing starts later."""
+        return None
 
     @property
     def published(self) -> list[str]:
@@ -140,12 +147,12 @@ class TrainingSettings(Settings):
 
 
 class CollaborativeSettings(TrainingSettings):
-    """Of every trainer whose students learn from more than labels: from each other, or from unlabeled images."""
+    """Settings of trainers whose students also learn from each other or from unlabeled images."""
 
     start: float = setting(
         0.0,
-        "When that begins: below 1 a share of the run, from 1 on a number of epochs. Until then the training is that "
-        "of SupervisedTrainer, bit for bit.",
+        "When the students start to learn from more than labels: a value below 1 is a share of the run, a value of 1 "
+        "or more a number of epochs. Until then the training equals that of SupervisedTrainer bit for bit.",
         unit="share of the run, or epochs",
         ge=0,
     )
@@ -163,20 +170,25 @@ class CollaborativeSettings(TrainingSettings):
 
     @property
     def iterations(self) -> int:
-        """Of the whole run."""
+        """Number of iterations of the whole run."""
         return self.epochs * self.iterations_per_epoch
 
     @property
     def start_iteration(self) -> int:
-        """The first iteration in which more than the labels counts."""
+        """First iteration in which the students learn from more than labels."""
         return round(self.start * (self.iterations if self.start < 1 else self.iterations_per_epoch))
+
+    @property
+    def start_epoch(self) -> float | None:
+        """The epoch in which `start_iteration` lies, in fractions."""
+        return self.start_iteration / self.iterations_per_epoch
 
     def ramp(self, iteration: int, share: float, *, steps: int = 0) -> float:
         """Factor of a weight at this iteration: 0 before `start`, then rising; see `schedules.sigmoid_ramp`.
 
         Args:
             iteration: From 0.
-            share: Of what is left of the run after `start`, over which the factor rises; 0: at once.
+            share: Share of the rest of the run after `start` over which the factor rises; 0: at once.
             steps: If given, it rises in this number of equal steps.
         """
         since = iteration - self.start_iteration

@@ -1,8 +1,8 @@
-"""What the host must know of one training step, read from the device at once, and what a bad step must not leave.
+"""Read the numbers of one training step from the device, once, and undo what a skipped step has changed.
 
-A host that reads a number waits for the device. So a step reads once, after its backward pass: the values of the terms
-for the log, and everything that decides whether the step is taken. Up to there nothing learns but the running
-statistics of batch normalization, which the forward pass itself moves; they are put back if the step is not taken.
+Reading a number makes the host wait for the device. So a step reads once, after its backward pass: the values of the
+terms for the log, and everything that decides whether the step is taken. Up to there only the running statistics of
+batch normalization have changed, by the forward pass. They are restored if the step is not taken.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from nnunet_collab.core.distributed import world_size
 from nnunet_collab.core.types import Term
 
-IMAGES = {"data": "keys", "views": "keys_unlabeled"}  # entries of a batch, and those that name their cases
+IMAGES = {
+    "data": "keys",
+    "views": "keys_unlabeled",
+}  # image entries of a batch -> entries with the names of their cases
 
 
 class RunningStatistics:
-    """The buffers of a network that is about to be trained on a batch, as they are now.
+    """Copies of a network's buffers before it is trained on a batch.
 
     Args:
-        network: Those of its modules that are in training mode have statistics that move.
+        network: The network. Only the statistics of modules in training mode change.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -33,27 +36,27 @@ class RunningStatistics:
         self.before = [buffer.clone() for buffer in self.buffers]
 
     def finite(self, device: torch.device) -> Tensor:
-        """Scalar bool: whether they are finite by now."""
+        """Scalar bool: whether the buffers are finite now."""
         floating = [buffer for buffer in self.buffers if buffer.is_floating_point() and buffer.numel()]
         if not floating:
             return torch.ones((), dtype=torch.bool, device=device)
         return torch.stack(torch._foreach_norm(floating, float("inf"))).isfinite().all()
 
     def restore(self) -> None:
-        """Put back what they were."""
+        """Restore the copies."""
         for buffer, before in zip(self.buffers, self.before, strict=True):
             buffer.copy_(before)
 
 
 class Reading(NamedTuple):
-    """One step in numbers.
+    """The numbers of one step.
 
     Attributes:
-        terms: Values of the terms.
-        norms: Of each student's gradient, by name.
-        scale: Of the gradient scaler; 1 without one.
-        usable: Whether all but the norms are finite, on every rank.
-        culprits: What is not finite here: `student/term`, images by the names of their cases, and so on.
+        terms: Values of the loss terms.
+        norms: Norm of each student's gradient, by name.
+        scale: Factor of the gradient scaler; 1 without one.
+        usable: Whether everything except the norms is finite, on every rank.
+        culprits: What is not finite on this rank: `student/term`, images by the names of their cases, and so on.
     """
 
     terms: list[float]
@@ -71,15 +74,15 @@ def read_step(
     further: Mapping[str, Tensor],
     scale: Tensor,
 ) -> Reading:
-    """Wait for the device, once.
+    """Read all numbers of a step. Waits for the device once.
 
     Args:
-        batch: Its images are looked at, `(B, C, *S)` each.
-        terms: Of the loss.
-        norms: Of the gradients, scalars by student.
-        statistics: As they were before the forward pass.
-        further: Tensors by name that must be finite, too.
-        scale: Of the gradient scaler, a scalar on the device.
+        batch: The batch; its images `(B, C, *S)` are checked.
+        terms: Terms of the loss.
+        norms: Norms of the gradients, scalars by student.
+        statistics: Copies of the statistics from before the forward pass.
+        further: Other tensors that must be finite, by name.
+        scale: Factor of the gradient scaler, a scalar on the device.
     """
     device = scale.device
     values = torch.stack([term.value.detach().float() for term in terms])
@@ -102,7 +105,7 @@ def read_step(
 
 
 def cases_of(batch: Mapping[str, Any]) -> list[str]:
-    """The cases of a batch, in its order, each once."""
+    """Names of the cases of a batch, in its order, without repetition."""
     return list(dict.fromkeys(str(case) for key in IMAGES.values() for case in batch.get(key, ())))
 
 

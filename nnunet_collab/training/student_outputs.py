@@ -1,4 +1,4 @@
-"""Parts of what students hand over: groups of samples, and maps at the resolution of an output."""
+"""Parts of the students' outputs: groups of samples, and maps at the resolution of an output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Building the students of a run: blueprints, taps, weights to start from, and a trial on one empty patch."""
+"""Build the students of a run: blueprints, taps, initial weights, and a test on one empty patch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REQUIRE_PRETRAINED = "nnUNet_collab_require_pretrained"
 def build_ensemble(
     blueprints: dict[str, Blueprint], input_channels: int, num_outputs: int, *, regions: bool
 ) -> StudentEnsemble:
-    """The students for prediction; their weights are loaded by the caller."""
+    """The students for prediction; the caller loads their weights."""
     students = [
         Student(name, build_network(blueprint, input_channels, num_outputs, deep_supervision=False), {})
         for name, blueprint in blueprints.items()
@@ -46,16 +46,16 @@ def build_students(
     log: Callable[[str], None],
     levels: Collection[str] = ("encoder", "decoder"),
 ) -> StudentGroup:
-    """The students for training, on `device`, tried out on one empty patch.
+    """The students for training, on `device`, tested on one empty patch.
 
-    Their feature maps of the given levels are tapped, and pooled to one grid.
+    The feature maps of the given levels are tapped, and pooled to a common size.
 
     Parameters that the loss cannot reach (nnU-Net's head of lowest resolution, an unused branch of a foreign network)
     are frozen, so that every parameter that learns has a gradient in every step, as distributed training demands.
 
     Raises:
         CollabError: If a network cannot be built, a tap does not exist, weights cannot be loaded although they must, or
-            a network cannot take the patch.
+            a network cannot process the patch.
     """
     networks = {
         s.name: build_network(
@@ -88,7 +88,7 @@ def build_students(
 
 
 def _pool_to_coarser_grids(students: Sequence[Student], image: torch.Tensor) -> None:
-    """Let students hand over maps of one size per level: the smaller one along each axis."""
+    """Give the students' maps one common size per level: the smaller one along each axis."""
     outputs = [_forward(student, image) for student in students]
     for level in sorted({level for student in students for level in student.taps}):
         maps = [getattr(output, level) for output in outputs]
@@ -101,7 +101,7 @@ def _pool_to_coarser_grids(students: Sequence[Student], image: torch.Tensor) -> 
 
 
 def _fixed_taps(settings: StudentSettings, network: nn.Module) -> dict[str, str]:
-    """Taps that the settings or the network itself name; the encoder's stage of a UNet depends on its peer."""
+    """Taps named by the settings or by the network; the encoder tap of a UNet depends on the other student."""
     taps = dict(getattr(network, "taps", {}))
     if is_unet(network):
         taps["decoder"] = f"decoder.stages.{len(network.decoder.stages) - 1}"  # type: ignore[union-attr, arg-type]
@@ -121,8 +121,8 @@ def _forward(student: Student, image: torch.Tensor) -> StudentOutput:
         return student.probe(image)
     except (RuntimeError, ValueError, AssertionError, IndexError, AttributeError) as error:
         raise CollabError(
-            f"student {student.name!r}: its network must take the patch of {list(image.shape[2:])} voxels with "
-            f"{image.shape[1]} channels; it says: {error}. Set patch_size to a size it takes, or change the network."
+            f"student {student.name!r}: its network must accept the patch of {list(image.shape[2:])} voxels with "
+            f"{image.shape[1]} channels; error: {error}. Set patch_size to a size it accepts, or change the network."
         ) from error
 
 
@@ -154,7 +154,7 @@ def _try_out(student: Student, image: torch.Tensor, num_outputs: int, log: Calla
 
 
 def _checked_map(student: Student, output: StudentOutput, level: str, axes: int) -> torch.Tensor:
-    """The feature map of a level; a tapped layer may exist and yet not be called, or give something else."""
+    """The feature map of a level. A tapped layer may exist but not be called, or return something else."""
     feature: object = getattr(output, level)
     if not isinstance(feature, torch.Tensor) or feature.ndim != axes:
         raise CollabError(
@@ -169,7 +169,7 @@ def _described(output: object) -> str:
 
 
 def _load_start_weights(settings: StudentSettings, network: nn.Module, log: Callable[[str], None]) -> str:
-    """Load the weights to start from, and say where they come from."""
+    """Load the initial weights, and return where they come from."""
     origin = "random initialization"
     if settings.frozen:
         _load_published(settings, network)
@@ -197,6 +197,6 @@ def _load_published(settings: StudentSettings, network: nn.Module) -> None:
         network.load_state_dict(weights)
     except (CollabError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise CollabError(
-            f"student {settings.name!r}: setting 'frozen' must name the fold folder of a model whose network is the "
-            f"same; loading {path} failed: {error}"
+            f"student {settings.name!r}: setting 'frozen' must name the fold folder of a model with the same "
+            f"network; loading {path} failed: {error}"
         ) from error

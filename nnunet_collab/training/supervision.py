@@ -1,4 +1,4 @@
-"""From nnU-Net's targets to what losses need, and nnU-Net's supervised loss for any student."""
+"""Convert nnU-Net's targets to the form that losses need; nnU-Net's supervised loss for any student."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nnunet_collab.core.types import StudentOutput, Truth
 
 
 def read_truth(target: Tensor | list[Tensor], *, has_regions: bool, ignore_label: int | None) -> Truth:
-    """Truth of a batch as nnU-Net's loader delivers it.
+    """The truth of a batch, from the target that nnU-Net's loader delivers.
 
     Args:
         target: `(B, 1, *S)` labels, or `(B, R, *S)` regions followed by one channel of the ignore label if there is
-            one; or the list of such tensors of falling resolution that deep supervision uses.
-        has_regions: Which of the two it is.
+            one; or a list of such tensors of decreasing resolution for deep supervision.
+        has_regions: Whether the target has regions instead of labels.
         ignore_label: The dataset's ignore label.
     """
     full = target[0] if isinstance(target, list) else target
@@ -38,13 +38,13 @@ SupervisedLoss = Callable[[StudentOutput, "Tensor | list[Tensor]"], Tensor]
 def supervised_loss(nnunet_loss: nn.Module) -> SupervisedLoss:
     """nnU-Net's loss for students with and without deep supervision.
 
-    Where nothing counts (every voxel ignored, cross-entropy alone) the loss is 0 with zero gradient.
+    If no voxel counts (all ignored, cross-entropy alone), the loss is 0 with zero gradient.
 
     Args:
         nnunet_loss: What `nnUNetTrainer._build_loss` returns; wrapped for deep supervision if that is on.
 
     Returns:
-        Function of a student's output and nnU-Net's target. It raises ValueError if the target is no list although the
+        Function of a student's output and nnU-Net's target. It raises ValueError if the target is not a list but the
         loss is wrapped: nnU-Net's loader makes lists exactly when nnU-Net makes the wrapper.
     """
 
@@ -69,8 +69,8 @@ def supervised_loss(nnunet_loss: nn.Module) -> SupervisedLoss:
 def drop_lowest_resolution(nnunet_loss: nn.Module) -> None:
     """Give the lowest deep-supervision output weight 0, which nnU-Net does except in distributed runs.
 
-    There it uses 1e-6 so that no parameter is unused. We freeze that output's layer instead, so distributed and single
-    runs minimize the same loss.
+    In distributed runs nnU-Net uses 1e-6 so that no parameter is unused. We freeze that output's layer instead, so
+    distributed and single runs minimize the same loss.
     """
     if isinstance(nnunet_loss, DeepSupervisionWrapper):
         weights = [*nnunet_loss.weight_factors[:-1], 0.0]

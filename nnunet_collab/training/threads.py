@@ -1,4 +1,4 @@
-"""How many threads a training on the CPU uses."""
+"""Number of threads that a training on the CPU uses."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ VARIABLE = "OMP_NUM_THREADS"
 
 
 def honor_omp_threads(device: torch.device) -> None:
-    """Let torch use as many threads as OMP_NUM_THREADS says, if it says so.
+    """Set the number of torch's threads to OMP_NUM_THREADS, if that is set.
 
-    nnU-Net sets torch's threads to the number of cores for `-device cpu`, whatever the variable says; two trainings
-    side by side then wait for each other's threads and are several times slower than with a thread each.
+    For `-device cpu`, nnU-Net sets it to the number of cores and ignores the variable. Two trainings at the same time
+    then wait for each other's threads and are several times slower than with one thread each.
     """
     wanted = os.environ.get(VARIABLE, "")
     if device.type == "cpu" and wanted.isdecimal() and int(wanted) > 0:

@@ -1,4 +1,4 @@
-"""The life cycle that every method shares, on nnU-Net's own trainer.
+"""The life cycle of a training that all methods share, on top of nnU-Net's trainer.
 
 A method gives its settings and `loss_terms`; the rest happens here: the students are built from the plans, trained with
 an optimizer each, logged, checkpointed and published. nnU-Net calls the hooks in this order: `__init__`,
@@ -60,7 +60,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     """
 
     settings: ClassVar[TrainingSettings] = TrainingSettings()
-    # Feature maps that the method learns from, "encoder" and "decoder"; others are not handed over by the students.
+    # Feature maps that the method learns from: "encoder", "decoder". Students return no others.
     feature_levels: ClassVar[tuple[str, ...]] = ()
 
     # Attributes that nnU-Net makes, for type checkers.
@@ -91,7 +91,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.check(settings)
         planning.adapt_plans(plans, configuration, settings, self.trainer_name, dataset_json)
         if settings.run_name:
-            # nnU-Net names the results folder after the class, so a named run is a class of that name.
+            # nnU-Net names the results folder after the class, so a named run gets a class of that name.
             self.__class__ = type(f"{self.trainer_name}_{settings.run_name}", (type(self),), {})
         super().__init__(plans, configuration, fold, dataset_json, device)
         honor_omp_threads(device)
@@ -104,9 +104,9 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.enable_deep_supervision = settings.deep_supervision and planning.has_lower_outputs(
             self.plans_manager, configuration
         )
-        self.iteration = 0  # of the whole run; it drives every schedule and every seed
+        self.iteration = 0  # counted over the whole run; every schedule and every seed depends on it
         self.guard = NonFiniteGuard(settings.max_bad_steps, self.print_to_log_file)
-        self.curves = Curves(self.logger)
+        self.curves = Curves(self.logger, settings.start_epoch)
         self.case_roles = CaseRoles()
         self._resume_states: dict[str, Any] | None = None
         self.results = ResultsFolders(
@@ -119,21 +119,21 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         """Refuse settings that the method cannot train with; overridden by methods.
 
         Raises:
-            CollabError: Saying which and why.
+            CollabError: If there are any; the message says which and why.
         """
 
     def batch_terms(self, batch: dict[str, Any]) -> list[Term]:
-        """Summands of the total loss of one batch, from one forward of all students."""
+        """Terms of the total loss of one batch, from one forward pass of all students."""
         image, target, truth = self._to_device(batch)
         return self.loss_terms(self.network(image), target, truth)
 
     def loss_terms(self, outputs: dict[str, StudentOutput], target: Tensor | list[Tensor], truth: Truth) -> list[Term]:
-        """Summands of the total loss; the base class trains every student by itself.
+        """Terms of the total loss; the base class trains every student separately.
 
         Args:
-            outputs: Of every student, by name.
-            target: As nnU-Net's loader delivers it.
-            truth: The same at full resolution, in the form that losses take.
+            outputs: Output of every student, by name.
+            target: Target as nnU-Net's loader delivers it.
+            truth: The target at full resolution, in the form that losses take.
         """
         return [
             Term(s.name, "supervised", 1.0, self.supervised(outputs[s.name], target))
@@ -143,17 +143,17 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     @property
     def deployed(self) -> StudentGroup:
-        """The networks that are validated, published and predict: the students, or what a method averages of them."""
+        """The networks that are validated, published and used for prediction: the students, or their averages."""
         return self.group
 
     def add_heads(self) -> None:
-        """Give the students further taps and heads, before they are compiled and get their optimizers."""
+        """Add taps and heads to the students, before they are compiled and get their optimizers."""
 
     def after_step(self) -> None:
-        """Called after every iteration whose step was taken by all students."""
+        """Called after every iteration in which all students took their step."""
 
     def method_state(self) -> dict[str, Any]:
-        """What a method must find again to resume exactly, beside the students: plain values and tensors."""
+        """State of the method, besides the students, that an exact resume needs: plain values and tensors."""
         return {}
 
     def load_method_state(self, state: dict[str, Any]) -> None:
@@ -174,7 +174,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         return build_ensemble(record["students"], num_input_channels, num_output_channels, regions=record["regions"])
 
     def initialize(self) -> None:
-        """Build students, loss and optimizers, the same on every rank and in every run with this seed."""
+        """Build students, loss and optimizers; equal on every rank and in every run with this seed."""
         if self.was_initialized:
             raise RuntimeError("CollabTrainer.initialize: must be called once; it was called again.")
         preflight.check_processes(self.configuration_manager, world_size())
@@ -219,17 +219,17 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             student.set_deep_supervision(enabled and self.enable_deep_supervision and not student.frozen)
 
     def plot_network_architecture(self) -> None:
-        """Nothing: nnU-Net's plot shows a single network, and needs a package that no longer works."""
+        """Do nothing: nnU-Net's plot shows a single network, and needs a package that no longer works."""
 
     # ---------------------------------------------------------------- data
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split; in a distributed run the first process alone creates the file.
+        """nnU-Net's split; in a distributed run only the first process creates the file.
 
-        Where there is no split yet and dataset.json tells patients apart, folds are dealt by patient.
+        If there is no split yet and dataset.json has a `patient_pattern`, the folds are made by patient.
 
         Raises:
-            CollabError: If a case is not preprocessed, a patient has two roles, or a continued run began with other
+            CollabError: If a case is not preprocessed, a patient has two roles, or a continued run started with other
                 cases.
         """
         splits = Path(self.preprocessed_dataset_folder_base, SPLIT_FILE)
@@ -237,13 +237,15 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         if self.is_ddp and self.local_rank != 0:
             dist.barrier()
         elif self.fold != "all" and deal_by_patient(splits, folder, self.dataset_json):
-            self.print_to_log_file(f"There was no {splits}: its folds are dealt by patient.")
-        unlabeled = preflight.unlabeled_in_split(splits, self.fold)  # before nnU-Net reads a file that is no split
+            self.print_to_log_file(f"There was no {splits}: created folds by patient.")
+        unlabeled = preflight.unlabeled_in_split(
+            splits, self.fold
+        )  # before nnU-Net reads a file that is not a valid split
         split: tuple[list[str], list[str]] = super().do_split()
         if self.is_ddp and self.local_rank == 0:
             dist.barrier()
         roles = dict(zip(("train", "val"), map(list, split), strict=True))
-        if self.fold != "all":  # there nnU-Net validates on the training cases
+        if self.fold != "all":  # for fold `all`, nnU-Net validates on the training cases
             labeled = [*roles["train"], *roles["val"]]
             missing = [case for case in labeled if not (folder / f"{case}.pkl").is_file()]
             refuse_missing(f"{splits}, fold {self.fold}", missing, folder)
@@ -253,7 +255,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         return split
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """nnU-Net's, read once: a damaged file or a wrong label is named now and not by a worker in the tenth epoch."""
+        """nnU-Net's datasets. All files are read once, to find damaged files and wrong labels before the training."""
         train, val = super().get_tr_and_val_datasets()
         if self.local_rank == 0:
             truth = Path(self.preprocessed_dataset_folder_base, "gt_segmentations")
@@ -261,7 +263,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         return train, val
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
-        """nnU-Net's transforms, or the paper's light ones."""
+        """nnU-Net's transforms, or its flips and rotations alone."""
         planned = without_timing(super().get_training_transforms(*args, **kwargs))
         return planned if self.settings.augmentation == "nnunet" else flips_and_rotations_only(planned)
 
@@ -289,12 +291,12 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         val_source = self.labeled_source(val_data, self.batch_size, patch_size, val_transforms)
         done = self.current_epoch * self.num_val_iterations_per_epoch
         val = self._batches(val_source, VALIDATION, done, -(-workers // 2))
-        # The first batch of each is drawn and dropped, as nnU-Net does, to see a broken worker now.
+        # Draw and discard the first batch of each, as nnU-Net does, to find a broken worker now.
         next(train), next(val)
         return train, val
 
     def training_source(self, data: Any, patch_size: Any, transforms: Any) -> BatchSource:
-        """What draws the training batches."""
+        """The source of the training batches."""
         return self.labeled_source(data, self.batch_size, patch_size, transforms)
 
     def labeled_source(
@@ -305,7 +307,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         transforms: Any,
         loader: type[nnUNetDataLoader] = nnUNetDataLoader,
     ) -> BatchSource:
-        """nnU-Net's own loader, or one of its kind; `patch_size` is that of the crops before augmentation."""
+        """nnU-Net's data loader, or a subclass; `patch_size` is the size of the crops before augmentation."""
         source: BatchSource = loader(
             data,
             batch_size,
@@ -334,7 +336,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         return image, target, truth
 
     def _autocast(self) -> torch.autocast:
-        # As nnU-Net: mixed precision on CUDA alone.
+        # As in nnU-Net: mixed precision only on CUDA.
         return torch.autocast(self.device.type, enabled=self.device.type == "cuda")
 
     # ---------------------------------------------------------------- training
@@ -355,7 +357,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             checkpoints.restore_random_states(self._resume_states)
 
     def _refuse_to_overwrite(self) -> None:
-        """A second training with other settings would silently replace the first one's results."""
+        """Raise if a training with other settings is in the folder: its results would be replaced silently."""
         if self.iteration > 0 or self.local_rank != 0:
             return
         for name in ("checkpoint_final.pth", "checkpoint_latest.pth"):
@@ -365,7 +367,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         preflight.check_other_folds(Path(self.output_folder), self.plans_manager.plans, self.configuration_name)
 
     def on_train_epoch_start(self) -> None:
-        """Training mode, and the learning rates in the log."""
+        """Switch to training mode, and log the learning rates."""
         self.network.train()
         rates = self.optimizers.learning_rates(self.iteration)
         self.print_to_log_file("")
@@ -376,7 +378,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             self.curves.log(f"lr/{name}", rate, self.current_epoch)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One iteration: forward of all students, the terms, one backward, each student's step."""
+        """One iteration: forward pass of all students, the terms, one backward pass, each student's step."""
         self.optimizers.set_learning_rates(self.iteration)
         self.optimizers.zero_grad()
         statistics = RunningStatistics(self.group)
@@ -385,7 +387,9 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             terms = self.batch_terms(batch)
         self.optimizers.backward(sum((t.weight * t.value for t in terms), start=torch.zeros((), device=self.device)))
         norms, scale = self.optimizers.clip(), self.optimizers.scale(self.device)
-        read = read_step(batch, terms, norms, statistics, self.must_be_finite(), scale)  # the one wait of a step
+        read = read_step(
+            batch, terms, norms, statistics, self.must_be_finite(), scale
+        )  # the only place where a step waits for the device
         if read.usable:
             if self._step(read, cases_of(batch)):
                 self.after_step()
@@ -399,16 +403,16 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         return {"loss": sum(weighted.values()), "terms": weighted, "weights": weights}
 
     def must_be_finite(self) -> dict[str, Tensor]:
-        """What else of a step must be finite for it to be taken, by name: what `after_step` learns from."""
+        """Other tensors that must be finite for a step to be taken, by name: those that `after_step` uses."""
         return {}
 
     def _step(self, read: Reading, cases: list[str]) -> bool:
         """True if every student was stepped.
 
-        A gradient that is not finite is a fault, unless a gradient scaler is finding its scale by it.
+        A non-finite gradient is an error, except while a gradient scaler searches for its scale.
         """
         left = self.optimizers.step(read.norms)
-        # A scale below 1 is no search any more: the gradient would not be finite without a scaler either.
+        # With a scale below 1 the search is over: the gradient would not be finite without a scaler either.
         scaling = self.grad_scaler is not None and read.scale * self.grad_scaler.get_backoff_factor() >= 1
         if left and not scaling:
             self.guard.bad(self.iteration, [f"the gradient of {name}" for name in left], cases)
@@ -423,7 +427,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         )
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Supervised loss of those who learn, and overlap of all with the truth and with each other, on one batch."""
+        """On one batch: supervised loss of the students that learn, overlap of all with the truth and each other."""
         image, target, truth = self._to_device(batch)
         with self._autocast():
             outputs: dict[str, StudentOutput] = self.deployed(image)
@@ -432,21 +436,21 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         return {"loss": float(np.mean(losses)), **self.validation_counts(image, outputs, truth)}
 
     def validation_counts(self, image: Tensor, outputs: dict[str, StudentOutput], truth: Truth) -> dict[str, Any]:
-        """What the epoch's validation curves are made of; a method may add its own."""
+        """Values for the validation curves of the epoch; a method may add its own."""
         true = true_masks(truth, self.label_manager.num_segmentation_heads)
         masks = {name: predicted_masks(output.logits, truth) for name, output in outputs.items()}
         counts = {name: overlap_counts(mask, true) for name, mask in masks.items()}
         return {"counts": counts, "agreement": agreement_counts(masks) if len(masks) > 1 else None}
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        """Pseudo Dice per student and their mean, which chooses checkpoint_best."""
+        """Pseudo Dice per student, and their mean, which selects checkpoint_best."""
         outputs = [output for rank in gather_objects(val_outputs) for output in rank]
-        # A frozen teacher does not learn, so it has no say in which checkpoint is best.
+        # A frozen teacher does not learn, so it does not count in the choice of the best checkpoint.
         learners = [s.name for s in self.settings.students if not s.frozen]
         self.curves.log_validation(outputs, learners, self.current_epoch)
 
     def on_epoch_end(self) -> None:
-        """Print, save and draw what the epoch brought."""
+        """Print, save and draw the results of the epoch."""
         epoch = self.current_epoch
         self.on_epoch_logged()
         best = self.logger.get_value("ema_fg_dice", step=-1)
@@ -470,7 +474,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     # ---------------------------------------------------------------- checkpoints
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write everything a resumed run needs, atomically; on every rank's behalf the first process writes."""
+        """Write everything that a resumed run needs, atomically. The first process writes for all ranks."""
         states = gather_objects(checkpoints.random_states())
         if self.local_rank != 0:
             return
@@ -483,7 +487,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         """Continue exactly where a checkpoint was written.
 
         Raises:
-            CollabError: If the file is broken, another trainer's, or was trained with other settings.
+            CollabError: If the file is damaged, or was written by another trainer or with other settings.
         """
         self._resume_states = checkpointing.restore(self, Path(filename_or_checkpoint))
 

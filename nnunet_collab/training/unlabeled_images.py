@@ -1,6 +1,6 @@
-"""The data side of methods with unlabeled images: which there are, and batches that hold some of them.
+"""The unlabeled images of a training, and batches that contain them.
 
-Each batch holds labeled samples, as nnU-Net makes them, and views of unlabeled ones. Unlabeled are
+Each batch has labeled samples from nnU-Net's loader and views of unlabeled samples. Unlabeled are
 
 - the images of `imagesUn`, preprocessed by `nnunet_collab preprocess_unlabeled`,
 - the cases that the split declares `unlabeled`; their labels are not opened,
@@ -32,14 +32,14 @@ from nnunet_collab.training.trainer import CollabTrainer
 
 
 class UnlabeledImagesTrainer(CollabTrainer):
-    """Trains with nnU-Net's labeled batch and unlabeled samples on top."""
+    """Trains with nnU-Net's labeled batch and additional unlabeled samples."""
 
     settings: ClassVar[SemiSupervisedSettings] = SemiSupervisedSettings()
-    strong_views: ClassVar[int] = 0  # that the method needs of each unlabeled patch
+    strong_views: ClassVar[int] = 0  # number of views of each unlabeled patch that the method needs
     kept_passes: ClassVar[float] = 1.0  # of each unlabeled patch whose activations are kept for the gradient
 
     def initialize(self) -> None:
-        """Build everything, and tell the unlabeled samples to the processes.
+        """Build everything, and divide the unlabeled samples among the processes.
 
         Raises:
             CollabError: If a process would have no unlabeled sample.
@@ -83,7 +83,7 @@ class UnlabeledImagesTrainer(CollabTrainer):
         return TwoStreams(labeled, crops)
 
     def unlabeled_crops_per_batch(self) -> int:
-        """How many unlabeled patches a batch draws."""
+        """Number of unlabeled patches in a batch."""
         return self.unlabeled_per_batch
 
     def unlabeled_dataset(self, labeled: Any) -> UnlabeledDataset:
@@ -124,7 +124,7 @@ class UnlabeledImagesTrainer(CollabTrainer):
         )
 
     def _located(self, cases: Iterable[str]) -> dict[str, Path]:
-        """The folder with the places of predicted foreground of each case that has them."""
+        """Folder with the positions of predicted foreground, by case; only cases that have them."""
         base = Path(self.preprocessed_dataset_folder_base)
         folder = locations_folder(base, self.configuration_manager.data_identifier)
         found = sorted(located_cases(folder) & {*cases}) if self.settings.centered_share > 0 else []
@@ -138,10 +138,10 @@ class UnlabeledImagesTrainer(CollabTrainer):
         return dict.fromkeys(found, folder)
 
     def _without_validated(self, extra: list[str], in_split: list[str]) -> list[str]:
-        """The cases of imagesUn that are of no patient who is validated on."""
+        """The cases of imagesUn whose patient is not in the validation set."""
         train = self.case_roles.cases["train"]
-        val = [] if self.fold == "all" else self.case_roles.cases["val"]  # with all, nnU-Net validates on train
-        roles = {"train": train, "val": val, "unlabeled": in_split, UNLABELED: extra}
+        val = [] if self.fold == "all" else self.case_roles.cases["val"]  # for fold `all`, nnU-Net validates on the
+        training cases roles = {"train": train, "val": val, "unlabeled": in_split, UNLABELED: extra}
         mend = f"Rename the case in {UNLABELED} or remove it."
         check_roles(f"{UNLABELED} and the split of fold {self.fold}", roles, str, mend)
         left_out = of_patients(extra, val, self.dataset_json.get("patient_pattern"))

@@ -1,4 +1,4 @@
-"""What the final validation predicts with: every published student, and their mean."""
+"""Networks of the final validation: every published student, and the mean of the students."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ToValidate(NamedTuple):
     """One network that predicts the validation cases.
 
     Attributes:
-        name: For the log.
+        name: Name in the log.
         network: With `(B, C, *S)` logits, as nnU-Net's predictor expects.
         fold: Where nnU-Net writes `validation/`: `<results folder of the model>/fold_X`.
     """
@@ -35,7 +35,7 @@ def networks_to_validate(
     Args:
         fold: Fold folder of the training.
         group: The networks that are deployed.
-        settings: Of the training; they say who is published and whether the mean is validated.
+        settings: Settings of the training: which students are published, and whether the mean is validated.
         regions: Whether the dataset has regions instead of classes.
     """
     for name in settings.published:

@@ -58,7 +58,7 @@ def test_options_of_scripts_are_listed_without_running_them(tmp_path, monkeypatc
     assert "LA 4, 8 or 16" in text
     args = parser.parse_args(["other", str(tmp_path), "-d", "1", "--my-task", "a"])
     with pytest.raises(
-        CollabError, match=r"--my-task must go with the dataset mine; got it for other\. Leave it out\."
+        CollabError, match=r"--my-task is an option of the dataset mine; got it for other\. Leave it out\."
     ):
         convert_command.run(args)
 

@@ -65,7 +65,7 @@ def test_every_case_of_every_configuration_is_preprocessed_once(dataset, worked,
     assert folders == ["nnUNetPlans_2d_imagesUn", "nnUNetPlans_3d_imagesUn"]
     out = capsys.readouterr().out
     assert f"reads   {raw / 'imagesUn'} (3 cases), {preprocessed / 'nnUNetPlans'}.json" in out
-    assert f"writes  {preprocessed / folders[1]}, for 3d_fullres, 3d_bs4: 3 cases, 0 are there" in out
+    assert f"writes  {preprocessed / folders[1]}, for 3d_fullres, 3d_bs4: 3 cases, 0 are complete" in out
     assert "Done: 3 unlabeled cases are ready for 2d, 3d_fullres, 3d_bs4." in out
 
 
@@ -142,7 +142,7 @@ def test_a_failure_while_preprocessing_is_one_message(dataset, monkeypatch, caps
 
 
 def test_processes(dataset, tmp_path, capsys):
-    assert "-np: at least one process must work; got 0." in refusal(capsys, tmp_path, "-np", "0")
+    assert "-np: the number of processes must be at least 1; got 0." in refusal(capsys, tmp_path, "-np", "0")
 
 
 @pytest.mark.parametrize("unset", [["nnUNet_raw"], ["nnUNet_preprocessed"], ["nnUNet_raw", "nnUNet_preprocessed"]])
@@ -150,7 +150,7 @@ def test_variables(dataset, tmp_path, capsys, monkeypatch, unset):
     for variable in unset:
         monkeypatch.delenv(variable)
     message = refusal(capsys, tmp_path)
-    assert f"{' and '.join(unset)}: nnU-Net's folders must be set; not so here." in message
+    assert f"{' and '.join(unset)}: nnU-Net's variables must be set; they are not." in message
     assert all(f"export {variable}=/path/to/{variable}" in message for variable in unset)
 
 
@@ -164,13 +164,13 @@ def test_dataset(dataset, tmp_path, capsys):
     assert command("-d", NAME) == 0
     shutil.rmtree(raw.parent)
     shutil.rmtree(tmp_path / "nnUNet_preprocessed")
-    assert "7 is none; there is no dataset at all" in refusal(capsys, tmp_path)
+    assert "7 matches none; there is no dataset" in refusal(capsys, tmp_path)
 
 
 def test_not_planned(dataset, tmp_path, capsys):
     raw, preprocessed = dataset
     message = refusal(capsys, tmp_path, "-p", "other")
-    assert f"{preprocessed / 'other.json'}: it must be there; it is not. Plan the dataset: " in message
+    assert f"{preprocessed / 'other.json'}: the file must exist; it does not. Plan the dataset: " in message
     assert "nnUNetv2_plan_and_preprocess -d 7 --verify_dataset_integrity" in message
     (preprocessed / "nnUNetPlans.json").write_text("{")
     assert "nnUNetPlans.json: it must be JSON; it is not (it ends too early, at line 1, column 2). Plan" in refusal(
@@ -179,7 +179,7 @@ def test_not_planned(dataset, tmp_path, capsys):
     shutil.rmtree(preprocessed)
     shutil.rmtree(raw / "imagesUn")
     message = refusal(capsys, tmp_path)  # the raw dataset.json is enough to see that there are no images
-    assert "preprocess_unlabeled: 2 faults, so nothing was written:\n- " in message
+    assert "preprocess_unlabeled: 2 faults; nothing was written:\n- " in message
     assert "there is no such folder" in message
 
 
@@ -189,7 +189,7 @@ def test_configurations(dataset, tmp_path, capsys):
         "-c: it must be a configuration of nnUNetPlans: 2d, 3d_fullres, 3d_cascade_fullres, 3d_bs4; got 3d_lowres."
         in message
     )
-    assert "-c: 3d_cascade_fullres is a cascade, which needs another model's segmentation. Use another one." in message
+    assert "-c: 3d_cascade_fullres is a cascade, which needs the segmentation of another model." in message
 
 
 def test_configurations_that_share_a_folder_but_not_the_preprocessing(dataset, tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_configurations_that_share_a_folder_but_not_the_preprocessing(dataset, t
     plans["configurations"]["3d_bs4"]["spacing"] = [9.0, 9.0, 9.0]
     write_json(dataset[1] / "nnUNetPlans.json", plans)
     message = refusal(capsys, tmp_path, configurations=("3d_fullres", "3d_bs4"))
-    assert "configurations with one data_identifier must preprocess alike; not so nnUNetPlans_3d." in message
+    assert "configurations with the same data_identifier must have the same preprocessing; those of" in message
 
 
 def test_no_images(dataset, tmp_path, capsys):
@@ -207,12 +207,12 @@ def test_no_images(dataset, tmp_path, capsys):
     (raw / "imagesUn" / "x.nii.gz").touch()
     message = refusal(capsys, tmp_path)
     assert (
-        f"{raw / 'imagesUn'}: unlabeled images must be here, named like those of imagesTr: CASE_0000.nii.gz; "
+        f"{raw / 'imagesUn'}: it must hold unlabeled images, named like those of imagesTr: CASE_0000.nii.gz; "
         in message
     )
-    assert "none of its 1 files is one. Put them there, without any label." in message
+    assert "none of its 1 files is one. Put the images there, without labels." in message
     shutil.rmtree(raw / "imagesUn")
-    assert "; there is no such folder. Put them there" in refusal(capsys, tmp_path)
+    assert "; there is no such folder. Put the images there" in refusal(capsys, tmp_path)
 
 
 def test_names_and_channels_all_in_one_message(dataset, tmp_path, capsys):
@@ -238,14 +238,14 @@ def test_names_and_channels_all_in_one_message(dataset, tmp_path, capsys):
         "case b: its channels must be numbered from 0000 without a gap; found b_0001.nii.gz. Add the missing images.",
         "case c: it must have 2 channels, as in dataset.json; found 1 in c_0000.nii.gz. Correct its images.",
         "case d_seg: its name must not end with _seg",
-        "case e: its name must be in imagesUn alone; it is in imagesTr, too. Rename or remove it.",
-        "case f: its name must be in imagesUn alone; it is in imagesTs, too.",
-        "case g: its name must be in imagesUn alone; it is in labelsTr, too.",
-        f"case h: {images / 'h_0000.nii.gz'}: cannot be read whole (",
-        f"case i: {images / 'i_0000.nii.gz'}: cannot be read whole (",
-        "case j: its channels must lie on one grid; j_0000.nii.gz has shape (4, 12, 10) and spacing (1.0, 1.0, 1.0), "
-        "j_0001.nii.gz has (5, 12, 10) and (1.0, 1.0, 1.0). Resample one to the other.",
-        "case k: its channels must lie on one grid; k_0000",
+        "case e: its name must be only in imagesUn; it is also in imagesTr. Rename or remove it.",
+        "case f: its name must be only in imagesUn; it is also in imagesTs.",
+        "case g: its name must be only in imagesUn; it is also in labelsTr.",
+        f"case h: {images / 'h_0000.nii.gz'}: cannot be read completely (",
+        f"case i: {images / 'i_0000.nii.gz'}: cannot be read completely (",
+        "case j: its channels must have the same grid; j_0000.nii.gz has shape (4, 12, 10) and spacing "
+        "(1.0, 1.0, 1.0), j_0001.nii.gz has (5, 12, 10) and (1.0, 1.0, 1.0). Resample one to the other.",
+        "case k: its channels must have the same grid; k_0000",
     ):
         assert f"- {expected}" in message
     assert "case a" not in message
@@ -257,7 +257,7 @@ def test_a_case_that_dataset_json_lists_is_no_unlabeled_one(dataset, tmp_path, c
     path = preprocessed / "dataset.json"
     listed = {"b": {"images": ["/elsewhere/1.nii.gz"], "label": "/elsewhere/2.nii.gz"}}
     write_json(path, {**json.loads(path.read_text()), "dataset": listed})
-    assert "case b: its name must be in imagesUn alone; it is in dataset.json, too." in refusal(capsys, tmp_path)
+    assert "case b: its name must be only in imagesUn; it is also in dataset.json." in refusal(capsys, tmp_path)
 
 
 def test_images_that_nnunet_s_other_readers_read(dataset, tmp_path, capsys):
@@ -266,7 +266,7 @@ def test_images_that_nnunet_s_other_readers_read(dataset, tmp_path, capsys):
     (raw / "imagesUn" / "b_0001.nii.gz").write_text("no image")
     message = refusal(capsys, tmp_path)
     assert "one fault" in message
-    assert f"case b: {raw / 'imagesUn' / 'b_0001.nii.gz'}: cannot be read whole (" in message
+    assert f"case b: {raw / 'imagesUn' / 'b_0001.nii.gz'}: cannot be read completely (" in message
     make_case(raw / "imagesUn", "b", 1)
     assert command() == 0
 

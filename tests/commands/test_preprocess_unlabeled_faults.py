@@ -59,8 +59,8 @@ def test_what_is_not_used_is_named_and_stops_the_command_unless_ignored(dataset,
     else:
         place.touch()
     message = refusal(capsys, tmp_path, status=1)
-    assert f"1 entry is no image named CASE_0000.nii.gz and not used: {name}." in message
-    assert "Nothing was written. --ignore-others goes on without them." in message
+    assert f"all images must be named CASE_0000.nii.gz; 1 entry is not, and not used: {name}." in message
+    assert "Nothing was written. To go on without them, add --ignore-others." in message
     assert command("--ignore-others") == 0
     assert f"not used: {name}." in capsys.readouterr().err
     assert complete_cases(dataset[1] / "nnUNetPlans_2d_imagesUn") == ["a", "b"]
@@ -77,8 +77,8 @@ def test_what_is_not_used_is_counted_and_told_beside_other_faults(dataset, tmp_p
         (dataset[0] / "imagesUn" / f"s{number:02d}.dcm").touch()
     (dataset[0] / "imagesUn" / "b_0001.nii.gz").unlink()
     message = refusal(capsys, tmp_path)
-    assert "2 faults, so nothing was written" in message
-    assert "30 entries are no image named CASE_0000.nii.gz and not used: s00.dcm, s01.dcm" in message
+    assert "2 faults; nothing was written" in message
+    assert "all images must be named CASE_0000.nii.gz; 30 entries are not, and not used: s00.dcm, s01.dcm" in message
     assert "s19.dcm and 10 more." in message
 
 
@@ -140,8 +140,8 @@ def test_colors_are_refused_where_nnunet_reads_gray_images(dataset, tmp_path, ca
         pytest.param({}, "it must be a JSON object with entries; it is {}", id="plans-empty-object"),
         pytest.param([], "it must be a JSON object with entries; it is []", id="plans-empty-list"),
         pytest.param(None, "it is null", id="plans-null"),
-        pytest.param({"configurations": {}}, "its `configurations` must be an object", id="plans-nothing-planned"),
-        pytest.param({"configurations": []}, "its `configurations` must be an object", id="plans-list-planned"),
+        pytest.param({"configurations": {}}, "`configurations` must be an object", id="plans-nothing-planned"),
+        pytest.param({"configurations": []}, "`configurations` must be an object", id="plans-list-planned"),
         pytest.param({"plans_name": "nnUNetPlans"}, "it is null", id="plans-without-configurations"),
         pytest.param({"configurations": {"2d": {}}}, "its configuration 2d must be as nnU-Net", id="plans-incomplete"),
         pytest.param(
@@ -168,7 +168,7 @@ def test_a_dataset_json_of_version_1_without_its_list(dataset, tmp_path, capsys)
 
 @pytest.mark.parametrize("name", ["../x", "/x", "..", "a/b", ""])
 def test_the_name_of_the_plans_cannot_be_a_path(dataset, tmp_path, capsys, name):
-    assert "-p: a name that becomes a path must be plain" in refusal(capsys, tmp_path, "-p", name)
+    assert "-p: the name must be a valid file name" in refusal(capsys, tmp_path, "-p", name)
 
 
 # ---------------------------------------------------------------- preprocessed files
@@ -188,6 +188,6 @@ def test_a_preprocessed_file_that_is_not_whole_is_named_and_done_again(dataset, 
     capsys.readouterr()
     assert command() == 0
     out = capsys.readouterr().out
-    assert ("Missing, empty or cut off, so done again: b" in out) == bool((ending, damage) != (".pkl", "missing"))
+    assert ("are missing, empty or truncated: b" in out) == bool((ending, damage) != (".pkl", "missing"))
     assert complete_cases(folder) == ["a", "b"]
     assert json.loads((folder / "unlabeled.json").read_text())["plans"]

@@ -25,7 +25,7 @@ def test_only_an_earlier_report_is_replaced_and_only_when_asked(tmp_path):
     output.mkdir()  # an empty one is as good as none
     report(table, "-o", output)
     before = (output / "scores.csv").read_text()
-    assert f"{output} holds a report. Name another folder, or replace it with --overwrite." in complaint(
+    assert f"{output} holds a report already. Name another folder, or replace it with --overwrite." in complaint(
         table, "-o", output
     )
     report(evaluation(tmp_path / "a.csv", seed=1), "-o", output, "--overwrite")
@@ -37,7 +37,7 @@ def test_only_an_earlier_report_is_replaced_and_only_when_asked(tmp_path):
 def test_places_that_cannot_be(tmp_path):
     table = evaluation(tmp_path / "a.csv")
     for output in (table, tmp_path / "no" / "report"):
-        assert f"-o must be a folder in a folder that exists; got {output}." in complaint(table, "-o", output)
+        assert f"-o must be in a folder that exists; got {output}." in complaint(table, "-o", output)
     missing = tmp_path / "missing"
     assert f"there is no {missing}. Check the path." in complaint(table, missing, "-o", tmp_path / "report")
     assert f"there is no {missing}." in complaint(table, "-l", missing, "-o", tmp_path / "report")

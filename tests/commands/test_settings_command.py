@@ -80,7 +80,7 @@ def test_a_page_reads_like_this(capsys):
         in page
     )
     assert "Presets: crln_brats, crln_la, crln_pancreas." in page
-    assert "\nMixingSettings: Of every method with CutMix.\n" in page
+    assert "\nMixingSettings: Settings of every method with CutMix.\n" in page
     assert page.index("CRLNSettings: ") < page.index("MixingSettings: ") < page.index("TrainingSettings: ")
     assert "(default" not in page
 
@@ -90,7 +90,7 @@ def test_a_preset_is_shown_beside_the_defaults(capsys):
     assert "    epochs = 36   (default: 1000)\n" in page
     assert "    students = CNN   (changed, see below)\n" in page
     assert "    CNN: lr = 0.0025, weight_decay = 0.0005, momentum = 0.9, nesterov = false," in page
-    assert "Values are those after crln_la" in page
+    assert "Values include the changes of crln_la" in page
 
 
 def test_the_variable_counts_as_it_does_in_a_training(capsys, monkeypatch):
@@ -106,11 +106,11 @@ def test_the_variable_counts_as_it_does_in_a_training(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["NoTrainer"], "settings: there is no trainer 'NoTrainer'; there are CMAformerTrainer, CPSTrainer"),
-        (["nnUNetTrainer"], "settings: nnUNetTrainer is nnU-Net's own and has no settings"),
+        (["NoTrainer"], "settings: there is no trainer 'NoTrainer'; the trainers are CMAformerTrainer, CPSTrainer"),
+        (["nnUNetTrainer"], "settings; nnUNetTrainer is a trainer of nnU-Net and has none"),
         (
             ["CTRCLTrainer", "--preset", "crossmatch_acdc"],
-            "'crossmatch_acdc' is for CrossMatchTrainer, and the trainer is",
+            "'crossmatch_acdc' is for CrossMatchTrainer, but the trainer is",
         ),
         (["CTRCLTrainer", "--preset", "nope"], "'nope' is none of them"),
         (["CTRCLTrainer", "--preset", '{"beta": -1}'], "setting 'beta' must be a finite number >= 0; got -1"),

@@ -93,7 +93,7 @@ def test_an_unplanned_dataset_gets_its_split_where_the_planner_takes_it_from(raw
         assert sorted(case for role in fold.values() for case in role) == CASES
     assert not (raw.parents[1] / "nnUNet_preprocessed" / NAME).exists()
     out = capsys.readouterr().out
-    assert "3 folds are dealt by patient, for there is no split to start from." in out
+    assert "3 folds are made by patient, because there is no split to start from." in out
     assert f"wrote   {raw / 'splits_final.json'}" in out
     assert out.splitlines()[-5:] == [
         "patients/cases",
@@ -120,8 +120,8 @@ def test_both_copies_are_replaced_only_on_demand_and_kept(raw, preprocessed, cap
     write_json(raw / "splits_final.json", FOLDS)
     write_json(preprocessed / "splits_final.json", FOLDS)
     message = refusal(capsys, raw, "--labeled", "2")
-    assert f"{preprocessed / 'splits_final.json'}: there is another split. --overwrite replaces it and keeps" in message
-    assert "splits_final.before_split.json; trainings that used it cannot go on" in message
+    assert f"{preprocessed / 'splits_final.json'}: there is another split already. To replace it, add" in message
+    assert "splits_final.before_split.json. Trainings with the old split cannot be" in message
     assert command("--labeled", "2", "--overwrite") == 0
     first = read(raw)
     assert first == read(preprocessed)
@@ -153,13 +153,13 @@ def test_named_patients(raw, capsys):
     assert command("--labeled", "p1", "p4_b", "p4_a", "--folds", "4") == 0
     assert all(fold["train"] == ["p1_a", "p1_b", "p4_a", "p4_b"] for fold in read(raw))
     assert sorted(case for fold in read(raw) for case in fold["val"]) == [c for c in CASES if c[:2] not in ("p1", "p4")]
-    assert "named patients are labeled in every fold; validation folds are dealt" in capsys.readouterr().out
+    assert "named patients are labeled in every fold. The other patients" in capsys.readouterr().out
 
 
 def test_cases_the_old_split_left_out_are_named(raw, capsys):
     write_json(raw / "splits_final.json", [{"train": CASES[:6], "val": CASES[6:10]}])
     assert command("--labeled", "1", "--overwrite") == 0
-    assert "because the split that was there left them out: p5_a, p5_b." in capsys.readouterr().out
+    assert "because the existing split leaves them out: p5_a, p5_b." in capsys.readouterr().out
 
 
 def test_patterns(raw, capsys):
@@ -170,7 +170,7 @@ def test_patterns(raw, capsys):
     assert "there is another split" in message
     (raw / "splits_final.json").unlink()
     assert command("--labeled", "3") == 0
-    assert "Every case counts as a patient of its own: dataset.json has no patient_pattern." in capsys.readouterr().out
+    assert "Every case is treated as a separate patient, because dataset.json has no" in capsys.readouterr().out
     assert {len(fold["train"]) for fold in read(raw)} == {3}
     assert command("--labeled", "3", "--patient-pattern", r"(\w)\d_\w") == 2
     assert "splits_final.json, fold 0: a patient must have one role; patient p is in" in capsys.readouterr().err
@@ -186,7 +186,7 @@ def test_ct_statistics_know_the_hidden_labels(raw, preprocessed, capsys, how):
         entry = {"normalization_schemes": ["ZScoreNormalization", "CTNormalization"]}
         write_json(preprocessed / "nnUNetPlans.json", {"configurations": {"2d": entry}})
     command("--labeled", "1")
-    assert "Warning: the images are normalized as CT, by intensities under all labels" in capsys.readouterr().out
+    assert "Warning: the images are normalized as CT, with intensities under all labels" in capsys.readouterr().out
 
 
 def test_patients_with_further_images_in_imagesun_are_named(raw, capsys):
@@ -194,7 +194,7 @@ def test_patients_with_further_images_in_imagesun_are_named(raw, capsys):
     save_case(raw, "Un", "p9_c", 9)
     command("--labeled", "1")
     out = capsys.readouterr().out
-    assert "imagesUn also holds images of patients of imagesTr: p3_c. A training leaves out those of the" in out
+    assert "imagesUn also holds images of patients of imagesTr: p3_c. A training leaves out the images" in out
 
 
 # ---------------------------------------------------------------- refusals
@@ -203,19 +203,22 @@ def test_patients_with_further_images_in_imagesun_are_named(raw, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "say what to do: --labeled 7 (or 10%, or names), --audit, or both"),
+        ((), "split: needs --labeled, --audit, or both; got neither. Add e.g. --labeled 7."),
         (("--audit", "--to", "28"), "--to: it needs --labeled"),
         (("--labeled", "1", "--name", "X"), "--name: it names the new dataset that --to writes, so it needs --to"),
-        (("--labeled", "1", "--folds", "1"), "--folds: cross-validation needs at least 2; got 1"),
-        (("--labeled", "0"), "at least one patient must keep the labels; got 0"),
+        (("--labeled", "1", "--folds", "1"), "--folds: must be at least 2; got 1"),
+        (("--labeled", "0"), "the number of patients must be at least 1; got 0"),
         (("--labeled", "101%"), "at most 100; got 101%"),
-        (("--labeled", "6"), "fold 0 has 4 training patients; got 6. Ask for at most 4"),
+        (("--labeled", "6"), "fold 0 has 4 training patients; got 6. Use at most 4"),
         (("--labeled", "p7"), "there is no p7"),
         (("--labeled", "p1_a"), "p1 also has p1_b"),
-        (("--labeled", "1", "--patient-pattern", "(p"), "which is no regular expression"),
+        (("--labeled", "1", "--patient-pattern", "(p"), "which is not a regular expression"),
         (("--labeled", "1", "--patient-pattern", "p.*"), "which has no group"),
         (("--labeled", "1", "--patient-pattern", "(p[01])_."), "which finds no patient in p2_a"),
-        (("--labeled", "1", "--folds", "4"), "the split that is there has 3 folds; got 4. Leave --folds away"),
+        (
+            ("--labeled", "1", "--folds", "4"),
+            "must be 3, the number of folds of the existing split; got 4.",
+        ),
         (("--labeled", "9", "--to", "28"), "the dataset has 6 patients; got 9"),
     ],
 )
@@ -228,7 +231,7 @@ def test_arguments_that_are_refused(raw, capsys, words, message):
     ("split", "message"),
     [
         ("no json", "it must be JSON; it is not ("),
-        ("{}", "it must be a list of one fold or more"),
+        ("{}", "it must be a list of at least one fold"),
         ([{"train": ["zz"], "val": ["p0_a"]}], "it must name cases of the dataset; there is no zz"),
         ([{"train": CASES, "val": []}], "fold 0: val must name at least one case to validate on; it is empty"),
         ([{"train": [], "val": CASES}], "fold 0: train must name at least one case to train with; it is empty"),
@@ -241,7 +244,7 @@ def test_a_split_that_is_refused(raw, capsys, split, message):
     found = refusal(capsys, raw, "--labeled", "1")
     assert message in found
     assert str(raw) in found
-    assert "Or deal new folds with --overwrite" in found
+    assert "Or make new folds with --overwrite" in found
     assert message in refusal(capsys, raw, "--audit")
     before = (raw / "splits_final.json").read_bytes()
     assert command("--labeled", "1", "--folds", "3", "--overwrite") == 0
@@ -258,7 +261,7 @@ def test_an_image_that_the_audit_cannot_read_stops_everything(raw, capsys):
 
 def test_a_split_without_unlabeled_cases_is_remarked_on(raw, capsys):
     assert command("--labeled", "100%") == 0
-    assert "No case is unlabeled: all patients that are trained with keep their labels." in capsys.readouterr().out
+    assert "No case is unlabeled: all training patients keep their labels." in capsys.readouterr().out
 
 
 def test_datasets_that_are_refused(raw, capsys, monkeypatch):
@@ -267,9 +270,9 @@ def test_datasets_that_are_refused(raw, capsys, monkeypatch):
         capsys, raw, "--audit"
     )
     (raw / "dataset.json").unlink()
-    assert f"{raw / 'dataset.json'}: it must be there; it is not. Correct -d" in refusal(capsys, raw, "--audit")
+    assert f"{raw / 'dataset.json'}: the file must exist; it does not. Correct -d" in refusal(capsys, raw, "--audit")
     monkeypatch.delenv("nnUNet_raw")
-    assert "nnUNet_raw: nnU-Net's folders must be set" in refusal(capsys, raw, "--audit")
+    assert "nnUNet_raw: nnU-Net's variables must be set" in refusal(capsys, raw, "--audit")
 
 
 # ---------------------------------------------------------------- --to
@@ -318,7 +321,7 @@ def test_one_labeled_patient_has_no_split(raw, capsys):
     stale.parent.mkdir()
     stale.write_text("[]")
     message = refusal(capsys, raw, "--labeled", "p2", "--to", "28", "--name", "One")
-    assert f"{stale}: with one labeled patient there must be no split" in message
+    assert f"{stale}: with one labeled patient there must not be a split" in message
     stale.unlink()
     assert command("--labeled", "p2", "--to", "28", "--name", "One") == 0
     assert names(raw.with_name("Dataset028_One")) == [
@@ -329,7 +332,7 @@ def test_one_labeled_patient_has_no_split(raw, capsys):
         "labelsTr",
         "labelsTs",
     ]
-    assert "so there is no split: train fold `all`" in capsys.readouterr().out
+    assert "so no split is written. Train fold `all`" in capsys.readouterr().out
 
 
 def test_without_hard_links_files_are_copied(raw, monkeypatch):
@@ -381,10 +384,10 @@ def test_refusals_leave_no_new_dataset(raw, capsys):
     )
     (raw / "labelsTr" / "p1_a.nii.gz").unlink()
     message = refusal(capsys, raw, "--labeled", "p1", "--to", "28")
-    assert "every labeled case must have its label; there is none of p1_a. Add the labels" in message
+    assert "every labeled case must have a label; these have none: p1_a. Add the labels" in message
     save_case(raw, "Un", "p2_b", 5)
     message = refusal(capsys, raw, "--labeled", "p3", "--to", "28")
-    assert "a name must be in imagesTr or in imagesUn; p2_b in both" in message
+    assert "a case must be either in imagesTr or in imagesUn; in both: p2_b" in message
 
 
 def test_a_full_disk_leaves_nothing(raw, capsys, monkeypatch):
@@ -405,7 +408,7 @@ def test_an_existing_dataset(raw, capsys):
     )
     new = raw.with_name("Dataset028_TinyLabeled3")
     message = refusal(capsys, raw, "--labeled", "3", "--to", "28", "--overwrite")
-    assert "the dataset also holds imagesUn. Move that away first." in message
+    assert "the dataset also holds imagesUn. Move these away first." in message
     shutil.rmtree(new / "imagesUn")
     before = names(new / "labelsTr")
     assert command("--labeled", "3", "--to", "28", "--overwrite", "--seed", "5") == 0

@@ -56,7 +56,7 @@ def test_a_case_of_dataset_json_cannot_lead_outside(raw, capsys, name, words):
         for case, source in {name: "a", "b": "b"}.items()
     }
     write_json(raw / "dataset.json", {**DATASET_JSON, "dataset": files})
-    assert "cannot be the name of a case, which becomes a path" in refusal(capsys, raw, *words)
+    assert "cannot be a case name, because it becomes a path" in refusal(capsys, raw, *words)
 
 
 def stored(tmp_path, name, value):
@@ -102,7 +102,7 @@ def test_labels_that_are_no_whole_numbers_are_refused_with_their_real_value(raw,
 def test_a_label_that_is_cut_off_is_refused(raw, capsys):
     path = raw / "labelsTr" / "a.nii.gz"
     path.write_bytes(path.read_bytes()[:-9])
-    assert f"case a: {path}: cannot be read whole (" in refusal(capsys, raw, "--labeled", "a", "--to", "28")
+    assert f"case a: {path}: cannot be read completely (" in refusal(capsys, raw, "--labeled", "a", "--to", "28")
 
 
 def test_the_form_of_version_1_is_read_and_the_new_dataset_has_that_of_version_2(raw):

@@ -167,7 +167,7 @@ def test_missing_folders(source, raw, tmp_path):
     assert "SOURCE must hold the folder training" in refusal(source / "training", raw)
     for patient in TRAIN:
         shutil.rmtree(source / "training" / patient)
-    assert "it must hold one folder per patient, patient001 and so on; there is none" in refusal(source, raw)
+    assert "it must hold one folder per patient, patient001 and so on; none was found" in refusal(source, raw)
 
 
 def test_all_faults_are_told_at_once(source, raw):
@@ -195,15 +195,15 @@ def test_all_faults_are_told_at_once(source, raw):
         "training/patient001/patient001_frame01.nii.gz": "the label of this image is missing. Copy patient001",
         "training/patient002/patient002_frame12_gt.nii.gz": "the image of this label is missing. Copy patient002",
         "testing/patient101/patient101_frame12.nii.gz": "the label of this image is missing",
-        "training/patient003/patient003_frame01.nii.gz": "cannot be read whole",
-        "testing/patient102/patient102_frame01.nii.gz": "cannot be read whole",
+        "training/patient003/patient003_frame01.nii.gz": "cannot be read completely",
+        "testing/patient102/patient102_frame01.nii.gz": "cannot be read completely",
         "training/patient004/patient004_frame01_gt.nii.gz": "the size must be that of patient004_frame01.nii.gz",
         "training/patient004/patient004_frame12_gt.nii.gz": "the origin must be that of patient004_frame12.nii.gz",
         "training/patient005/patient005_frame01_gt.nii.gz": "label values must be 0, 1, 2, 3; found 4",
         "training/patient005/patient005_frame12.nii.gz": "the image must have 3 axes; it has 4",
-        "training/patient006": "no image patient006_frameNN.nii.gz is there",
+        "training/patient006": "there is no image patient006_frameNN.nii.gz.",
         "training/patient007/patient070_frame01.nii.gz": "the file must be of patient007",
-        "training/patient008/patient008_frame01.nii.gz": "there must be one file per frame; found patient008",
+        "training/patient008/patient008_frame01.nii.gz": "there must be one file per frame; found also patient008",
     }.items():
         assert f"{source / path}: {fault}" in message
     assert f"patient patient009: a patient must be either in training or in testing; found in {train}" in message
@@ -223,7 +223,7 @@ def test_one_patient_is_too_few_and_three_give_three_folds(source, raw, capsys):
         shutil.rmtree(source / "training" / patient)
     message = refusal(source, raw)
     assert "the source has one fault" in message
-    assert "training needs labeled cases of at least two patients" in message
+    assert "training and validation need labeled cases of at least 2 patients" in message
     assert "found 1 (patient001)" in message
 
 
@@ -248,7 +248,7 @@ def test_interruption_leaves_no_dataset_and_the_next_run_goes_on(source, raw, mo
     capsys.readouterr()
     convert(source)
     said = capsys.readouterr().out
-    assert f"Continuing {partial}, left by an interrupted conversion: 7 cases are there, 17 remain" in said
+    assert f"Continuing {partial}, left by an interrupted conversion: 7 cases complete, 17 remain" in said
     assert [path.name for path in raw.iterdir()] == ["Dataset027_ACDC"]
     assert len(list((raw / "Dataset027_ACDC" / "imagesTr").iterdir())) == 20
 
@@ -291,6 +291,6 @@ def test_split_of_the_semi_supervised_papers(tmp_path, raw):
 
 
 def test_split_of_the_papers_needs_all_patients(source, raw):
-    with pytest.raises(CollabError, match="--split ssl4mis needs all 100 patients; 90 are missing, patient011 among"):
+    with pytest.raises(CollabError, match=r"--split ssl4mis needs all 100 patients; 90 are missing, e\.g\. patient011"):
         convert(source, "--split", "ssl4mis")
     assert not raw.exists()

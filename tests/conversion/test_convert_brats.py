@@ -30,7 +30,7 @@ def pristine(tmp_path_factory) -> Path:
     return write_brats(tmp_path_factory.mktemp("brats"))
 
 
-def test_flair_and_whole_tumour(pristine, raw, monkeypatch, capsys):
+def test_flair_and_whole_tumor(pristine, raw, monkeypatch, capsys):
     convert("brats", pristine)
     folder = raw / "Dataset027_BraTS2019"
     train, test = names(folder / "imagesTr"), names(folder / "imagesTs")
@@ -108,7 +108,7 @@ def test_wrong_folder(tmp_path, raw):
     assert "SOURCE must hold the folders HGG and LGG" in refusal(raw, "brats", tmp_path)
     for grade in PATIENTS:
         (tmp_path / grade).mkdir()
-    assert "it must hold one folder per patient, BraTS19_2013_10_1 and so on; there is none" in refusal(
+    assert "it must hold one folder per patient, BraTS19_2013_10_1 and so on; none was found" in refusal(
         raw, "brats", tmp_path
     )
 

@@ -54,7 +54,7 @@ def test_faults(source, raw):
     assert f"{PICTURES[1]}.jpg: a mask must be black and white; 100% of its pixels are gray" in message
     assert f"{PICTURES[2]}.jpg: the size must be that of {PICTURES[2]}.jpg, (36, 30); it is (9, 9)" in message
     assert f"{source / 'images' / PICTURES[3]}.jpg: every pixel must have 3 value(s); it has 1" in message
-    assert f"{source / 'images' / PICTURES[4]}.jpg: cannot be read whole" in message
+    assert f"{source / 'images' / PICTURES[4]}.jpg: cannot be read completely" in message
 
 
 def test_wrong_folder(tmp_path, raw):

@@ -69,7 +69,7 @@ def test_faults(source, raw):
     message = refusal(raw, "la", source)
     assert f"{place / SCANS[0] / 'lgemri.nrrd'}: the label of this image is missing" in message
     assert f"{place / SCANS[1] / 'laendo.nrrd'}: the image of this label is missing" in message
-    assert f"{place / SCANS[2]}: neither lgemri.nrrd nor laendo.nrrd is there" in message
+    assert f"{place / SCANS[2]}: there is neither lgemri.nrrd nor laendo.nrrd" in message
     assert "label values must be 0, 255; found 1" in message
     assert "the spacing must be that of lgemri.nrrd" in message
 

@@ -78,6 +78,6 @@ def test_faults(source, raw, tmp_path):
     assert "segmentation-1.nii: the image of this label is missing" in message
     assert f"{source / 'volume-2.nii'}: there must be one file per case; found" in message
     (tmp_path / "empty").mkdir()
-    assert "it must hold volume-0.nii, segmentation-0.nii and so on; there is none" in refusal(
+    assert "it must hold volume-0.nii, segmentation-0.nii and so on; none was found" in refusal(
         raw, "lits", tmp_path / "empty"
     )

@@ -102,14 +102,14 @@ def test_an_orientation_that_is_not_clear_is_refused(tmp_path, raw):
         write_series(series_folder(source, number), np.full(SHAPE, 40, np.int16), number)
         write_label(label_file(source, number), voxels(number)[1], "y")
     message = refusal(raw, "pancreas", source)
-    assert "one orientation of all labels must lie on soft tissue clearly best (at least 60% of the voxels" in message
+    assert "one orientation must clearly fit the soft tissue best (at least 60% of the label voxels" in message
     assert "none 100.0%, y 100.0%, z 100.0%, yz 100.0%" in message
     assert "set the axes with --flip" in message
     for number in NUMBERS[:4]:
         hu = np.full(SHAPE, -900, np.int16)
         hu[2, 3, 4] = 40
         write_series(series_folder(source, number), hu, number)
-    assert "clearly best" in refusal(raw, "pancreas", source)
+    assert "clearly fit the soft tissue best" in refusal(raw, "pancreas", source)
 
 
 def test_faults(source, raw):
@@ -131,14 +131,15 @@ def test_faults(source, raw):
     top = source / "Pancreas-CT"
     assert f"{label_file(source, 21)}: the image of this label is missing" in message
     assert f"{top / 'PANCREAS_0022'}: the label of this image is missing" in message
-    assert f"{top / 'PANCREAS_0023'}: neighboring slices must lie 1 mm apart; found 1 to 2 mm" in message
-    assert f"{top / 'PANCREAS_0024'}: there must be one DICOM series in it; found 2" in message
+    assert f"{top / 'PANCREAS_0023'}: the distance of neighboring slices must be 1 mm; found 1 to 2 mm" in message
+    assert f"{top / 'PANCREAS_0024'}: it must hold exactly one DICOM series; found 2" in message
     assert f"{label_file(source, 26)}: the size must be that of PANCREAS_0026" in message
     assert f"{label_file(source, 27)}: label values must be 0, 1; found 2" in message
     assert f"{label_file(source, 28)}: the spacing must be that of PANCREAS_0028" in message
     assert f"{label_file(source, 29)}: the image must have 3 axes; it has 4" in message
     assert (
-        f"{top / 'PANCREAS_0030'}: every .dcm file must be a whole slice of the series; 1 are not, {broken}" in message
+        f"{top / 'PANCREAS_0030'}: every .dcm file must be a complete slice of the series; 1 are not, e.g. {broken}"
+        in message
     )
 
 
@@ -155,9 +156,9 @@ def test_slices_of_two_sizes(source, raw):
 
 def test_wrong_folder(tmp_path, raw):
     (tmp_path / "empty").mkdir()
-    assert "it must hold PANCREAS_0001 and so on, and label0001.nii.gz and so on; there is none" in refusal(
+    assert "it must hold PANCREAS_0001 and so on, and label0001.nii.gz and so on; none was found" in refusal(
         raw, "pancreas", tmp_path / "empty"
     )
     (tmp_path / "empty" / "PANCREAS_0001").mkdir()
     write_label(tmp_path / "empty" / "label0001.nii.gz", voxels(1)[1], "y")
-    assert "there must be one DICOM series in it; found 0" in refusal(raw, "pancreas", tmp_path / "empty")
+    assert "it must hold exactly one DICOM series; found 0" in refusal(raw, "pancreas", tmp_path / "empty")

@@ -130,7 +130,7 @@ def test_what_is_on_no_list_is_left_out_and_lists_may_lie_in_flods(la, raw, caps
     (source / "test.list").unlink()
     write_list(source / "train.list", LA_SCANS[:2])
     convert("ssl4mis", source)
-    assert f"Leaving out 1 cases that are on no list: {LA_SCANS[2]}" in capsys.readouterr().out
+    assert f"Leaving out 1 cases that are not in a list: {LA_SCANS[2]}" in capsys.readouterr().out
     folder = raw / "Dataset027_SSL4MIS"
     assert (names(folder / "imagesTr"), names(folder / "imagesTs")) == (sorted(LA_SCANS[:2]), LA_SCANS[3:])
 
@@ -148,7 +148,7 @@ def test_faults_of_lists(acdc, raw):
     write_list(source / "val.list", frames(PATIENTS[5:7]))
     message = refusal(raw, "ssl4mis", source)
     assert f"{source / 'train.list'}: every line must name a case of the source; there is no patient999" in message
-    assert "a patient must be on one list; patient006 on those of train and val" in message
+    assert "a patient must be in one list; in those of train and of val: patient006." in message
 
 
 def test_faults_of_files(acdc, raw):
@@ -164,12 +164,12 @@ def test_faults_of_files(acdc, raw):
     (data / "slices" / "patient005_frame01_slice_2.h5").unlink()
     write_h5(data / "slices" / "patient005_frame02_slice_2.h5", image[0, 1:], label[0, 1:])
     message = refusal(raw, "ssl4mis", source)
-    assert f"{data / 'patient001_frame01.h5'}: cannot be read whole (image: " in message
+    assert f"{data / 'patient001_frame01.h5'}: cannot be read completely (image: " in message
     assert f"{data / 'patient002_frame01.h5'}: the size must be that of patient002_frame01.h5" in message
     assert f"{data / 'patient003_frame01.h5'}: label values must be 0, 1, 2, 3; found 4" in message
     assert "patient004_frame01.h5: there must be one file per case; found" in message
     assert "the slices of patient005_frame01 must be numbered without gaps from 0 or 1; found 1, 3" in message
-    assert "all slices of a volume must have one size; found (6, 9), (7, 9)" in message
+    assert "all slices of a volume must have the same size; found (6, 9), (7, 9)" in message
 
 
 def test_a_file_without_the_arrays(la, raw):
@@ -178,7 +178,7 @@ def test_a_file_without_the_arrays(la, raw):
     source, _ = la
     with h5py.File(source / "2018LA_Seg_Training Set" / LA_SCANS[0] / "mri_norm2.h5", "w") as file:
         file.create_dataset("other", data=np.zeros(3))
-    assert "cannot be read whole (image: " in refusal(raw, "ssl4mis", source)
+    assert "cannot be read completely (image: " in refusal(raw, "ssl4mis", source)
 
 
 def test_acdc_originals_that_do_not_fit(acdc, raw):
@@ -207,7 +207,7 @@ def test_la_originals_that_do_not_fit(la, raw):
     assert f"its originals {LA_SCANS[0]}/lgemri.nrrd and laendo.nrrd must be below {originals}" in message
     assert f"the intensities must be those of {place / LA_SCANS[1] / 'lgemri.nrrd'}" in message
     assert f"the label must be that of {place / LA_SCANS[2] / 'lgemri.nrrd'}; it is another" in message
-    assert "is found in it by its label, which is empty" in message
+    assert "is found from its label, so the label must not" in message
 
 
 def test_a_frame_by_its_official_number(acdc, raw):
@@ -230,10 +230,10 @@ def test_refusals_before_reading(acdc, la, tmp_path, raw, monkeypatch):
         raw, "ssl4mis", tmp_path / "empty"
     )
     message = refusal(raw, "ssl4mis", source, "--originals", str(tmp_path / "nowhere"))
-    assert f"--originals: it must be the folder of the official data; {tmp_path / 'nowhere'} is none" in message
+    assert f"--originals: must be the folder of the official data; {tmp_path / 'nowhere'} is not one" in message
     monkeypatch.setitem(sys.modules, "h5py", None)
     message = refusal(raw, "ssl4mis", source)
-    assert "the package h5py is needed to read .h5 files" in message
+    assert "reading .h5 files needs the package h5py" in message
     assert "pip install 'nnunet-collab[h5]'" in message
 
 

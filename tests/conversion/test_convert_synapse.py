@@ -80,6 +80,6 @@ def test_wrong_folder(tmp_path, raw):
     (tmp_path / "img").mkdir()
     assert "SOURCE must hold the folders img and label" in refusal(raw, "synapse", tmp_path)
     (tmp_path / "label").mkdir()
-    assert f"{tmp_path / 'img'}: it must hold img0001.nii.gz and so on; there is none" in refusal(
+    assert f"{tmp_path / 'img'}: it must hold img0001.nii.gz and so on; none was found" in refusal(
         raw, "synapse", tmp_path
     )

@@ -109,8 +109,8 @@ def test_one_patient_has_no_split(dataset, raw, capsys):
     folder = write_raw_dataset(dataset, Target(5, "LA", labeled="1"))
     assert len(names(folder / "labelsTr")) == 2
     assert not list(raw.parent.rglob("splits_final.json"))
-    assert "fewer than two patients: there is no split file" in capsys.readouterr().out
-    assert "Train with fold all" in write_and_read(dataset, capsys)
+    assert "There is no split file, because fewer than 2 patients" in capsys.readouterr().out
+    assert "Train fold all" in write_and_read(dataset, capsys)
 
 
 def write_and_read(dataset: RawDataset, capsys) -> str:
@@ -140,7 +140,7 @@ def test_a_published_validation_set_is_the_only_fold(dataset, raw, capsys):
 @pytest.mark.parametrize("word", ["8", "9", "100%"])
 def test_somebody_must_be_left_without_labels(dataset, raw, word):
     message = refusal(dataset, Target(5, "LA", labeled=word))
-    assert f"at least one of the 8 training patients must be left without labels; got {word}" in message
+    assert f"at least one of the 8 training patients must be unlabeled; got {word}" in message
     assert not raw.exists()
 
 
@@ -150,5 +150,5 @@ def test_overwrite_takes_the_unlabeled_images_of_a_conversion_but_not_the_users(
     assert len(names(folder / "imagesTr")) == 4
     (folder / "imagesUn" / "mine_0000.nii.gz").touch()
     message = refusal(dataset, Target(5, "LA", overwrite=True))
-    assert "the dataset also holds imagesUn. Move that away first" in message
+    assert "the dataset also holds imagesUn. Move these away first" in message
     assert (folder / "imagesUn" / "mine_0000.nii.gz").exists()

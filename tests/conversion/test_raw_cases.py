@@ -78,9 +78,9 @@ def test_every_moment(dataset, raw, partial, monkeypatch, capsys, files):
     assert rewritten(dataset, monkeypatch) == order[complete:]
     said = capsys.readouterr().out
     if complete:
-        assert f"Continuing {partial}, left by an interrupted conversion: {complete} cases are there" in said
+        assert f"Continuing {partial}, left by an interrupted conversion: {complete} cases complete" in said
     else:
-        assert f"Removing {partial}, left by an interrupted conversion: no complete case in it fits" in said
+        assert f"Removing {partial}, left by an interrupted conversion: it has no complete case" in said
     again = write_raw_dataset(dataset, replace(TARGET, overwrite=True))
     assert [path.name for path in raw.iterdir()] == ["Dataset005_LA"]
     one_go = tree(again)

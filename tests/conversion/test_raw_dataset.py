@@ -111,7 +111,7 @@ def test_one_name_twice_and_one_patient_in_two_roles(dataset, raw):
     message = refusal(twice)
     assert "the source has 3 faults" in message
     assert "\n- mine: so.\n" in message
-    assert "case a_1: every name must be there once; found" in message
+    assert "case a_1: every name must occur once; found" in message
     assert "patient b: a patient must be either in training or in testing; found in" in message
     assert not raw.exists()
 

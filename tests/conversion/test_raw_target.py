@@ -43,7 +43,7 @@ def test_variable_is_missing_or_names_a_file(dataset, raw, monkeypatch):
     assert "export nnUNet_raw=/path/to/nnUNet_raw" in message
     raw.touch()
     monkeypatch.setenv("nnUNet_raw", str(raw))
-    assert f"nnUNet_raw: it must name a folder that may be written; {raw} is none" in refusal(dataset)
+    assert f"nnUNet_raw: must be a writable folder; {raw} is not" in refusal(dataset)
 
 
 @pytest.mark.parametrize("variable", ["nnUNet_raw", "nnUNet_preprocessed"])
@@ -51,7 +51,7 @@ def test_folder_may_not_be_written(dataset, raw, monkeypatch, variable):
     place = raw.with_name(variable)
     place.mkdir()
     monkeypatch.setattr(raw_target.os, "access", lambda path, mode: Path(path) != place)
-    assert f"{variable}: it must name a folder that may be written; {place} is none" in refusal(dataset)
+    assert f"{variable}: must be a writable folder; {place} is not" in refusal(dataset)
     assert not list(place.iterdir())
 
 
@@ -60,7 +60,7 @@ def test_id_belongs_to_another_name(dataset, raw, variable):
     other = raw.with_name(variable) / "Dataset005_Other"
     other.mkdir(parents=True)
     message = refusal(dataset)
-    assert f"{other}: one dataset id must belong to one name" in message
+    assert f"{other}: a dataset id must have the same name" in message
     assert "5 belongs to Dataset005_Other, so Dataset005_LA cannot have it. Choose another id with -d." in message
 
 
@@ -81,14 +81,14 @@ def test_overwrite_spares_what_no_conversion_made(dataset, raw):
     folder = write_raw_dataset(dataset, Target(5, "LA"))
     (folder / "imagesUn").mkdir()
     message = refusal(dataset, Target(5, "LA", overwrite=True))
-    assert "--overwrite deletes only what a conversion has made; the dataset also holds imagesUn. Move" in message
+    assert "--overwrite deletes only files of a conversion; the dataset also holds imagesUn. Move" in message
     assert (folder / "labelsTr" / "a_1.nii.gz").exists()
 
 
 def test_a_file_has_the_datasets_name(dataset, raw):
     raw.mkdir()
     (raw / "Dataset005_LA").touch()
-    assert "this name is needed for the dataset; it is a file. Move it away." in refusal(dataset)
+    assert "the dataset needs this path for its folder; it is a file. Move it away." in refusal(dataset)
 
 
 @pytest.mark.parametrize("found", ['[{"train": [], "val": []}]', "no json"])
@@ -96,7 +96,7 @@ def test_another_split_is_replaced_only_on_demand(dataset, raw, found):
     split = raw.with_name("nnUNet_preprocessed") / "Dataset005_LA" / "splits_final.json"
     split.parent.mkdir(parents=True)
     split.write_text(found)
-    assert f"{split}: there is already a split, and it differs from the one of this conversion" in refusal(dataset)
+    assert f"{split}: there is already a split, and it differs from that of this conversion" in refusal(dataset)
     assert split.read_text() == found
     assert not raw.exists()
     folder = write_raw_dataset(dataset, Target(5, "LA", overwrite=True))

@@ -92,7 +92,7 @@ def test_number_of_axes_and_of_values_per_pixel(tmp_path):
     assert "every pixel must have 3 value(s); it has 1" in faults(flat, rules=replace(rules, components=3))[0]
     series = tmp_path / "c.nii"
     nib.save(nib.Nifti1Image(np.zeros((5, 4, 3, 2), np.int16), np.eye(4)), series)
-    assert "it has 4, size (5, 4, 3, 2). It looks like a time series: put" in faults(series)[0]
+    assert "it has 4, size (5, 4, 3, 2). It may be a time series: replace" in faults(series)[0]
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
@@ -107,7 +107,7 @@ def test_nifti_that_was_cut_off(tmp_path, ending, endian):
     whole = path.read_bytes()
     for length in (len(whole) - 1, len(whole) // 2, 100, 2, 0):
         path.write_bytes(whole[:length])
-        with pytest.raises(CollabError, match=r"cannot be read whole \(.+\)\. Copy or download this file again"):
+        with pytest.raises(CollabError, match=r"cannot be read completely \(.+\)\. Copy or download the file again"):
             read_image(path)
 
 
@@ -120,15 +120,15 @@ def test_nifti_that_was_compressed_after_being_cut_off_or_has_a_flipped_bit(tmp_
         read_image(path)
     middle = len(whole) // 2
     path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-    with pytest.raises(CollabError, match="cannot be read whole"):
+    with pytest.raises(CollabError, match="cannot be read completely"):
         read_image(path)
 
 
 def test_no_image_at_all(tmp_path):
     for name in ("a.nii.gz", "a.nrrd", "a.png"):
         (tmp_path / name).write_text("<html>404</html>")
-        assert f"{tmp_path / name}: cannot be read whole (" in faults(tmp_path / name)[0]
-    assert "cannot be read whole" in faults(tmp_path / "missing.nrrd")[0]
+        assert f"{tmp_path / name}: cannot be read completely (" in faults(tmp_path / name)[0]
+    assert "cannot be read completely" in faults(tmp_path / "missing.nrrd")[0]
 
 
 def test_nifti_2_which_simpleitk_cannot_read(tmp_path):

@@ -38,7 +38,7 @@ def test_second_file_of_a_name_is_told(tmp_path):
     problems: list[str] = []
     paths = touch(tmp_path, "c1.nii", "c1.nii.gz")
     assert by_name(paths, r"c(\d)\.nii(?:\.gz)?", problems) == {"1": tmp_path / "c1.nii"}
-    assert problems == [f"{paths[1]}: there must be one file per case; found {paths[0]} too. Remove one of them."]
+    assert problems == [f"{paths[1]}: there must be one file per case; found also {paths[0]}. Remove one of them."]
 
 
 def test_pairs_and_what_is_left_over(tmp_path):
@@ -55,5 +55,5 @@ def test_pairs_and_what_is_left_over(tmp_path):
 def test_nothing_found_is_refused_only_if_no_fault_explains_it(tmp_path):
     refuse_nothing_found([], ["a fault"], tmp_path, "files")
     refuse_nothing_found([1], [], tmp_path, "files")
-    with pytest.raises(CollabError, match=r"it must hold files; there is none\. Unpack the archive again\."):
+    with pytest.raises(CollabError, match=r"it must hold files; none was found\. Unpack the archive again\."):
         refuse_nothing_found([], [], tmp_path, "files")

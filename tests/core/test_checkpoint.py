@@ -80,7 +80,7 @@ def test_a_truncated_file_is_refused(path, left):
     message = str(caught.value)
     assert message.startswith(f"checkpoint {path}: must be a complete file of this package; reading it failed (")
     assert "failed ()" not in message
-    assert "continue from another checkpoint of the folder, or train anew" in message
+    assert "continue from another checkpoint of the folder, or train again from the start" in message
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -189,7 +189,9 @@ def test_the_documented_way_makes_a_file_that_is_read(path, tmp_path):
 def test_another_trainer_or_other_settings_do_not_fit(path):
     checkpoint = checkpoints.load(path)
     checkpoints.check_fits(path, checkpoint, "CTRCLTrainer", {"beta": 3.0, "seed": 0})
-    with pytest.raises(CollabError, match=r"is of trainer CTRCLTrainer, this is OtherTrainer"):
+    with pytest.raises(
+        CollabError, match=r"must have been written by OtherTrainer, which runs now; CTRCLTrainer wrote it"
+    ):
         checkpoints.check_fits(path, checkpoint, "OtherTrainer", {"beta": 3.0, "seed": 0})
     with pytest.raises(CollabError) as caught:
         checkpoints.check_fits(path, checkpoint, "CTRCLTrainer", {"beta": 2.0, "seed": 1})

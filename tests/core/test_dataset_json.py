@@ -84,7 +84,7 @@ CONVERT = "nnUNetv2_convert_old_nnUNet_dataset"
         pytest.param(b"\xef\xbb\xbf{}", "byte order mark", id="dataset-json-with-bom"),
         pytest.param("{}".encode("utf-16"), "is not UTF-8", id="dataset-json-utf-16"),
         pytest.param(b'{"labels": {"background": 0,},}', "a comma stands before a closing", id="dataset-json-comma"),
-        pytest.param(b'{"labels": 1, "labels": 2}', "the entry 'labels' is there twice", id="dataset-json-entry-twice"),
+        pytest.param(b'{"labels": 1, "labels": 2}', "the entry 'labels' occurs twice", id="dataset-json-entry-twice"),
         pytest.param(without(GOOD, "file_ending"), 'Add "file_ending": ".nii.gz".', id="without-file-ending"),
         pytest.param(without(GOOD, "channel_names"), "it must say channel_names", id="without-channel-names"),
         pytest.param(without(GOOD, "labels"), "it must say labels", id="without-labels"),
@@ -109,7 +109,7 @@ CONVERT = "nnUNetv2_convert_old_nnUNet_dataset"
         pytest.param({**GOOD, "labels": {"background": 0, "x": []}}, "'x' is []", id="labels-empty-region"),
         pytest.param({**GOOD, "labels": {"background": 0, "x": None}}, "'x' is null", id="labels-value-is-null"),
         pytest.param(
-            {**GOOD, "labels": {"background": 0, "x": 1, "y": 1}}, "a value of its own", id="labels-value-twice"
+            {**GOOD, "labels": {"background": 0, "x": 1, "y": 1}}, "every class its own value", id="labels-value-twice"
         ),
         pytest.param({**GOOD, "channel_names": ["T1"]}, "channel_names must be an object", id="channels-is-a-list"),
         pytest.param({**GOOD, "channel_names": {}}, "channel_names must be an object", id="channels-empty"),
@@ -118,7 +118,7 @@ CONVERT = "nnUNetv2_convert_old_nnUNet_dataset"
             {**GOOD, "channel_names": {"0": "T1", "2": "T2"}}, "its numbers are 0, 2", id="channels-with-a-gap"
         ),
         pytest.param({**GOOD, "channel_names": {"T1": "0"}}, "its numbers are T1", id="channels-turned-round"),
-        pytest.param({**GOOD, "channel_names": {"0": 5}}, "5 is no name", id="channels-name-is-a-number"),
+        pytest.param({**GOOD, "channel_names": {"0": 5}}, "5 is not a name", id="channels-name-is-a-number"),
         pytest.param({**GOOD, "file_ending": "nii.gz"}, 'it is "nii.gz"', id="ending-without-dot"),
         pytest.param({**GOOD, "file_ending": ""}, 'it is ""', id="ending-empty"),
         pytest.param(
@@ -150,7 +150,7 @@ def test_any_other_is_refused(tmp_path, content, found):
 )
 def test_a_case_cannot_be_named_like_a_path(tmp_path, name):
     cases = {"dataset": {name: {"images": ["x.nii.gz"], "label": "y.nii.gz"}}}
-    with pytest.raises(CollabError, match="cannot be the name of a case, which becomes a path"):
+    with pytest.raises(CollabError, match="cannot be a case name, because it becomes a path"):
         read_dataset_json(write(tmp_path, {**GOOD, **cases}))
 
 

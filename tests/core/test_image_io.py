@@ -107,7 +107,9 @@ def test_truncated_file_is_refused(tmp_path, ending, write, axes, readers, with_
     for share in (0.9, 0.6, 0.3, 0.05, 0):
         path.write_bytes(whole[: int(len(whole) * share)])
         for read in readings(path, readers, with_itk):
-            with pytest.raises(CollabError, match=r"cut\..+: cannot be read whole \(.+\)\. Copy or download this file"):
+            with pytest.raises(
+                CollabError, match=r"cut\..+: cannot be read completely \(.+\)\. Copy or download the file"
+            ):
                 read()
 
 
@@ -132,9 +134,9 @@ def test_no_image_at_all_is_refused(tmp_path, ending):
     for content in (b"", b"<html>404</html>" * 40):
         path = tmp_path / f"page.{ending}"
         path.write_bytes(content)
-        with pytest.raises(CollabError, match="cannot be read whole"):
+        with pytest.raises(CollabError, match="cannot be read completely"):
             read_image(path)
-    with pytest.raises(CollabError, match="cannot be read whole"):
+    with pytest.raises(CollabError, match="cannot be read completely"):
         read_image(tmp_path / f"missing.{ending}")
 
 

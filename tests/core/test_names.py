@@ -39,5 +39,5 @@ def test_plain_names(name):
     ],
 )
 def test_other_names(name, fault):
-    with pytest.raises(CollabError, match=rf"^here: a name that becomes a path must be plain; .*{fault}.*Rename it\.$"):
+    with pytest.raises(CollabError, match=rf"^here: the name must be a valid file name; .*{fault}.*Rename it\.$"):
         require_plain_name("here", name)

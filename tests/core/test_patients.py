@@ -18,8 +18,8 @@ def test_patients_are_the_patterns_first_group_or_the_cases_themselves():
 @pytest.mark.parametrize(
     ("pattern", "found"),
     [
-        ("(", "which is no regular expression (missing ), unterminated subpattern"),
-        (7, "got 7, which is no regular expression"),
+        ("(", "which is not a regular expression (missing ), unterminated subpattern"),
+        (7, "got 7, which is not a regular expression"),
         (r"a_\d", "which has no group"),
         (r"(patient\d+)", "which finds no patient in a_1"),
         (r"(b)?a_\d", "which finds no patient in a_1"),  # the group is there, and empty

@@ -91,7 +91,7 @@ def test_constructor_and_replace_check_alike(make):
         ({"sizes": (1, 0)}, r"'sizes\[1\]' must be an integer >= 1; got 0"),
         ({"sizes": (1, 2.0)}, r"'sizes\[1\]' must be an integer >= 1; got 2\.0"),
         ({"sizes": "12"}, "'sizes' must be a list, each an integer >= 1 or null; got '12'"),
-        ({"nope": 1}, "^Child: unknown setting 'nope'. Valid are: number, mode, sizes, extra.$"),
+        ({"nope": 1}, "^Child: unknown setting 'nope'. Valid settings: number, mode, sizes, extra.$"),
         ({"number": 3}, "^three$"),
     ):
         with pytest.raises(CollabError, match=message):

@@ -26,11 +26,11 @@ def test_a_split_is_read_as_it_is(tmp_path, split):
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        pytest.param([], "must be a list of one fold or more; it is []", id="split-without-folds"),
-        pytest.param({}, "must be a list of one fold or more; it is {}", id="split-is-an-object"),
-        pytest.param(None, "must be a list of one fold or more; it is null", id="split-is-null"),
-        pytest.param(7, "must be a list of one fold or more; it is 7", id="split-is-a-number"),
-        pytest.param({"0": GOOD[0]}, 'must be a list of one fold or more; it is {"0"', id="split-of-numbered-folds"),
+        pytest.param([], "must be a list of at least one fold; it is []", id="split-without-folds"),
+        pytest.param({}, "must be a list of at least one fold; it is {}", id="split-is-an-object"),
+        pytest.param(None, "must be a list of at least one fold; it is null", id="split-is-null"),
+        pytest.param(7, "must be a list of at least one fold; it is 7", id="split-is-a-number"),
+        pytest.param({"0": GOOD[0]}, 'must be a list of at least one fold; it is {"0"', id="split-of-numbered-folds"),
         pytest.param([GOOD[0], None], 'fold 1: it must be an object with the lists "train"', id="fold-is-null"),
         pytest.param([["a"], ["b"]], 'fold 0: it must be an object with the lists "train"', id="fold-is-a-list"),
         pytest.param([{}], "there is no train and no val", id="fold-is-empty"),
@@ -56,13 +56,15 @@ def test_a_split_is_read_as_it_is(tmp_path, split):
             [{**GOOD[0], "unlabeled": None}], "unlabeled must be a list of case names", id="unlabeled-is-null"
         ),
         pytest.param(
-            [{**GOOD[0], "val": [1]}], "val must hold case names; 1 is none: it is not a text", id="case-number"
+            [{**GOOD[0], "val": [1]}], "val must hold case names; 1 is not one: it is not a text", id="case-number"
         ),
         pytest.param([{**GOOD[0], "val": [["a"]]}], 'val must hold case names; ["a"] is none', id="case-is-a-list"),
         pytest.param([{**GOOD[0], "val": ["../x"]}], "it has a path separator", id="case-leads-outside"),
         pytest.param([{**GOOD[0], "unlabeled": ["/x"]}], "it has a path separator", id="case-is-absolute"),
         pytest.param(
-            [{**GOOD[0], "train": ["a", "b", "a"]}], "train must name a case once; twice there: a", id="case-twice"
+            [{**GOOD[0], "train": ["a", "b", "a"]}],
+            "train must name each case once; these occur more than once: a",
+            id="case-twice",
         ),
         pytest.param([{**GOOD[0], "unlabelled": ["d"]}], "it has 'unlabelled'", id="unlabeled-misspelled"),
         pytest.param([{**GOOD[0], "Val": ["d"]}], "it has 'Val'", id="val-misspelled"),
@@ -77,7 +79,7 @@ def test_a_split_is_read_as_it_is(tmp_path, split):
         pytest.param(b'[{"train": ["\xff"]}]', "byte 13 is not UTF-8", id="split-not-utf8"),
         pytest.param(b"[" * 100_000, "it is nested too deeply", id="split-nested"),
         pytest.param(
-            b'[{"train": ["a"], "train": ["b"], "val": ["c"]}]', "the entry 'train' is there twice", id="key-twice"
+            b'[{"train": ["a"], "train": ["b"], "val": ["c"]}]', "the entry 'train' occurs twice", id="key-twice"
         ),
         pytest.param(b"{'train': ['a']}", "line 1, column 2", id="split-with-single-quotes"),
         pytest.param(b"[1" + b"1" * 5000 + b"]", "it must be JSON; it is not (", id="split-with-a-huge-number"),

@@ -147,7 +147,11 @@ def test_seeding_sets_all_three_generators():
     [
         (Failing(), RuntimeError, "a process that loads data failed: ValueError: case_007 cannot be read"),
         (Refusing(), CollabError, "case_007: it must be there. Put it back."),
-        (Killed(), CollabError, "a process that loads data was ended from outside, most often because the memory"),
+        (
+            Killed(),
+            CollabError,
+            "a process that loads data was killed, most often because the machine ran out of memory",
+        ),
     ],
     ids=["raises", "refuses", "is killed"],
 )

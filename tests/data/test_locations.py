@@ -150,13 +150,13 @@ def test_a_model_predicts_in_the_space_of_the_preprocessed_image(published):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"configurations": ["3d_fullres"]}, "of a configuration that is preprocessed, 3d_fullres"),
+        ({"configurations": ["3d_fullres"]}, "the configuration of the model must be in -c (3d_fullres)"),
         (
             {"dataset_json": {**make_dataset_json(), "channel_names": {"0": "CT"}}},
             "must have the channels of the dataset",
         ),
         ({"dataset_json": {**make_dataset_json(), "labels": {"background": 0, "x": 1}}}, "must have the labels"),
-        ({"plans": {**full_plans(), "transpose_forward": [1, 0, 2]}}, "expect images that are preprocessed as these"),
+        ({"plans": {**full_plans(), "transpose_forward": [1, 0, 2]}}, "must have the preprocessing of these plans"),
     ],
     ids=["configuration", "channels", "labels", "preprocessing"],
 )

@@ -241,7 +241,7 @@ def test_too_small_numbers_are_refused(wrong, tmp_path):
 
 def test_a_failure_leaves_nothing_behind_and_earlier_remains_do_not_get_in(tmp_path, monkeypatch):
     folder = tmp_path / "Dataset900_Phantom"
-    with pytest.raises(CollabError, match="kind is one of"):
+    with pytest.raises(CollabError, match="kind must be one of"):
         write_dataset(folder, kind="no such kind", **ONE)
     monkeypatch.setattr(phantom, "generate_dataset_json", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):

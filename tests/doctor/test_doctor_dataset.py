@@ -102,7 +102,7 @@ def test_a_dataset_that_does_not_exist(name, preprocessed):
 def test_an_id_that_two_datasets_have(preprocessed, tmp_path):
     (tmp_path / "nnUNet_raw" / "Dataset027_Other").mkdir()
     (finding,) = dataset.check_dataset("27")
-    assert (finding.status, finding.text) == ("FAIL", "dataset 27 may be Dataset027_ACDC or Dataset027_Other")
+    assert (finding.status, finding.text) == ("FAIL", "dataset 27 can be Dataset027_ACDC or Dataset027_Other")
     assert len(list(dataset.check_dataset("Dataset027_ACDC"))) == 1
 
 
@@ -131,8 +131,8 @@ def test_inheritance_that_runs_in_a_circle_ends():
         pytest.param(
             "dataset.json", '{"numTraining": 3}', "it must say channel_names", id="doctor-dataset-json-entries"
         ),
-        pytest.param("splits_final.json", "[]", "must be a list of one fold or more", id="doctor-split-without-folds"),
-        pytest.param("splits_final.json", "{}", "must be a list of one fold or more", id="doctor-split-is-an-object"),
+        pytest.param("splits_final.json", "[]", "must be a list of at least one fold", id="doctor-split-without-folds"),
+        pytest.param("splits_final.json", "{}", "must be a list of at least one fold", id="doctor-split-is-an-object"),
         pytest.param("nnUNetPlans.json", "{}", "must be a JSON object with entries", id="doctor-plans-empty"),
         pytest.param(
             "nnUNetPlans.json", '{"configurations": {"2d": 1}}', "its `configurations`", id="doctor-plans-form"
@@ -149,7 +149,7 @@ def test_a_file_that_cannot_be_used_is_a_failure(preprocessed, file, content, fo
 def test_a_raw_dataset_without_dataset_json_is_a_failure(preprocessed, tmp_path):
     (tmp_path / "nnUNet_raw" / preprocessed.name).mkdir()
     texts = [finding.text for finding in dataset.check_dataset("27") if finding.status == "FAIL"]
-    assert any("nnUNet_raw" in text and "dataset.json: it must be there; it is not" in text for text in texts)
+    assert any("nnUNet_raw" in text and "dataset.json: the file must exist; it does not" in text for text in texts)
 
 
 def test_unlabeled_cases_are_counted_and_what_is_not_used_is_named(preprocessed, tmp_path):

@@ -34,7 +34,7 @@ def test_no_gpu_is_a_warning(cuda, fix):
         (GPU, {"nnUNet_compile": "T"}, "ok", "used; the first iterations take minutes"),
         (GPU, {"nnUNet_compile": "f"}, "ok", "switched off by nnUNet_compile=f"),
         (GPU, {"nnUNet_compile": "yes"}, "ok", "switched off by nnUNet_compile=yes"),
-        ({**GPU, "triton": False}, {}, "warn", "will be tried and fail, because triton is not installed"),
+        ({**GPU, "triton": False}, {}, "warn", "will fail, because triton is not installed"),
         ({**GPU, "triton": False}, {"nnUNet_compile": "0"}, "ok", "switched off by nnUNet_compile=0"),
     ],
 )

@@ -107,7 +107,7 @@ def test_recognizes_torch_and_torchvision_that_do_not_fit(tmp_path):
     assert "      torch 2.15.0+cpu and torchvision " in output
     assert "Install both from the same index" in output
     assert '      python -m pip install --force-reinstall "torch>=2.1.2,!=2.9.*" torchvision\n' in output
-    assert "warn  no GPU that torch can use" in output
+    assert "warn  torch finds no GPU" in output
     assert statuses(output).count("FAIL") == 1
 
 
@@ -150,4 +150,4 @@ def test_facts_of_torch_tell_builds_and_gpus(tmp_path, monkeypatch):
 def test_all_is_well_in_a_working_installation(tmp_path):
     _, output = run_doctor(tmp_path)
     assert "FAIL" not in statuses(output), output
-    assert f"{len(doorways())} of {len(doorways())} trainers found by nnU-Net itself" in output
+    assert f"nnU-Net finds {len(doorways())} of {len(doorways())} trainers" in output

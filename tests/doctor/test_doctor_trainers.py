@@ -50,7 +50,7 @@ def other(tmp_path, monkeypatch):
 def test_nnunet_finds_our_trainers(other):
     (finding,) = search(other, expected=doorways())
     assert finding.status == "ok"
-    assert finding.text.startswith(f"{len(doorways())} of {len(doorways())} trainers found by nnU-Net itself")
+    assert finding.text.startswith(f"nnU-Net finds {len(doorways())} of {len(doorways())} trainers")
 
 
 def test_a_copy_of_our_doorways_elsewhere_is_no_fault(other):

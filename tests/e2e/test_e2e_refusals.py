@@ -26,7 +26,7 @@ def contents(folder):
 @pytest.mark.parametrize(
     ("configuration", "settings", "message"),
     [
-        ("2d", {"betta": 2.0}, "nnUNet_collab_settings: unknown setting 'betta'. Valid are: students, run_name"),
+        ("2d", {"betta": 2.0}, "nnUNet_collab_settings: unknown setting 'betta'. Valid settings: students, run_name"),
         ("2d", {"beta": -1}, "setting 'beta' must be a finite number >= 0; got -1 (int)"),
         ("2d", {"patch_size": [44, 40]}, "setting 'patch_size': the planned UNet divides axis 0 by 8"),
         ("3d_cascade_fullres", {}, "configuration '3d_cascade_fullres': is a cascade"),

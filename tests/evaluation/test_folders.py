@@ -116,7 +116,7 @@ def test_regions_and_the_ignore_label_agree_with_nnunet(tmp_path):
 @pytest.mark.slow
 def test_two_spawned_processes_give_the_same_table_and_a_dead_one_is_told_as_such(folders):
     pd.testing.assert_frame_equal(evaluate(folders, processes=2), evaluate(folders))
-    with pytest.raises(CollabError, match=r"one died, most often because memory ran out\. Use -np 1"):  # noqa: SIM117
+    with pytest.raises(CollabError, match=r"one was, probably because memory ran out\. Use -np 1"):  # noqa: SIM117
         with workers(2, progress=False) as run:
             run("dying", os._exit, [1, 1])
 
@@ -124,7 +124,7 @@ def test_two_spawned_processes_give_the_same_table_and_a_dead_one_is_told_as_suc
 @pytest.mark.parametrize("where", ["predicted", "", "labels"])
 def test_dataset_json_is_found_near_the_folders_or_given(folders, tmp_path, where):
     (folders[0] / "dataset.json").unlink()
-    assert "dataset.json must name the classes; none at" in complaint(folders)
+    assert "dataset.json must name the classes; there is none at" in complaint(folders)
     describe(tmp_path / where)
     assert plan_evaluation(*folders).dataset_json.samefile(tmp_path / where / "dataset.json")
     describe(tmp_path / "other", {"background": 0, "all": [1, 2]})
@@ -176,7 +176,7 @@ def test_all_problems_are_told_at_once(folders):
         f"{predictions / 'd.nii.gz'}: the spacing must be that of its label {labels / 'd.nii.gz'}, (0.5, 2, 5); it is "
         "(0.5, 2, 5.01) (x, y, z). Predict the very image that this label was drawn on.",
         f"{labels / 'e.nii.gz'} must hold only the values [0, 1, 2] of {predictions / 'dataset.json'}; got 3, 6.",
-        f"{labels / 'f.nii.gz'}: cannot be read whole (",
+        f"{labels / 'f.nii.gz'}: cannot be read completely (",
     ):
         assert part in message
     assert "found 4 problem(s)" in complaint(folders, allow_missing=True)
@@ -211,8 +211,8 @@ def test_command_prints_a_page_and_writes_a_tidy_csv(folders, tmp_path, capsys):
     assert max(len(line) for line in printed.splitlines() if not line.startswith(("reads", "wrote", "writes"))) <= 100
     for part in (
         "class Dice Jaccard HD mm HD95 mm ASD mm MAE",
-        "Left out, predicted but without a label: 1 (c).",
-        "labeled but without a prediction: 1 (lonely).",
+        "Left out, because there is no label: 1 (c).",
+        "because there is no prediction: 1 (lonely).",
         "Voxels whose label is 4 (ignore) count as background",
         "left out of Dice, Jaccard and distances (both empty: 2)",
     ):
@@ -245,7 +245,7 @@ def test_command_names_pixels_voxels_and_a_single_case(tmp_path, capsys):
 def test_command_prints_voxels_where_asked(folders, capsys):
     run_command("-p", folders[0], "-l", folders[1], "--voxels")
     printed, frame = " ".join(capsys.readouterr().out.split()), evaluate(folders)
-    assert "Distances are in voxels, whatever the spacing" in printed
+    assert "Distances are in voxels and ignore the spacing" in printed
     assert "HD95 voxel ASD voxel" in printed
     assert " mm " not in printed.split("cases in Dice")[0].split("class")[-1]
     assert f"{frame[frame['class'] == 'liver']['asd_voxel'].mean():.2f}±" in printed

@@ -138,7 +138,9 @@ def test_truncated_file_is_refused_and_never_measured(tmp_path, ending, side, sh
     assert plan.reader is (NaturalImage2DIO if flat else Tiff3DIO if "tif" in ending else SimpleITKIO)
     file = tmp_path / side / f"c{plan.ending}"
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
-    with pytest.raises(CollabError, match=rf"{side}/c\..*: cannot be read whole \(.+\)\. Copy or download this file"):
+    with pytest.raises(
+        CollabError, match=rf"{side}/c\..*: cannot be read completely \(.+\)\. Copy or download the file"
+    ):
         evaluate_folders(tmp_path / "p", tmp_path / "l", processes=1, progress=False)
 
 
@@ -160,7 +162,7 @@ def test_other_direction_is_refused(tmp_path, ending, geometry):
     file = f"{tmp_path / 'p' / 'c'}{ending}"
     told = [problem for problem in problems if problem.startswith(f"{file}: the direction must be that of its label")]
     assert len(told) == 1
-    assert told[0].endswith("(x, y, z). Predict the very image that this label was drawn on.")
+    assert told[0].endswith("(x, y, z). Predict the image on which this label was drawn.")
 
 
 @pytest.mark.parametrize("reader", ["NibabelIO", "SimpleITKIO"])

@@ -20,8 +20,8 @@ CNN, TRANSFORMER = "CTRCLTrainer_CNN__nnUNetPlans__2d", "CTRCLTrainer_Transforme
     ("spoil", "message"),
     [
         ("unknown", "has no student Nobody to publish; it has CNN, Transformer."),
-        ("unfinished", "has no checkpoint_final.pth: the training is not finished. Continue it with --c."),
-        ("stock", "must be the results folder of an nnunet_collab trainer; its plans.json is not ours."),
+        ("unfinished", "has no checkpoint_final.pth, so the training is not finished. Continue it with --c."),
+        ("stock", "must be the results folder of a trainer of nnunet_collab; its plans.json is from another"),
         ("no plans", "plans.json: must be a readable JSON file of a results folder; "),
         ("no json", "plans.json: must be a readable JSON file of a results folder; "),
         ("no text", "plans.json: must be a readable JSON file of a results folder; "),
@@ -53,7 +53,7 @@ def test_what_cannot_be_published_is_refused_and_nothing_is_written(fold, spoil,
 
 def test_a_published_student_is_not_published_again(fold):
     folder = publish_fold(fold)[0]
-    with pytest.raises(CollabError, match=r"CTRCLTrainer_CNN__nnUNetPlans__2d: is a published student already, CNN\."):
+    with pytest.raises(CollabError, match=r"CTRCLTrainer_CNN__nnUNetPlans__2d: is already a published student, CNN\."):
         publish_fold(folder)
 
 
@@ -74,7 +74,7 @@ def test_a_fold_with_another_network_is_not_put_beside_the_first(fold, tmp_path,
     with pytest.raises(CollabError) as caught:
         publish_fold(other)
     message = str(caught.value)
-    assert f"all folds of a model share one plans.json; fold_0 was published with another {key}." in message
+    assert f"all folds of a model must share one plans.json; fold_0 was published with another {key}." in message
     assert "Train under another run_name, or move that folder away." in message
     assert (published.parent / "plans.json").read_text() == before
     assert not (published.parent / "fold_1").exists()
@@ -85,10 +85,10 @@ def test_a_fold_whose_plans_another_fold_replaced_is_refused(fold, tmp_path, mon
     finish_run(make_trainer(CTRCLTrainer, tmp_path, monkeypatch, changes=changes), "fold_1")
     with pytest.raises(CollabError) as caught:
         publish_fold(fold)
-    assert f"{fold / 'checkpoint_final.pth'}: must have been trained with the networks that the plans.json" in str(
+    assert f"{fold / 'checkpoint_final.pth'}: must have been trained with the networks in the plans.json" in str(
         caught.value
     )
-    assert "give each its own run_name" in str(caught.value)
+    assert "Use a different run_name for each" in str(caught.value)
     assert not list(fold.parents[1].glob("CTRCLTrainer_[!_]*"))
 
 

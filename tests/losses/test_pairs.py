@@ -21,7 +21,7 @@ from nnunet_collab.losses.collaborative_kl import as_two_classes, rectified_kl
 from nnunet_collab.losses.collaborative_pair import collaborative_pair, compiled
 
 MODES = {"mutual": "mutual", "rlcl": "rectified", "ensemble": "ensemble", "selective": "selective"}
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 each_order = pytest.mark.parametrize("order", ORDERS)
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 

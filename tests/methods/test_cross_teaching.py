@@ -174,7 +174,8 @@ def test_another_number_of_students_is_refused(make, count):
     with pytest.raises(CollabError) as caught:
         make(changes={"students": [{"name": f"S{i}"} for i in range(count)]})
     assert str(caught.value) == (
-        f"CrossTeachingTrainer: two students teach each other; the setting 'students' has {count}. Name two."
+        f"CrossTeachingTrainer: two students teach each other, so 'students' must have 2 entries; got {count}. "
+        "Name two students."
     )
 
 

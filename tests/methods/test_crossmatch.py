@@ -310,7 +310,7 @@ def test_more_than_one_student_is_refused(make):
     with pytest.raises(CollabError) as caught:
         make(changes={"students": [{"name": "CNN"}, {"name": "Transformer", **SEGFORMER}]})
     assert str(caught.value) == (
-        "CrossMatchTrainer: one network distils from itself; the setting 'students' has 2. Name one."
+        "CrossMatchTrainer: one network learns from itself, so 'students' must have 1 entry; got 2. Name one student."
     )
 
 

@@ -226,8 +226,10 @@ def test_another_number_of_students_is_refused_unless_they_share_nothing(make, c
     students = [{"name": f"S{i}", "network": "segformer_b0"} for i in range(count)]
     with pytest.raises(CollabError) as caught:
         make(changes={"students": students})
-    assert f"CTRCLTrainer: two students teach each other; the setting 'students' has {count}." in str(caught.value)
-    assert "Name two, or set beta, gamma_encoder and gamma_decoder to 0 to train them side by side." in str(
+    assert f"CTRCLTrainer: two students teach each other, so 'students' must have 2 entries; got {count}." in str(
+        caught.value
+    )
+    assert "Name two students, or set beta, gamma_encoder and gamma_decoder to 0 to train them separately." in str(
         caught.value
     )
     trainer = make(changes={"students": students, **VANILLA})

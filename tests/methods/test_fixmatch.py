@@ -140,7 +140,7 @@ def test_a_single_unlabeled_sample_is_mixed_with_a_further_image(make, method):
     assert without.unlabeled_crops_per_batch() == 1
     without.train_step(make_semi_supervised_batch(without))
     log = "".join(path.read_text() for path in sorted(Path(trainer.output_folder).glob("training_log*.txt")))
-    assert "one unlabeled sample per batch: CutMix takes a second image for each" in log
+    assert "one unlabeled sample per batch: CutMix needs a second image for each" in log
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_another_trainer_refuses_it(trainer, preset, start):
     if trainer == own:
         return
     for value in (preset, f'{{"preset": "{preset}", "seed": 1}}'):
-        with pytest.raises(CollabError, match=f"{VARIABLE}: '{preset}' is for {own}, and the trainer is {trainer}"):
+        with pytest.raises(CollabError, match=f"{VARIABLE}: '{preset}' is for {own}, but the trainer is {trainer}"):
             start(trainer, value)
 
 
@@ -85,7 +85,7 @@ def test_the_refusal_lists_the_presets_of_the_trainer(start):
         start("CrossMatchTrainer", "ldc_lits")
     with pytest.raises(CollabError, match=r"Presets for it: none\.$"):
         start("SupervisedTrainer", "ldc_lits")
-    with pytest.raises(CollabError, match="is for MyTrainer, and the trainer is LDCTrainer"):
+    with pytest.raises(CollabError, match="is for MyTrainer, but the trainer is LDCTrainer"):
         start("LDCTrainer", '{"trainer": "MyTrainer"}')
 
 

@@ -115,10 +115,10 @@ def test_networks_that_cannot_be_are_refused(network, message):
     ("network", "arch", "message"),
     [
         ("segformer_b0", {"head_nrom": "batch"}, "unexpected keyword argument 'head_nrom'"),
-        ("plans", {"n_stages": 9}, "it says: "),
+        ("plans", {"n_stages": 9}, "error: "),
         ("plans", {"filters": 9}, "unexpected keyword argument 'filters'"),
         *[
-            ("plans", {name: value}, "it says: ")
+            ("plans", {name: value}, "error: ")
             for name, value in (
                 ("features_per_stage", [4, 6, -8, 8]),
                 ("features_per_stage", [4, 6, 2**70, 8]),

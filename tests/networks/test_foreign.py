@@ -84,7 +84,7 @@ def test_a_patch_that_the_network_refuses_is_named(tmp_path, monkeypatch):
     message = str(caught.value)
     assert message.startswith("student 'Foreign': its network must take the patch of [40, 40] voxels with 1 channels")
     assert "must be divisible by 2**5" in message
-    assert "Set patch_size to a size it takes, or change the network" in message
+    assert "Set patch_size to a size it accepts, or change the network" in message
 
 
 def test_without_taps_the_feature_loss_is_refused_before_training(tmp_path, monkeypatch):
@@ -145,10 +145,10 @@ def test_other_names_for_the_channels_are_known_and_of_several_outputs_the_first
     [
         ("strange.Nope", {}, "network strange.Nope: there is no such class. Check the dotted path"),
         ("json.decoder", {}, "network json.decoder: there is no such class"),  # a module
-        ("strange.Channels", {"widht": 1}, "must take ['n_channels', 'n_classes', 'widht']; it says: "),
+        ("strange.Channels", {"widht": 1}, "must accept ['n_channels', 'n_classes', 'widht']; error: "),
         ("strange.Channels", {"widht": 1}, "Its parameters are n_channels, n_classes, size; set them under 'arch'"),
         ("strange.Channels", {"n_channels": 1}, "multiple values for keyword argument 'n_channels'"),
-        ("strange.Channels", {"size": -1}, "must take ['n_channels', 'n_classes', 'size']; it says: "),
+        ("strange.Channels", {"size": -1}, "must accept ['n_channels', 'n_classes', 'size']; error: "),
         ("strange.Failing", {}, "it says: 'width'. Its parameters"),
         ("strange.Failing", {"kind": "bare"}, "it says: AssertionError. Its parameters"),
         (
@@ -168,7 +168,7 @@ def test_classes_that_cannot_be_built_are_refused_with_their_parameters(path, kw
 def test_an_import_that_fails_inside_the_package_is_told(tmp_path, monkeypatch):
     (tmp_path / "half_installed.py").write_text("import no_such_dependency\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(CollabError, match=r"half_installed\.Net: importing it failed: .*no_such_dependency.*Mend that"):
+    with pytest.raises(CollabError, match=r"half_installed\.Net: importing it failed: .*no_such_dependency.*Fix that"):
         build("half_installed.Net")
 
 

@@ -159,7 +159,7 @@ def test_kernels_of_other_sizes_stay_random_and_the_line_says_so(hub):
         *(f"stages.{stage}.embedding.weight" for stage in (2, 3)),
     }
     assert f"{len(before) - 4} of the encoder's {len(before)} tensors" in line
-    assert "stay random: the plans' strides ask for kernels of other sizes" in line
+    assert "stay random: the plans' strides need kernels of other sizes" in line
 
 
 @pytest.mark.parametrize("network", ["segformer", "fpn"])

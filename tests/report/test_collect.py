@@ -153,9 +153,9 @@ def test_a_broken_or_stale_table_is_refused(world):
     (folder / "p9_t0.nii.gz").unlink()
     text = table.read_text()
     table.write_text(text + text.splitlines()[1] + "\n")
-    assert "with every case and class once; it is empty or has some twice" in complaint(folder)
+    assert "with every case and class once; it is empty, or has some twice" in complaint(folder)
     table.write_text(text.splitlines()[0] + "\n")
-    assert "it is empty or has some twice" in complaint(folder)
+    assert "it is empty, or has some twice" in complaint(folder)
     table.write_text(text.replace("0.5", "half"))
     assert "must be a number, or empty; it is half" in complaint(folder)
 

@@ -44,7 +44,9 @@ def refused(output, overwrite=True):
 
 def test_an_earlier_report_is_replaced_when_asked_and_knows_its_files(report):
     assert json.loads((report / LIST).read_text()) == ["figures/box.svg", "report.html", LIST]
-    assert "holds a report. Name another folder, or replace it with --overwrite." in refused(report, overwrite=False)
+    assert "holds a report already. Name another folder, or replace it with --overwrite." in refused(
+        report, overwrite=False
+    )
     refuse_output(report, overwrite=True)
     write_folder(report, fill("new"), overwrite=True)
     assert content(report)["figures/box.svg"] == "new"

@@ -229,14 +229,14 @@ def test_what_is_missing_is_said_where_it_would_be(tmp_path, monkeypatch):
     folder = report(evaluation(tmp_path / "one.csv"), "-o", tmp_path / "report")
     text = Page(folder / "report.html").text
     for sentence in (
-        "There is one method only, so there is nothing to test it against.",
+        "There is only one method, so there is no test.",
         "one: not drawn, because its folder of predictions, with dataset.json, was not given or found.",
         "no curves.json of their training was found: one.",
-        "No method used pseudo labels, or their trainings left no curves of them.",
+        "No method used pseudo labels, or the trainings did not record their curves.",
         "The results folder of the training was not found for: one. Set nnUNet_results.",
         "None of the methods recorded its settings.",
         "No published numbers are on file for this dataset.",
-        "Every case counts as a patient of its own",
+        "Every case counts as a separate patient",
     ):
         assert sentence in text
     assert "Differences are to" not in text
@@ -265,7 +265,7 @@ def test_tables_of_an_older_version_have_no_voxels(tmp_path):
         table[[c for c in table if not c.endswith("_voxel")]].to_csv(tmp_path / f"{name}.csv", index=False)
     folder = report(tmp_path / "a.csv", tmp_path / "b.csv", "-o", tmp_path / "report")
     page = Page(folder / "report.html")
-    assert "Distances in voxels are left out: the tables do not hold them." in page.text
+    assert "Distances in voxels are left out: the tables do not have them." in page.text
     assert "HD95 voxels" not in page.text
 
 

@@ -105,8 +105,8 @@ def test_without_a_split_copies_in_imagestr_are_named(raw, capsys):
     copy(raw, "imagesTr/a_0000", "imagesTr/c_0000")
     copy(raw, "imagesTr/b_0000", "imagesUn/u_0000")
     assert audit(raw, capsys, None) == (1, [
-        "duplicate: imagesTr/a and imagesTr/c hold the same image: one may be trained on while the other is validated "
-        "on",
+        "duplicate: imagesTr/a and imagesTr/c hold the same image: one may be a training case and the other one a "
+        "validation case",
         "duplicate: imagesTr/b and imagesUn/u hold the same image: labeled and unlabeled",
     ])  # fmt: skip
 
@@ -124,7 +124,7 @@ def test_every_unreadable_image_is_named(raw, capsys):
     assert main(["split", "-d", "27", "--audit"]) == 2
     err = capsys.readouterr().err
     assert "split --audit: every image must be readable; these are not:\n- " in err
-    assert all(f"{path}: cannot be read whole" in err for path in bad)
+    assert all(f"{path}: cannot be read completely" in err for path in bad)
     with pytest.raises(CollabError, match="these are not"):
         equal_images({Entry("imagesTr", "a"): [bad[0]]})
 

@@ -63,7 +63,7 @@ def test_percentage_out_of_range(word):
 
 @pytest.mark.parametrize("word", ["0", "-3"])
 def test_too_few(word):
-    with pytest.raises(CollabError, match=f"at least one patient must keep the labels; got {word}"):
+    with pytest.raises(CollabError, match=f"the number of patients must be at least 1; got {word}"):
         parse_labeled([word])
 
 
@@ -124,7 +124,7 @@ def test_the_same_choice_on_every_machine_and_in_every_release():
 
 def test_more_than_there_are():
     folds = [{"train": ["a", "b", "c"], "val": ["d"]}, {"train": ["a"], "unlabeled": ["b"], "val": ["c", "d"]}]
-    with pytest.raises(CollabError, match=r"fold 1 has 2 training patients; got 3\. Ask for at most 2"):
+    with pytest.raises(CollabError, match=r"fold 1 has 2 training patients; got 3\. Use at most 2"):
         with_few_labels(folds, str, 3, 0)
     assert with_few_labels(folds, str, 2, 0)[1] == {"train": ["a", "b"], "val": ["c", "d"], "unlabeled": []}
     with pytest.raises(CollabError, match=r"the dataset has 20 patients; got 21"):
@@ -148,11 +148,13 @@ def test_names_may_be_patients_or_all_cases_of_one():
 
 
 def test_names_that_are_refused():
-    with pytest.raises(CollabError, match=r"there is no p99, q\. There are the patients p00, p01, .* and 15 more\."):
+    with pytest.raises(CollabError, match=r"there is no p99, q\. The patients are p00, p01, .* and 15 more\."):
         named_cases(["p99", "p01", "q"], CASES, patient)
-    with pytest.raises(CollabError, match=r"there is no 0\.1\..* A share is written with a percent sign: 10%\."):
+    with pytest.raises(CollabError, match=r"there is no 0\.1\..* Write a share with a percent sign: 10%\."):
         named_cases(["0.1"], CASES, patient)
-    with pytest.raises(CollabError, match=r"as a whole or not at all; p01 also has p01_b\. Name the patient, p01"):
+    with pytest.raises(
+        CollabError, match=r"of a patient or none must be labeled; p01 also has p01_b\. Name the patient, p01"
+    ):
         named_cases(["p02", "p01_a"], CASES, patient)
 
 
@@ -167,7 +169,7 @@ def test_named_patients_are_labeled_in_every_fold_and_never_validated_on():
 
 
 def test_named_patients_leave_too_few_to_validate_on():
-    with pytest.raises(CollabError, match=r"at least two others .* found 1 \(p02\)\. Name fewer"):
+    with pytest.raises(CollabError, match=r"at least 2 other patients .* found 1 \(p02\)\. Name fewer"):
         with_named_labels(["p01_a", "p02_a"], ["p01_a"], patient, 5)
     with pytest.raises(CollabError, match=r"found 0 \(none\)"):
         with_named_labels(["p01_a"], ["p01_a"], patient, 5)
@@ -209,7 +211,7 @@ def test_splits_that_are_refused(bad, message):
 
 @pytest.mark.parametrize("bad", [[], {}, None])
 def test_no_split_at_all(bad):
-    with pytest.raises(CollabError, match="it must be a list of one fold or more; it is "):
+    with pytest.raises(CollabError, match="it must be a list of at least one fold; it is "):
         validate_split(bad, set(CASES), patient)
 
 

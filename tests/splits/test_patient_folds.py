@@ -52,7 +52,7 @@ def test_fewer_patients_than_folds():
 
 
 def test_refusals():
-    with pytest.raises(CollabError, match=r"at least two patients .* found 1 \(p00\)\. Add patients"):
+    with pytest.raises(CollabError, match=r"at least 2 patients .* found 1 \(p00\)\. Add patients"):
         patient_folds(CASES[:3], patient)
     with pytest.raises(CollabError, match=r"found 0 \(none\)"):
         patient_folds([], patient)

@@ -117,7 +117,7 @@ def test_presets_count():
 @pytest.mark.parametrize(
     ("name", "settings", "configuration", "message"),
     [
-        ("FixMatchTrainer", {"tua": 0.5}, "2d", "unknown setting 'tua'. Valid are: "),
+        ("FixMatchTrainer", {"tua": 0.5}, "2d", "unknown setting 'tua'. Valid settings: "),
         ("FixMatchTrainer", {"tau": "high"}, "2d", "setting 'tau' must be a finite number"),
         ("FixMatchTrainer", {"tau": 1.5}, "2d", "setting 'tau' must be a finite number in (0, 1); got 1.5"),
         ("FixMatchTrainer", {"patch_size": [8, 8, 8]}, "2d", "2d is 2D and takes 2 sizes"),
@@ -126,7 +126,7 @@ def test_presets_count():
         ("FixMatchTrainer", {"preset": "no"}, "2d", "must be inline JSON, a JSON file or a preset"),
         ("FixMatchTrainer", {}, "3d_cascade", "configuration '3d_cascade': must be one of the plans'"),
         ("CrossTeachingTrainer", {"students": [{"name": "A"}]}, "2d", "two students teach each other"),
-        ("CrossMatchTrainer", {"students": [{"name": "A"}, {"name": "B"}]}, "2d", "one network distils from itself"),
+        ("CrossMatchTrainer", {"students": [{"name": "A"}, {"name": "B"}]}, "2d", "one network learns from itself"),
     ],
 )  # fmt: skip
 def test_what_a_trainer_refuses_is_refused_before(name, settings, configuration, message):

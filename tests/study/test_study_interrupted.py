@@ -127,7 +127,7 @@ def test_a_study_that_is_killed_with_its_commands_goes_on(lab):
         status, printed = lab.run()
         if at != points:  # the report belongs to no run
             assert status == 1
-            assert f"or its command, process {command}, if that outlived it" in printed
+            assert f"or its command, process {command}, if that still runs" in printed
         os.kill(command, signal.SIGKILL)
         while is_alive(command):
             time.sleep(0.05)

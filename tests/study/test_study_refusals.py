@@ -54,7 +54,7 @@ def refusal(lab, text):
         (SMALL.replace("seeds", "folds = ['all', 0]\nseeds"), "folds: must be distinct numbers from 0, or ['all']"),
         (SMALL.replace("seeds", "folds = [true]\nseeds"), "folds: must be distinct numbers from 0, or ['all']"),
         (SMALL.replace("seeds", "folds = [0, 2]\nseeds"), "splits_final.json has folds 0 to 1; got 2. Correct folds."),
-        (HEAD + "folds = ['all']\n" + LABELS, "folds: 'all' validates on the training cases, so there must be [test]"),
+        (HEAD + "folds = ['all']\n" + LABELS, "folds: 'all' validates on the training cases, so [test] is required"),
         (SMALL + FIXMATCH, "arms: each must have a name of its own; got 'fixmatch' twice."),
         (SMALL + FIXMATCH.replace('"fix', '"Fix'), "names must differ in more than upper and lower case; got Fixmatch"),
         (SMALL.replace('"fixmatch"', '"fix_match"'), "arms.1.name: String should match pattern"),
@@ -83,7 +83,7 @@ def refusal(lab, text):
         ),
         (
             HEAD + "postprocessing = true\n" + LABELS,
-            "postprocessing is chosen on validation cases, so it can be judged",
+            "postprocessing is chosen on validation cases, so it must be evaluated on other cases",
         ),
         (SMALL.replace("dataset = 1", "dataset = 2"), "2 is none; there is Dataset001_Toy"),
         (SMALL.replace('"2d"', '"3d_fullres"'), "configuration: must be one of nnUNetPlans, 2d; got '3d_fullres'."),
@@ -92,7 +92,10 @@ def refusal(lab, text):
             "Run nnUNetv2_plan_and_preprocess -d 1 -c 2d, or correct plans",
         ),
         (SMALL.replace("[test]", "[test]\nimages = 'imagesXx'"), "imagesXx; there is none. Correct [test], or make"),
-        (SMALL.replace("[test]", "[test]\nlabels = 'x'"), "x; there is none. Correct [test], or make the folder."),
+        (
+            SMALL.replace("[test]", "[test]\nlabels = 'x'"),
+            "x must exist; it does not. Correct [test], or create the folder.",
+        ),
         (
             SMALL.replace("[test]", "[test]\nimages = 'labelsTs'"),
             "must hold cases named CASE_0000.nii.gz; it holds none.",
@@ -127,7 +130,7 @@ def test_a_file_that_is_none(lab):
 )
 def test_an_arm_that_differs_must_say_so(lab, changes, name, values):
     arm = LABELS.replace('"labels"', '"other"') + changes
-    expected = f"must have the baseline's {name}, {values[0]}, or say that it differs; got {values[1]}."
+    expected = f"must have the baseline's {name}, {values[0]}, or name it in differs; got {values[1]}."
     assert expected in refusal(lab, SMALL + arm)
     lab.study(SMALL + arm + f'differs = ["{name}"]\n')
     lab.check()

@@ -64,7 +64,7 @@ def test_a_label_out_of_range_is_named_with_its_case(folder, case, label):
         check(folder)
     message = str(caught.value)
     assert message.startswith(f"{folder}: every case of the fold must be readable and labeled 0 to 2, as dataset.json")
-    assert f"not so: {case} (label {label})." in message
+    assert f"wrong: {case} (label {label})." in message
 
 
 def test_outside_of_the_image_and_the_ignore_label_are_no_wrong_labels(folder):
@@ -98,7 +98,7 @@ def test_a_damaged_file_is_named(folder, file, damage):
     damage(folder / file)
     with pytest.raises(CollabError) as caught:
         check(folder)
-    assert f"not so: {file[0]} (cannot be read: " in str(caught.value)
+    assert f"wrong: {file[0]} (cannot be read: " in str(caught.value)
     assert "nnUNetv2_preprocess" in str(caught.value)
 
 
@@ -162,5 +162,5 @@ def test_damaged_unlabeled_images_are_named_and_labels_are_not_opened(folder, da
     folders = dict.fromkeys(CASES, folder)
     check_unlabeled_images(folders)
     damage(folder / "b.b2nd")
-    with pytest.raises(CollabError, match=r"not so: b \(|no preprocessed image of the unlabeled case 'b'"):
+    with pytest.raises(CollabError, match=r"damaged: b \(|no preprocessed image of the unlabeled case 'b'"):
         check_unlabeled_images(folders)

@@ -35,7 +35,10 @@ def test_it_names_counts_resets_and_ends_the_run():
     assert message.startswith(
         "training stopped: 3 iterations in a row were not finite, the last (number 12) in CNN/rlcl."
     )
-    assert "The checkpoints are those of before. Lower that student's learning rate or raise its warm-up" in message
+    assert (
+        "The checkpoints are from before these iterations. Lower that student's learning rate or raise its warm-up"
+        in message
+    )
     assert lines[-1].endswith("(3 in a row, 3 end the run)")
 
 

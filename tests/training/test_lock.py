@@ -85,7 +85,7 @@ def test_a_second_training_is_refused_and_holds_nothing(folders, which, holder, 
     message = str(caught.value)
     assert message.startswith(f"{folders[which]}: one training at a time may write here; ")
     assert words in message
-    assert f"If that training certainly runs no more, delete {path}." in message
+    assert f"If that training has certainly ended, delete {path}." in message
     assert "Wait for it or end it, or start this one under another run_name." in message
     assert path.read_text() == before
     left = [file for folder in folders if folder.is_dir() for file in folder.iterdir()]

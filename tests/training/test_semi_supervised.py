@@ -236,7 +236,7 @@ def test_a_fold_that_would_use_labels_of_unlabeled_cases_is_refused(fold, tmp_pa
     with pytest.raises(CollabError) as caught:
         check_fold(splits, fold)
     assert str(caught.value) == (
-        f"{splits}: declares cases unlabeled, and nnU-Net would use their labels in fold {fold}. Train one of the "
+        f"{splits}: declares cases unlabeled, but nnU-Net would use their labels in fold {fold}. Train one of the "
         f"folds 0 to 0, or make a dataset without those labels: nnunet_collab split --to."
     )
 

@@ -140,7 +140,7 @@ def strange(monkeypatch):
         (
             "Refusing",
             "",
-            "must take the patch of [32, 32] voxels with 1 channels; it says: only 224 x 224. Set patch_size",
+            "must accept the patch of [32, 32] voxels with 1 channels; error: only 224 x 224. Set patch_size",
         ),
         ("Base", "model.nope", "a tapped layer must exist in ForeignNetwork; it has no 'model.nope'"),
         (

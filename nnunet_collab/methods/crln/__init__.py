@@ -1,1 +1,1 @@
-"""CRLN, with the parts only it uses."""
+"""CRLN, with the parts that only this method uses."""

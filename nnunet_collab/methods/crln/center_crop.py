@@ -1,4 +1,4 @@
-"""The middle of a patch, for a student that sees less of it than its teacher."""
+"""The center crop of a patch: the student sees only this part, the teacher sees the whole patch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from nnunet_collab.core.errors import CollabError
 
 
 class CenterCrop:
-    """A box in the middle of a patch whose sides are about a share of the patch's.
+    """A box in the middle of a patch. Its sides are about a given share of the patch's.
 
     Args:
-        size: Of the patch.
-        share: Of every side, in (0, 1].
-        multiple: A network takes sides that are multiples of these alone; the nearest are used.
+        size: Size of the patch.
+        share: Share of every side, in (0, 1].
+        multiple: The network only accepts sides that are multiples of these; the nearest multiples are used.
     """
 
     def __init__(self, size: Sequence[int], share: float, multiple: Sequence[int]) -> None:
@@ -29,14 +29,14 @@ class CenterCrop:
         self.whole = self.size == tuple(size)
 
     def take(self, tensor: Tensor) -> Tensor:
-        """The box of `(B, C, *S)` or `(B, *S)`."""
+        """Crop `(B, C, *S)` or `(B, *S)` to the box."""
         first = tensor.ndim - len(self.size)
         for axis, (start, length) in enumerate(zip(self.before, self.size, strict=True), start=first):
             tensor = tensor.narrow(axis, start, length)
         return tensor
 
     def put_back(self, box: Tensor) -> Tensor:
-        """The patch of a box, 0 or False outside."""
+        """Put a box back into a patch that is 0 or False outside."""
         margins = [n for pair in zip(self.before[::-1], self.after[::-1], strict=True) for n in pair]  # last axis first
         return box if self.whole else F.pad(box, margins)
 

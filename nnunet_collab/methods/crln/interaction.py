@@ -1,4 +1,4 @@
-"""Dynamic interaction module (DIM) of CRLN: learned prototypes look at two decoder maps and return a map per class.
+"""Dynamic interaction module (DIM) of CRLN: learned prototypes attend to two decoder maps; one map per class results.
 
 Source: Wang et al., "Leveraging labeled data knowledge: A cooperative rectification learning network for
 semi-supervised 3D medical image segmentation" (Medical Image Analysis 2025), equations 3 to 7. No code was published.
@@ -18,17 +18,17 @@ from nnunet_collab.networks.dimensions import CONVOLUTIONS, UPSAMPLING
 
 Aggregation = Literal["sum", "spatial", "convolutional", "shared"]
 
-PROTOTYPE_STD = 0.02  # not given; that of Transformers' embeddings
+PROTOTYPE_STD = 0.02  # not in the paper; the value of Transformers' embeddings
 
 
 class DynamicInteraction(nn.Module):
-    """Prototypes `(C, R, F)` and what relates them to the maps of an image.
+    """Prototypes `(C, R, F)` and the layers that relate them to the maps of an image.
 
     Args:
         dims: 2 or 3.
-        num_classes: `C`, background included.
-        prototypes: `R` per class.
-        channels: `F` of the coarser map f_2, `F_3` of the finer map f_3.
+        num_classes: Number of classes `C`, with the background.
+        prototypes: Number of prototypes `R` per class.
+        channels: Channels of the coarser map f_2 (`F`) and of the finer map f_3 (`F_3`).
         aggregation: Table 6: the sum over the prototypes; a spatial convolution before it (SA); a convolution in place
             of the sum, with weights per class (SA + CI); the same weights for all classes (SA + CI + CR, equation 6).
     """
@@ -53,11 +53,11 @@ class DynamicInteraction(nn.Module):
             self.combine = conv(width, groups, 1, groups=groups)
 
     def forward(self, coarse: Tensor, fine: Tensor, size: Sequence[int]) -> Tensor:
-        """The holistic relationship map `(B, C, *size)`, real-valued like logits; float32 inside.
+        """The holistic relationship map `(B, C, *size)`, real-valued like logits; computed in float32.
 
         Args:
-            coarse: f_2, `(B, F, *s_2)`.
-            fine: f_3, `(B, F_3, *s_3)`.
+            coarse: Map f_2, `(B, F, *s_2)`.
+            fine: Map f_3, `(B, F_3, *s_3)`.
             size: Spatial size of the image.
         """
         with torch.autocast(coarse.device.type, enabled=False):

@@ -1,9 +1,9 @@
 """A projection of a feature map that is evaluated only at some voxels, for contrastive losses at full resolution.
 
-CRLN (equation 9) projects f_4 by r = Conv1(Conv3(f_4)), which has several times as many channels as f_4. Nothing stands
-between the two convolutions. So r of one voxel follows from the neighborhood of f_4 around it: cheap for the few that
-carry a gradient. For many constants, Conv3 is made once as a whole, and Conv1 where it is asked for. The mean of r over
-a class is Conv1 of the mean.
+CRLN (equation 9) projects f_4 by r = Conv1(Conv3(f_4)), which has several times as many channels as f_4. There is no
+nonlinearity between the two convolutions, so r of a voxel depends only on its neighborhood in f_4. This is cheap for
+the few voxels that carry a gradient. For the many voxels without gradient, Conv3 is computed once for the whole map,
+and Conv1 only where needed. The mean of r over a class is Conv1 of the mean.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class VoxelProjection(nn.Module):
 
     Args:
         dims: 2 or 3.
-        channels: `F_4`.
-        width: `F` of the prototypes, to which r is compared.
+        channels: Number of channels of f_4, `F_4`.
+        width: Number of channels `F` of r and of the prototypes.
     """
 
     def __init__(self, dims: int, channels: int, width: int) -> None:
@@ -42,7 +42,7 @@ class VoxelProjection(nn.Module):
         last = torch.tensor(features.shape[2:], device=voxels.device) - 1
         outside = ((places < 0) | (places > last)).any(dim=2, keepdim=True)
         places = torch.minimum(places.clamp_min(0), last)
-        # One access for all neighbors, so that the gradient of the map is made once.
+        # One access for all neighbors, so that the gradient of the map is computed once.
         gathered = features.movedim(1, -1)[(voxels[:, :1].expand_as(places[..., 0]), *places.unbind(dim=2))]
         neighbors = gathered.float().masked_fill(outside, 0).flatten(1)
         weight = self.spatial.weight.float().flatten(2).transpose(1, 2).flatten(1)  # neighbors before channels
@@ -52,26 +52,26 @@ class VoxelProjection(nn.Module):
     @torch.no_grad()
     def fixed(self, features: Tensor) -> FixedProjection:
         """All features of `(B, F_4, *S)`, as constants."""
-        # In the precision of the features, which spares a copy of the largest map.
+        # In the precision of the features, which saves a copy of the largest map.
         weight, bias = self.spatial.weight.to(features.dtype), self.spatial.bias.to(features.dtype)  # type: ignore[union-attr]
         return FixedProjection(self, CONVOLVE[self.dims](features, weight, bias, padding=1))
 
     def _project(self, hidden: Tensor) -> Tensor:
-        """Conv1 of `(n, F_4)`."""
+        """Apply Conv1 to `(n, F_4)`."""
         return F.linear(hidden, self.point.weight.flatten(1).float(), self.point.bias.float())  # type: ignore[union-attr]
 
 
 class FixedProjection:
-    """r without gradient, of as many voxels as one likes.
+    """r without gradient, for any number of voxels.
 
     Args:
-        projection: Whose Conv1 is used.
+        projection: The projection; its Conv1 is used.
         hidden: Conv3 of the features, `(B, F_4, *S)`.
     """
 
     def __init__(self, projection: VoxelProjection, hidden: Tensor) -> None:
         self.projection = projection
-        self.hidden = hidden.movedim(1, -1).contiguous()  # the channels of a voxel together: it is read voxel by voxel
+        self.hidden = hidden.movedim(1, -1).contiguous()  # channels last, because it is read voxel by voxel
 
     @torch.no_grad()
     def at(self, voxels: Tensor) -> Tensor:

@@ -1,17 +1,17 @@
-r"""Rectified pseudo labels of CRLN: a prediction and the relationship map of the prototypes become one label.
+r"""Rectified pseudo labels of CRLN: combine a prediction and the relationship map of the prototypes.
 
-Equation 8 adds :math:`(1 - \mu) M` to the prediction `y`. The paper leaves open in which space. Readings, with logits
-`z`:
+Equation 8 adds :math:`(1 - \mu) M` to the prediction `y`. The paper does not say in which space. The readings, with
+logits `z`:
 
-- `logit` (default): :math:`\mathrm{softmax}(z + (1 - \mu) M)`. M is real-valued and is trained like logits; agreement
-  raises the confidence, as figure 1 shows, and the gradient of mu has either sign.
+- `logit` (default): :math:`\mathrm{softmax}(z + (1 - \mu) M)`. M is real-valued and is trained like logits. Agreement
+  raises the confidence, as in figure 1, and the gradient of mu can have either sign.
 - `probability`: :math:`(\mathrm{softmax}(z) + (1 - \mu) \mathrm{softmax}(M)) / (2 - \mu)`, a convex combination.
-- `probability_raw`: as printed, without the division, for comparison: the values of a voxel sum to 2 - mu. Of two
-  classes one then always has (2 - mu) / 2 or more, so every voxel passes a lower threshold; and a smaller mu raises
-  the value of the truth, too, so that the cross-entropy never lets mu rise.
+- `probability_raw`: as printed, without the division, for comparison. The values of a voxel sum to 2 - mu. With two
+  classes, one always has at least (2 - mu) / 2, so every voxel passes a lower threshold. A smaller mu also raises the
+  value of the true class, so the cross-entropy never increases mu.
 
-All return log-probabilities, which stand for logits in every loss of pseudo labels. `probability_raw` returns those of
-`probability`; that its values are larger is said by `Rectifier.mass`.
+All return log-probabilities, which every loss of pseudo labels accepts as logits. `probability_raw` returns those of
+`probability`; `Rectifier.mass` gives the factor by which its values are larger.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def rectify_prediction(logits: Tensor, relations: Tensor, mu: Tensor | float, *,
     """Log-probabilities of the prediction that equation 8 rectifies, `(B, C, *S)`, float32 at least.
 
     Args:
-        logits: `(B, C, *S)` of a network.
-        relations: `(B, C, *S)` of `networks.interaction.DynamicInteraction`.
-        mu: In [0, 1]; 1 leaves the prediction as it is. Carries a gradient if it is a tensor that does.
+        logits: Logits of a network, `(B, C, *S)`.
+        relations: Relationship map, `(B, C, *S)`, of `networks.interaction.DynamicInteraction`.
+        mu: Weight in [0, 1]; 1 leaves the prediction unchanged. A tensor may require a gradient.
         space: See the module's docstring.
     """
     with torch.autocast(logits.device.type, enabled=False):
@@ -41,14 +41,14 @@ def rectify_prediction(logits: Tensor, relations: Tensor, mu: Tensor | float, *,
             return (z + (1 - mu) * m).log_softmax(dim=1)
         y, s = z.log_softmax(dim=1).exp(), m.log_softmax(dim=1).exp()
         mixed = (y + (1 - mu) * s) / (2 - mu)
-        # An underflow of both would be log 0; the smallest normal number keeps its gradient finite.
+        # If both underflow, the logarithm is of 0. The smallest normal number keeps the gradient finite.
         return mixed.clamp_min(torch.finfo(dtype).tiny).log()
 
 
 def replace_prediction(logits: Tensor, relations: Tensor, *, tau: float) -> Tensor:
-    """Log-probabilities `(B, C, *S)` of M where the prediction is less sure than tau and than M, else the prediction's.
+    """Log-probabilities `(B, C, *S)`: of M where the prediction is less sure than tau and M, else of the prediction.
 
-    Equation 17, rectification v1; arguments as of `rectify_prediction`.
+    Equation 17, rectification v1. Arguments as in `rectify_prediction`.
     """
     with torch.autocast(logits.device.type, enabled=False):
         dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -58,15 +58,15 @@ def replace_prediction(logits: Tensor, relations: Tensor, *, tau: float) -> Tens
 
 
 class Rectifier(nn.Module):
-    """Rectification as it is learned (equations 8, 16, 17; table 7): v1 `fixed`, v2 `concatenation`, v3 `learnable` mu.
+    """The three rectifications (equations 8, 16, 17; table 7): v1 `fixed`, v2 `concatenation`, v3 `learnable` mu.
 
     Args:
         kind: `fixed`: equation 17, nothing to learn. `concatenation`: a convolution, 3 voxels wide, of the predicted
             probabilities and the map together. `learnable`: equation 8 with mu = sigmoid of a parameter that starts
             at 0.
-        space: Of `learnable`.
-        tau: Of `fixed`.
-        num_classes: `C`.
+        space: Space of `learnable`.
+        tau: Threshold of `fixed`.
+        num_classes: Number of classes `C`.
         dims: 2 or 3.
     """
 
@@ -82,12 +82,12 @@ class Rectifier(nn.Module):
 
     @property
     def mu(self) -> Tensor:
-        """In (0, 1); 0 where it is not learned."""
+        """Mu in (0, 1); 0 if it is not learned."""
         return self.raw.sigmoid() if self.kind == "learnable" else torch.zeros(())
 
     @property
     def mass(self) -> Tensor:
-        """What the values of one voxel sum to: 1, or 2 - mu in the space `probability_raw`."""
+        """Sum of the values of one voxel: 1, or 2 - mu in the space `probability_raw`."""
         raw = self.kind == "learnable" and self.space == "probability_raw"
         return 2 - self.mu if raw else torch.ones(())
 

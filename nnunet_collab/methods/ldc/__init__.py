@@ -1,1 +1,1 @@
-"""LDC, with the parts only it uses."""
+"""LDC, with the parts that only this method uses."""

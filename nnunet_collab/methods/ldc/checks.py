@@ -1,4 +1,4 @@
-"""What LDC refuses before a training starts: batches and datasets that cannot give what the settings ask for."""
+"""Checks of LDC before a training starts: batches and datasets that do not fit the settings."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def check_pairs(labeled: int, unlabeled: int) -> None:
     if labeled != unlabeled:
         raise CollabError(
             f"setting 'contrast': 'official_diagonal' pairs each labeled sample with an unlabeled one, so a batch must "
-            f"hold as many of both; on this process it has {labeled} and {unlabeled}. Leave unlabeled_batch_size at "
+            f"hold equal numbers; on this process it has {labeled} and {unlabeled}. Leave unlabeled_batch_size at "
             f"its default."
         )
 
 
 def check_no_ignore_label(label_manager: Any) -> None:
-    """Refuse sizes from labels where the ignore label decides where crops lie.
+    """Refuse sizes from labels if the dataset has an ignore label, because crops are then centered on annotations.
 
     Raises:
         CollabError: If the dataset has an ignore label.
@@ -37,7 +37,7 @@ def check_no_ignore_label(label_manager: Any) -> None:
 
 
 def check_crops_at_random_places(everywhere: float, labeled: int) -> None:
-    """Refuse sizes from labels where no labeled crop lies at a random place.
+    """Refuse sizes from labels if no labeled crop is at a random place.
 
     Args:
         everywhere: Number of such crops in a step of all processes.
@@ -55,7 +55,7 @@ def check_crops_at_random_places(everywhere: float, labeled: int) -> None:
 
 
 def check_every_class_is_labeled(data: Any, wanted: Iterable[int | Sequence[int]]) -> None:
-    """Refuse sizes of classes that the labeled cases cannot give.
+    """Raise if the labeled cases do not show a class whose size is needed.
 
     Args:
         data: nnU-Net's dataset of the labeled training cases.
@@ -73,10 +73,10 @@ def check_every_class_is_labeled(data: Any, wanted: Iterable[int | Sequence[int]
     raise CollabError(
         f"setting 'size_source': 'labeled' takes the size of each class from the labeled cases, and none of the "
         f"{len(data.identifiers)} of this fold has label {', '.join(sorted(map(str, missing)))}. Label a case that "
-        f"does, or set size_source to 'teacher' or constraint to 'none'."
+        f"has it, or set size_source to 'teacher' or constraint to 'none'."
     )
 
 
 def _as_plain(label: int | Sequence[int]) -> int | tuple[int, ...]:
-    """A label or region as nnU-Net stores it or as it names it, in one form; its labels may be numpy's integers."""
+    """A label or region in one form, from either of nnU-Net's forms; its labels may be numpy integers."""
     return tuple(int(c) for c in label) if isinstance(label, Sequence) else int(label)

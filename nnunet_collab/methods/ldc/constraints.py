@@ -1,4 +1,4 @@
-"""The constraints of LDC: their residuals, what they add to the loss, and their multipliers."""
+"""The constraints of LDC: their residuals, their share of the loss, and their multipliers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from nnunet_collab.losses.duality import (
 from nnunet_collab.methods.ldc.multipliers import Multipliers, RunningMean
 from nnunet_collab.methods.ldc.settings import LDCSettings, Recipe
 
-# Of the bands' violations by the truth, if mean sizes were normally distributed. On real label maps, which are skewed,
-# they are up to 3 %: so the promise of at most 5 % holds.
+# Share of batches in which the truth violates a band, if mean sizes are normally distributed. On real label maps, whose
+# sizes are skewed, it is up to 3 %, so the promise of at most 5 % holds.
 LEVEL = 0.01
-KNOWN_AFTER = 20  # batches with labeled crops at random places
+KNOWN_AFTER = 20  # number of batches with labeled crops at random places
 TEACHERS_TOLERANCE = 0.1  # [I]
 
 
@@ -33,11 +33,11 @@ class Constraints:
     """Residuals of one batch, their augmented Lagrangian, and the ascent of the multipliers.
 
     Args:
-        settings: Of the method.
+        settings: Settings of the method.
         recipe: `settings.recipe(...)`.
         classes: Number of foreground classes or regions, the last channels of all predictions.
         first: Channel of the first one, 0 for regions and else 1.
-        device: Of the state.
+        device: Device of the state.
     """
 
     def __init__(self, settings: LDCSettings, recipe: Recipe, classes: int, first: int, device: torch.device) -> None:
@@ -59,13 +59,13 @@ class Constraints:
         self.squared_sizes = RunningMean(classes, settings.size_decay, device)
         # Both bounds of all classes share the level (Bonferroni).
         self.deviations = NormalDist().inv_cdf(1 - LEVEL / (2 * max(1, classes)))
-        self.residuals: Tensor | None = None  # of the step that is being taken
+        self.residuals: Tensor | None = None  # residuals of the current step
 
     def measure_sizes(self, masks: Tensor, at_random: Tensor) -> None:
-        """Take the sizes in labeled crops at random places into their running mean; the others say nothing.
+        """Update the running mean of the sizes from labeled crops at random places. Other crops are biased.
 
         Args:
-            masks: `(B_l, K, *S)` bool, of fully annotated crops.
+            masks: Masks of fully annotated crops, `(B_l, K, *S)` bool.
             at_random: `(B_l,)` bool, False for crops that are centered on foreground.
         """
         fractions = masks.flatten(2).float().mean(dim=2) * at_random.unsqueeze(1)
@@ -74,19 +74,19 @@ class Constraints:
             mean.update(all_reduce_sum(values.sum(dim=0)) / count.clamp_min(1), count > 0)
 
     def half_widths(self, sizes: Tensor, samples: int) -> Tensor:
-        """`(K,)` of the bands.
+        """Half-widths of the bands, `(K,)`.
 
         Args:
-            sizes: `(K,)` in the middle of the bands.
+            sizes: Sizes in the middle of the bands, `(K,)`.
             samples: Number of crops of all ranks whose mean size is compared.
         """
         if self.settings.tolerance is not None:
             return self.settings.tolerance * sizes
-        if self.settings.size_source == "teacher":  # it sees the same crops
+        if self.settings.size_source == "teacher":  # the teacher sees the same crops
             return TEACHERS_TOLERANCE * sizes
         spread = (self.squared_sizes.value - self.sizes.value.square()).clamp_min(0).sqrt()
         widths = self.deviations * spread / math.sqrt(samples)
-        # A spread of few batches is none yet: until then the bands hold whatever is predicted.
+        # Too few batches for an estimate of the spread: until then any prediction is inside of the bands.
         return torch.where(self.sizes.updates >= KNOWN_AFTER, widths, torch.ones_like(widths))
 
     def fractions(self, logits: Tensor) -> Tensor:
@@ -105,10 +105,10 @@ class Constraints:
         """The augmented Lagrangian of all constraints, scalar; 0 without any.
 
         Args:
-            logits: `(B, C, *S)` whose classes are to have the sizes.
-            sizes: `(K,)`.
+            logits: Logits whose class sizes are constrained, `(B, C, *S)`.
+            sizes: Wanted sizes, `(K,)`.
             labeled: Logits and truth `(B_l, C, *S)` of the labeled samples, and `keep` `(B_l, *S)`.
-            weights: Of the student.
+            weights: Weights of the student.
             ramp: Factor of the penalty rho at this iteration.
         """
         s, parts = self.settings, []
@@ -131,12 +131,12 @@ class Constraints:
             return augmented_lagrangian(residuals, m.values, m.equality, rho=ramp * self.recipe.rho)
 
     def after_step(self) -> None:
-        """The multipliers ascend by the residuals of the step that was taken."""
+        """Update the multipliers with the residuals of the step that was taken."""
         if self.residuals is not None:
             self.multipliers.step(self.residuals)
 
     def curves(self) -> dict[str, float]:
-        """What is logged: multipliers, distances from the KKT conditions, and the sizes that are asked for."""
+        """Values for the log: multipliers, distances from the KKT conditions, and the wanted sizes."""
         found = {f"multipliers/{name}": value for name, value in self.multipliers.as_plain().items()}
         found |= {f"distance from KKT/{name}": value for name, value in self.multipliers.kkt().items()}
         if self.recipe.constraint == "size_bands" and self.settings.size_source == "labeled":

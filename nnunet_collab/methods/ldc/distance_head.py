@@ -1,7 +1,7 @@
-"""Heads of LDC: signed distance maps from the last decoder features, and a vector of each image or slice of them.
+"""Heads of LDC: signed distance maps from the last decoder features, and one vector per image or slice of the maps.
 
-Source: Zheng et al., section III.D, which names projection heads of signed distance maps and nothing of their layers;
-those here are ours: a point-wise convolution with tanh, since the maps are in [-1, 1], and an MLP on the pooled map.
+Source: Zheng et al., section III.D, which names projection heads of signed distance maps, but not their layers. We use
+a point-wise convolution with tanh, since the maps are in [-1, 1], and an MLP on the pooled map.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class DistanceHead(nn.Module):
 
     Args:
         dims: 2 or 3.
-        channels: Of the features.
-        maps: `K`, one per foreground class or region.
+        channels: Channels of the features.
+        maps: Number of maps `K`, one per foreground class or region.
     """
 
     def __init__(self, dims: int, channels: int, maps: int) -> None:
@@ -29,7 +29,7 @@ class DistanceHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """`(B, D, *s)` to `(B, K, *s)` in [-1, 1], float32."""
-        # The convolution may run in half precision, which spares a copy of the largest map.
+        # The convolution may run in half precision, which saves a copy of the largest map.
         return self.point(features).float().tanh()  # type: ignore[no-any-return]
 
 
@@ -37,11 +37,11 @@ class SliceProjection(nn.Module):
     """One vector of length 1 per image, or per slice of a volume.
 
     Args:
-        maps: `K`.
+        maps: Number of maps `K`.
         axis: Spatial axis along which volumes are cut into slices; None for images.
         pool: Maps of images and slices are average-pooled to at most `pool` x `pool`.
-        size: `(*s)` of the maps.
-        width: Of the vectors.
+        size: Size of the maps, `(*s)`.
+        width: Length of the vectors.
     """
 
     def __init__(self, maps: int, axis: int | None, size: tuple[int, ...], *, pool: int = 16, width: int = 128) -> None:

@@ -1,7 +1,7 @@
 """Lagrange multipliers and running means: the state of constrained training.
 
-Multipliers are no parameters: an optimizer would descend where they must ascend. They are kept on the device, so that
-no step waits for them, are the same on all ranks, and belong into the checkpoint.
+Multipliers are not parameters: an optimizer would descend, but they must ascend. They are kept on the device, so that
+no step waits for them; they are equal on all ranks, and they are part of the checkpoint.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from nnunet_collab.core.distributed import all_reduce_sum, world_size
 class RunningMean:
     """Mean of all values at first, then their exponential moving average.
 
-    Value number t counts `1 - min(1 - 1 / t, decay)`, so that the start is forgotten at once; `decay` 0 keeps the last
-    value alone.
+    Value number t has the weight `1 - min(1 - 1 / t, decay)`, so the first value replaces the initial one. With
+    `decay` 0 only the last value counts.
 
     Args:
-        length: Of the vectors that are averaged.
-        decay: In [0, 1), one for all or one for each entry, `(length,)`.
-        device: Of the tensors.
+        length: Length of the vectors that are averaged.
+        decay: Decay in [0, 1), one number, or one per entry, `(length,)`.
+        device: Device of the tensors.
     """
 
     def __init__(self, length: int, decay: float | Tensor, device: torch.device) -> None:
@@ -33,7 +33,7 @@ class RunningMean:
 
     @torch.no_grad()
     def update(self, value: Tensor, valid: Tensor | bool = True) -> None:
-        """Take in `(length,)`, unless it is not `valid`, a scalar."""
+        """Add a value `(length,)` if the scalar `valid` is True."""
         valid = torch.as_tensor(valid, device=self.value.device)
         updates = self.updates + valid
         decay = torch.minimum(1 - 1 / updates.clamp_min(1), self.decay)
@@ -59,12 +59,12 @@ class Multipliers:
 
     Args:
         inequalities: Names of the constraints g <= 0.
-        equalities: Names of the constraints h = 0; in all vectors they follow the inequalities.
-        rate: Step of the ascent.
+        equalities: Names of the constraints h = 0; in all vectors they come after the inequalities.
+        rate: Step size of the ascent.
         largest: Bound of all multipliers.
-        start: First value of all.
-        decay: Of the running means of the inequalities' residuals.
-        device: Of the tensors.
+        start: Initial value of all multipliers.
+        decay: Decay of the running means of the inequalities' residuals.
+        device: Device of the tensors.
     """
 
     def __init__(
@@ -87,15 +87,15 @@ class Multipliers:
         self.values = torch.full((len(self.names),), start, dtype=torch.float32, device=device)
 
     def reset(self) -> None:
-        """Start over, as the released code does in every epoch."""
+        """Reset, as the released code does in every epoch."""
         self.values = torch.full_like(self.values, self.start)
 
     @torch.no_grad()
     def step(self, residuals: Tensor) -> None:
-        """One ascent; to be called after a step of the optimizers that was really taken.
+        """One ascent step. Call it after the optimizers took their step, and not after a skipped step.
 
         Args:
-            residuals: `(J,)` of that step. Ranks use their mean, so that no rounding can drive them apart.
+            residuals: Residuals of that step, `(J,)`. All ranks use the mean, so that rounding cannot make them differ.
         """
         mean = all_reduce_sum(residuals.detach().to(self.values)) / world_size()
         self.residuals.update(mean)
@@ -104,7 +104,7 @@ class Multipliers:
         self.values = torch.maximum(ascended, lowest).clamp_max(self.largest)
 
     def kkt(self) -> dict[str, float]:
-        """How far the running residuals are from the Karush-Kuhn-Tucker conditions, the worst constraint each.
+        """Largest distance of the running residuals from each Karush-Kuhn-Tucker condition, over all constraints.
 
         `primal` max(0, g) or |h|, `dual` max(0, -multiplier) of inequalities, `slackness` |multiplier g| of
         inequalities. The projection keeps `dual` at 0. Without constraints all are 0.

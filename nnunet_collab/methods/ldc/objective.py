@@ -1,4 +1,4 @@
-"""LDC's distance of a prediction from a target, as the formulation has it."""
+"""LDC's distance of a prediction from a target, according to the formulation."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Settings of LDC: three formulations, and every part of them by itself.
+"""Settings of LDC: three formulations, and each of their parts separately.
 
-Parts whose setting is None are those of the formulation:
+A part whose setting is null is that of the formulation:
 
-- `sound` (default): student (strong view) and averaged teacher (weak view) agree on unlabeled images, the sizes of the
-  classes stay in bands. The paper's idea in a form that can be minimized.
+- `sound` (default): student (strong view) and averaged teacher (weak view) agree on unlabeled images, and the sizes of
+  the classes stay in bands. The paper's idea in a form that can be minimized.
 - `paper_eq2`: the same with equation 2 as printed in place of the consistency loss.
-- `official`: the released code. Labeled images alone are learned from, with an equality of global means whose
-  multiplier is forgotten after every epoch, and a contrast of unrelated images. Its optimizer, data and schedule are
-  not part of it; the students' settings are.
+- `official`: the released code. The student learns from labeled images alone, with an equality of global means whose
+  multiplier is reset after every epoch, and a contrast of unrelated images. The optimizer, data and schedule of the
+  release are not included; the students' settings apply.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Contrast = Literal["off", "slices", "official_diagonal"]
 MSEOn = Literal["prob", "logit"]
 Weight = Annotated[float, Field(ge=0)]
 
-LIVER = 0.9989 * math.pi * 0.1  # the released code's weight of the liver's Dice; the tumour's is the rest
+LIVER = 0.9989 * math.pi * 0.1  # the released code's weight of the liver's Dice; the rest is the tumor's
 
 
 class Recipe(NamedTuple):
-    """The parts that formulations differ in; see `LDCSettings`."""
+    """The parts in which the formulations differ; see `LDCSettings`."""
 
     activation: Activation
     mse_on: MSEOn
@@ -72,7 +72,7 @@ RECIPES: Mapping[Formulation, Recipe] = {
         two_class_weights=(LIVER, 1 - LIVER),
     ),
 }
-# Settings that a formulation has no use for; a changed one would be a mistake.
+# Settings without effect in a formulation; changing one is a mistake.
 IDLE: Mapping[Formulation, tuple[str, ...]] = {
     "paper_eq2": ("dice", "squared_error", "mse_on"),
     "official": (
@@ -82,14 +82,16 @@ IDLE: Mapping[Formulation, tuple[str, ...]] = {
 
 
 class LDCSettings(TeacherSettings):
-    """What the paper gives no value for is ours or that of related code."""
+    """Values that the paper does not give are ours or those of related code."""
 
     students: tuple[StudentSettings, ...] = setting(
         (CNN,), source='the paper\'s network: {"CNN": {"network": "cmaformer"}}'
     )
-    formulation: Formulation = setting("sound", "Which form of the method; see the file of these settings.")
+    formulation: Formulation = setting(
+        "sound", "Form of the method: sound, paper_eq2 (equation 2 as printed) or official (the released code)."
+    )
     activation: Activation | None = setting(
-        None, "Of consistency and constraints. Regions are always sigmoid. null: the formulation's."
+        None, "Activation in consistency and constraints. Regions are always sigmoid. null: that of the formulation."
     )
 
     # The objective on unlabeled images, or, `official`, on labeled ones; see losses.duality.
@@ -98,7 +100,7 @@ class LDCSettings(TeacherSettings):
     )
     dice: float = setting(0.5, "Weight of Dice.", ge=0, source="released code")
     squared_error: float = setting(0.2, "Weight of the squared error.", ge=0, source="released code")
-    mse_on: MSEOn | None = setting(None, "What the squared error compares. null: the formulation's.")
+    mse_on: MSEOn | None = setting(None, "Values that the squared error compares. null: those of the formulation.")
     class_weights: tuple[Weight, ...] = setting(
         (),
         "beta, one weight per foreground class. None: equal; for two classes the paper's in paper_eq2, the code's in "
@@ -106,15 +108,16 @@ class LDCSettings(TeacherSettings):
     )
     consistency_weight: float = setting(
         0.2,
-        "Weight of the consistency, beside nnU-Net's whole loss.",
+        "Weight of the consistency, relative to nnU-Net's whole loss.",
         ge=0,
         source="not in the paper; as in Mean Teacher",
     )
-    hard_target: bool = setting(False, "Whether the teacher's likeliest class replaces its distribution.")
-    threshold: float = setting(0.0, "Confidence from which on a voxel is used.", ge=0, lt=1)
+    hard_target: bool = setting(False, "Whether the teacher's most likely class replaces its distribution.")
+    threshold: float = setting(0.0, "Lowest confidence of a voxel that is used.", ge=0, lt=1)
     ramp_up: float | None = setting(
         None,
-        "Time after start over which consistency and contrast gain weight. 0: no ramp. null: the formulation's.",
+        "Time after start over which the weights of consistency and contrast rise. 0: no ramp. null: as in the "
+        "formulation.",
         unit="share of the run",
         ge=0,
         le=1,
@@ -123,26 +126,26 @@ class LDCSettings(TeacherSettings):
     # Constraints.
     constraint_weight: float = setting(
         1.0,
-        "Weight of the constraints' augmented Lagrangian, beside nnU-Net's whole loss. 0: there are none.",
+        "Weight of the constraints' augmented Lagrangian, relative to nnU-Net's whole loss. 0: no constraints.",
         ge=0,
         source="not in the paper",
     )
-    constraint: Constraint | None = setting(None, "What the constraints hold. null: the formulation's.")
+    constraint: Constraint | None = setting(None, "Quantity that is constrained. null: that of the formulation.")
     size_source: Literal["labeled", "teacher"] = setting(
-        "labeled", "Where the sizes of the classes are from: random labeled crops, or the teacher."
+        "labeled", "Source of the sizes of the classes: random labeled crops, or the teacher."
     )
     size_decay: float = setting(0.99, "Decay of the running mean of the labeled crops' sizes.", ge=0, lt=1)
     tolerance: float | None = setting(
         None,
-        "Half-width of the bands. null: 0.1 where the teacher gives the sizes; where labels do, it follows from the "
+        "Half-width of the bands. null: 0.1 if the teacher gives the sizes; if labels do, it follows from the "
         "spread of the sizes in labeled crops, so that the truth itself violates a band in at most 5 % of the batches.",
         unit="share of the size",
         ge=0,
         lt=1,
     )
-    norm_limit: float = setting(0.0, "Largest squared norm of the student's weights. 0: none.", ge=0)
-    logit_limit: float = setting(0.0, "Limit of mean max(0, |logit| - limit) <= 0. 0: none.", ge=0)
-    dual_rate: float = setting(0.01, "Step of the multipliers.", ge=0, source="released code")
+    norm_limit: float = setting(0.0, "Largest squared norm of the student's weights. 0: no limit.", ge=0)
+    logit_limit: float = setting(0.0, "Limit of the logits: mean max(0, |logit| - limit) <= 0. 0: no limit.", ge=0)
+    dual_rate: float = setting(0.01, "Step size of the multipliers.", ge=0, source="released code")
     multiplier_init: float = setting(0.0, "Multipliers at the start. At most multiplier_max.", ge=0)
     multiplier_max: float = setting(100.0, "Largest multiplier.", gt=0, source="not in the paper")
     dual_decay: float = setting(
@@ -152,24 +155,30 @@ class LDCSettings(TeacherSettings):
         lt=1,
         source="not in the paper",
     )
-    rho: float | None = setting(None, "Penalty of the augmented Lagrangian. 0: plain. null: the formulation's.", ge=0)
+    rho: float | None = setting(
+        None, "Penalty of the augmented Lagrangian. 0: plain Lagrangian. null: that of the formulation.", ge=0
+    )
     reset_each_epoch: bool | None = setting(
         None,
-        "Whether multipliers are forgotten after every epoch, as in the released code. null: the formulation's.",
+        "Whether multipliers are reset after every epoch, as in the released code. null: as in the formulation.",
     )
 
     # Boundaries.
     distance_weight: float = setting(
         0.2,
-        "Weight of the signed distance maps' squared error on labeled images. 0: they are not learned.",
+        "Weight of the signed distance maps' squared error on labeled images. 0: the maps are not learned.",
         ge=0,
         source="not in the paper",
     )
-    contrast: Contrast | None = setting(None, "Which contrast of boundaries. null: the formulation's.")
-    contrast_weight: float | None = setting(None, "Weight of the contrast. null: the formulation's.", ge=0)
+    contrast: Contrast | None = setting(None, "Contrast of boundaries. null: that of the formulation.")
+    contrast_weight: float | None = setting(None, "Weight of the contrast. null: that of the formulation.", ge=0)
     temperature: float = setting(0.07, "Temperature of the contrast.", gt=0)
     slice_gap: int = setting(
-        1, "Slices at most this far apart are no negatives of each other. 0: all are.", unit="slices", ge=0, lt=2**31
+        1,
+        "Slices of one volume at most this far apart are not negatives of each other. 0: all slices are.",
+        unit="slices",
+        ge=0,
+        lt=2**31,
     )
 
     def __post_init__(self) -> None:
@@ -194,7 +203,7 @@ class LDCSettings(TeacherSettings):
             refuse_unused(self, ("size_source", "size_decay", "tolerance"), "with constraint 'global_mean'")
 
     def recipe(self, *, regions: bool) -> Recipe:
-        """The parts of the formulation, changed as the settings say.
+        """The parts of the formulation, with the changes of the settings.
 
         Args:
             regions: Whether the labels are overlapping regions.
@@ -209,12 +218,12 @@ class LDCSettings(TeacherSettings):
         """Weight beta of each foreground class.
 
         Args:
-            classes: Their number, or that of the regions.
+            classes: Number of foreground classes or regions.
 
         Raises:
-            CollabError: If there are weights for another number.
+            CollabError: If the number of weights differs from it.
         """
-        rule = f"must have one weight for each of the {classes} foreground classes or regions, or none at all"
+        rule = f"must have one weight for each of the {classes} foreground classes or regions, or be null"
         require(len(self.class_weights) in (0, classes), "class_weights", rule, list(self.class_weights))
         if self.class_weights:
             return self.class_weights

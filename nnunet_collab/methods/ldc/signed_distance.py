@@ -1,16 +1,16 @@
-r"""Signed distance maps of the truth: on a GPU made there, else in the loader's workers.
+r"""Signed distance maps of the truth: computed on the GPU if there is one, else in the loader's workers.
 
 For each foreground class (or region) of a patch, with Euclidean distances in the units of the spacing,
 
 .. math:: s = \frac{d_{out}}{\max d_{out}} - \frac{d_{in}}{\max d_{in}},
 
-:math:`d_{out}` of outer voxels to the class, :math:`d_{in}` of inner ones to its outside; 0 on the boundary, which is
-the outermost layer of the class, negative inside, in [-1, 1]. A class that is absent, or fills the patch, has no
-boundary in it: its map is 0.
+:math:`d_{out}` is the distance of outer voxels to the class, :math:`d_{in}` that of inner voxels to its outside. The
+map is in [-1, 1], negative inside, and 0 on the boundary, the outermost layer of the class. A class that is absent or
+fills the patch has no boundary in it: its map is 0.
 
-Source: boundary-aware contrast of Zheng et al. (section III.D), after You et al., "SimCVD" (2021); the form with both
-distances divided by their largest is that of Xue et al., "Shape-aware organ segmentation by predicting signed distance
-maps" (2020).
+Source: boundary-aware contrast of Zheng et al. (section III.D), after You et al., "SimCVD" (2021); the
+form with both distances divided by their maximum is that of Xue et al., "Shape-aware organ segmentation by predicting
+signed distance maps" (2020).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from nnunet_collab.data.loaders import BatchSource
 
-KEY = "signed_distance"  # of the entry in the batch
+KEY = "signed_distance"  # name of the entry in the batch
 
 
 def signed_distance(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float32]:
@@ -34,7 +34,7 @@ def signed_distance(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArra
 
     Args:
         mask: `(*S)`, True inside.
-        spacing: Of each axis, in any unit.
+        spacing: Spacing of each axis, in any unit.
 
     Returns:
         `(*S)` in [-1, 1]; all 0 for an empty or a full mask.
@@ -44,31 +44,31 @@ def signed_distance(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArra
         return result
     outside = distance_transform_edt(~mask, sampling=spacing)
     np.divide(outside, outside.max(), out=result)
-    # The nearest outer voxel of an inner one is at most one beyond the smallest box that holds the class.
+    # The nearest outer voxel of an inner voxel is at most one voxel outside of the class's bounding box.
     (box,) = find_objects(mask.astype(np.uint8))
     box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)
     part = mask[box]
     inside = distance_transform_edt(part, sampling=spacing)
     result[box] -= (inside / inside.max()).astype(np.float32)
-    # Voxels beyond the patch are unknown, so its border is no boundary; nor is that of the box.
+    # Voxels outside of the patch are unknown, so its border is not a boundary; neither is that of the box.
     result[box][part & ~binary_erosion(part, border_value=1)] = 0
     return result
 
 
 @torch.no_grad()
 def signed_distances(masks: Tensor, spacing: Sequence[float]) -> Tensor:
-    """The maps of many classes at once, by operations that keep a GPU busy and wait for nothing.
+    """The maps of many classes at once, by operations that use the whole GPU and never wait for the device.
 
     The squared distance is a minimum over all voxels, taken axis by axis (Felzenszwalb and Huttenlocher, "Distance
-    Transforms of Sampled Functions", 2012, section 3), and here over all places of the axis: on a CPU that costs
+    Transforms of Sampled Functions", 2012, section 3), and here over all positions of the axis. On a CPU that costs
     several times as much as `signed_distance`.
 
     Args:
         masks: `(B, K, *S)` bool, True inside.
-        spacing: Of each axis of the patch.
+        spacing: Spacing of each axis of the patch.
 
     Returns:
-        `(B, K, *S)` float32 in [-1, 1], as `signed_distance` gives them one by one.
+        `(B, K, *S)` float32 in [-1, 1], equal to `signed_distance` of each.
     """
     axes = tuple(range(2, masks.ndim))
     inside, outside = _distances_to(~masks, spacing), _distances_to(masks, spacing)
@@ -83,7 +83,7 @@ def signed_distances(masks: Tensor, spacing: Sequence[float]) -> Tensor:
 
 
 def _distances_to(masks: Tensor, spacing: Sequence[float]) -> Tensor:
-    """Distance to the nearest True voxel of the same mask, `(B, K, *S)`; inf without any."""
+    """Distance to the nearest True voxel of the same mask, `(B, K, *S)`; inf if the mask is empty."""
     squares = torch.where(masks, 0.0, float("inf"))
     for axis, step in enumerate(spacing, start=2):
         places = torch.arange(masks.shape[axis], device=masks.device, dtype=torch.float32) * step
@@ -97,12 +97,12 @@ def _distances_to(masks: Tensor, spacing: Sequence[float]) -> Tensor:
 
 
 def class_masks(target: Tensor | list[Tensor], classes: Sequence[int], regions: int) -> Tensor:
-    """`(B, K, *S)` bool: each foreground class, or region, at full resolution; of the ignore label nothing.
+    """`(B, K, *S)` bool: masks of the foreground classes or regions at full resolution, without the ignore label.
 
     Args:
-        target: As nnU-Net's loader delivers it.
+        target: Target as nnU-Net's loader delivers it.
         classes: Foreground labels, by channel; empty if the target's channels are regions.
-        regions: Number of regions, not looked at where there are classes.
+        regions: Number of regions; not used if there are classes.
     """
     full = target[0] if isinstance(target, list) else target
     return torch.cat([full == int(label) for label in classes], dim=1) if classes else full[:, :regions].bool()
@@ -115,8 +115,8 @@ class WithSignedDistances:
     regions. Voxels of an ignore label count as outside of every class.
 
     Args:
-        source: Draws batches as nnU-Net's loader does, with `target`.
-        spacing: Of each axis of the patch.
+        source: Source of batches with `target`, such as nnU-Net's loader.
+        spacing: Spacing of each axis of the patch.
         classes: Foreground labels, by channel; empty if the target's channels are regions.
         regions: Number of regions; 0 if the target has one channel of labels.
     """
@@ -128,7 +128,7 @@ class WithSignedDistances:
         self.regions = regions
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Draw one batch from the global generators; the maps draw nothing."""
+        """Draw one batch with the global generators; the maps use no random numbers."""
         return self.complete(self.source.generate_train_batch())
 
     def complete(self, batch: Mapping[str, Any]) -> dict[str, Any]:

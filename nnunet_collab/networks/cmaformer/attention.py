@@ -15,8 +15,8 @@ Decoder layer, whose keys and values are the encoder's last tokens z:
 
 Source: Zheng et al., Lagrange Duality and Compound Multi-Attention Transformer, section III-B and equation 1, read
 together with the released network. Deliberate differences: attention runs over the positions of one sample (the
-released one runs over the samples of a batch, position by position); logits and softmax are float32 whatever autocast
-says; P is off by default, as the released network has none, and is else a small network of the offset, so that it
+released one runs over the samples of a batch, position by position); logits and softmax are float32 also under
+autocast; P is off by default, as in the released network, and otherwise a small network of the offset, so that it
 exists for every grid (log-spaced continuous bias of Swin V2, arXiv:2111.09883, section 3.3).
 
 Shapes: `B` samples, `N` positions of a map of size `grid`, `D` channels.
@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_EXPANSION = 4  # of the feed-forward layer, as released
+_EXPANSION = 4  # width factor of the feed-forward layer, as released
 _BIAS_WIDTH = 64
 
 
@@ -42,10 +42,10 @@ class RelativePositionBias(nn.Module):
         self.network = nn.Sequential(nn.Linear(dims, _BIAS_WIDTH), nn.ReLU(), nn.Linear(_BIAS_WIDTH, num_heads))
 
     def forward(self, grid: Sequence[int]) -> Tensor:
-        """The bias `(1, heads, N, N)` of a map of size `grid`; entry (i, j) is that of query i and key j."""
+        """The bias `(1, heads, N, N)` for a map of size `grid`; entry (i, j) is for query i and key j."""
         weight: Tensor = self.network[0].weight  # type: ignore[assignment]
         steps = [torch.arange(1 - n, n, device=weight.device) for n in grid]
-        offsets = torch.cartesian_prod(*steps).to(weight.dtype)  # every offset once, not once per pair
+        offsets = torch.cartesian_prod(*steps).to(weight.dtype)  # each offset once, not once per pair
         values: Tensor = self.network(offsets.sign() * offsets.abs().log1p())
         index = torch.zeros((), dtype=torch.long, device=weight.device)
         places = torch.cartesian_prod(*(torch.arange(n, device=weight.device) for n in grid))

@@ -85,7 +85,7 @@ class CMADecoder(nn.Module):
     """Bridge, Transformer decoder, three upsampling steps, classifier.
 
     Attributes:
-        deep_supervision: Whether the network answers with a list, as nnU-Net's trainer expects of a network with deep
+        deep_supervision: Whether the network returns a list, as nnU-Net's trainer expects of a network with deep
             supervision. nnU-Net's trainer and predictor set it.
     """
 
@@ -96,7 +96,7 @@ class CMADecoder(nn.Module):
         self.bridge = AtrousPyramid(f[5], f[5], design.aspp_rates, norm, dims, clamped=clamped)
         layers = design.num_layers if design.use_vit_block else 0
         self.transformer = nn.ModuleList(DecoderLayer(f[5], _attention(design)) for _ in range(layers))
-        # Coarsest first: channels of the map that comes up, of the skip connection, and of their fusion.
+        # Coarsest first: channels of the upsampled map, of the skip connection, and of their fusion.
         levels = ((f[5], f[4], f[4]), (f[4], f[2], f[3]), (f[3], f[0], f[1]))
         steering = (f[5], f[4], f[2])
         self.gates = nn.ModuleList(

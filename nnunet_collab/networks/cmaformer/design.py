@@ -1,4 +1,4 @@
-"""What a CMAformer can be built with, checked once, and where its five downsampling steps take their strides from."""
+"""The settings of a CMAformer, with their checks, and the strides of its five downsampling steps."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ STEPS = 5
 
 @dataclass(frozen=True)
 class Design:
-    """The settings of `CMAformer`, explained there. The defaults are the released values, or mend them."""
+    """The settings of `CMAformer`, explained there. The defaults are the released values, or correct them."""
 
-    steps: tuple[tuple[int, ...], ...]  # of `step_strides`
+    steps: tuple[tuple[int, ...], ...]  # from `step_strides`
     features: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
     num_heads: int = 8
     num_layers: int = 3
@@ -30,7 +30,7 @@ class Design:
     official_compat: bool = False
 
     def __post_init__(self) -> None:
-        """Check what a type cannot say.
+        """Check what types cannot express.
 
         Raises:
             CollabError: Naming the setting, the rule and the value.
@@ -48,10 +48,10 @@ class Design:
             self.num_heads,
         )
         _require(_whole([self.num_layers]), "num_layers must be >= 1", self.num_layers)
-        _require(_whole(self.aspp_rates), "aspp_rates must be one or more whole numbers >= 1", self.aspp_rates)
+        _require(_whole(self.aspp_rates), "aspp_rates must be at least one whole number >= 1", self.aspp_rates)
         _require(
             self.use_vit_block or not self.rel_pos_bias,
-            "rel_pos_bias needs use_vit_block: there is no attention whose bias it could be",
+            "rel_pos_bias needs use_vit_block: without it there is no attention",
             self.rel_pos_bias,
         )
         if self.official_compat:
@@ -66,20 +66,20 @@ class Design:
 
     @property
     def map_norm(self) -> str:
-        """Normalization of maps: as set, or the release's."""
+        """Normalization of maps: as set, or as released."""
         return str(released.SETTINGS["norm"]) if self.official_compat else self.norm
 
     @property
     def gate(self) -> Gate:
-        """Activation of the gates: as set, or the release's."""
+        """Activation of the gates: as set, or as released."""
         return "none" if self.official_compat else self.gate_activation
 
 
 def step_strides(strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     """Strides of the five downsampling steps: those of the plans' first five poolings.
 
-    With fewer poolings the deepest steps keep the size. A stride of the plans' first stage, which is 1 in nnU-Net's own
-    plans, joins the first step's.
+    With fewer poolings the deepest steps keep the size. The stride of the plans' first stage (1 in nnU-Net's own plans)
+    multiplies that of the first step.
 
     Args:
         strides: Stride of every stage of the plans' network, one list of two or three whole numbers >= 1 per stage.
@@ -100,7 +100,7 @@ def step_strides(strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...
 
 
 def _whole(values: Sequence[object]) -> bool:
-    """Whether there are values, all of them whole numbers >= 1."""
+    """Whether there is at least one value, and all values are whole numbers >= 1."""
     return bool(values) and all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in values)
 
 

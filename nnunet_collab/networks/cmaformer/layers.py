@@ -5,7 +5,7 @@ r"""The convolutional parts of CMAformer, in two and three dimensions: embedding
     \mathrm{PA}(x) = x \cdot \sigma(\mathrm{DWConv}(x)), \qquad
     \mathrm{gate}(e, d) = d \cdot a(w * \mathrm{ReLU}(\mathrm{norm}(U * e + V * d))),
 
-with :math:`\overline{x}` the mean over space, :math:`*` a convolution behind a normalization and a ReLU, and `a` the
+with :math:`\overline{x}` the mean over space, :math:`*` a convolution after a normalization and a ReLU, and `a` the
 sigmoid or nothing. The paper calls the gate cross attention; it has neither queries nor keys.
 
 Source: Zheng et al., Lagrange Duality and Compound Multi-Attention Transformer, section III-A and B and figure 2, read
@@ -30,14 +30,14 @@ from nnunet_collab.networks.segformer import make_norm
 
 Gate = Literal["none", "sigmoid"]
 
-_SQUEEZE = 16  # reduction of the channel attention, as released
+_SQUEEZE = 16  # channel reduction factor of the channel attention, as released
 
 
 class InstanceNorm(nn.Module):
-    """Instance norm with learnt scale and shift that also takes maps of a single position.
+    """Instance norm with learned scale and shift that also accepts maps of a single position.
 
-    A single position has no variance over space, and torch refuses it. There the channels of the position are
-    normalized together, so that the network stays defined for every patch; samples stay independent.
+    A single position has no variance over space, and torch refuses it. In this case the channels of the position are
+    normalized together, so the network works for every patch. Samples stay independent.
     """
 
     def __init__(self, channels: int) -> None:
@@ -96,7 +96,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Squeeze and excitation (arXiv:1709.01507): every channel times a factor in (0, 1) that all channels decide."""
+    """Squeeze and excitation (arXiv:1709.01507): each channel times a factor in (0, 1) that depends on all channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class ChannelAttention(nn.Module):
 
 
 class ResidualConv(nn.Module):
-    """Twice normalization, ReLU, convolution; plus one convolution and normalization around them."""
+    """Two times normalization, ReLU, convolution; plus a skip path with convolution and normalization."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int], norm: str) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class AtrousPyramid(nn.Module):
 
 
 class CrossAttentionGate(nn.Module):
-    """The decoder's map times one number per position, which the encoder's and the decoder's map decide together."""
+    """The decoder's map times one number per position, computed from the encoder's and the decoder's map."""
 
     def __init__(
         self, encoder_channels: int, decoder_channels: int, norm: str, dims: int, *, activation: Gate = "sigmoid"

@@ -1,8 +1,8 @@
 r"""CMAformer, the Compound Multi-Attention Transformer, as a network that nnU-Net plans can describe.
 
 A residual UNet: patches are embedded three times, each time followed by channel attention and a residual block; the
-deepest map passes a Transformer encoder, a pyramid of dilated convolutions and a Transformer decoder, and comes back
-through three gates that the encoder's maps steer. With `t_p` the plans' cumulative stride after `p` poolings:
+deepest map passes a Transformer encoder, a pyramid of dilated convolutions and a Transformer decoder, and is upsampled
+through three gates that the encoder's maps control. With `t_p` the plans' cumulative stride after `p` poolings:
 
 .. math::
     x_1 &= \mathrm{stem}(image), \quad
@@ -13,11 +13,12 @@ through three gates that the encoder's maps steer. With `t_p` the plans' cumulat
     logits &= W\,\mathrm{ASPP}(y_1).
 
 Source: Zheng et al., Lagrange Duality and Compound Multi-Attention Transformer, sections III-A and B, figures 1 and 2,
-and the released network, which fills in what the paper leaves open. Deliberate differences, each mending a fault of the
+and the released network, which fills in what the paper leaves open. Deliberate differences, each correcting a fault of
+the
 release: any patch, two or three dimensions, strides from the plans (an axis whose poolings are used up keeps its size
 in what remains); attention over space, not over the batch; maps and tokens change into each other by transposing; maps
-are upsampled to the size of the skip connection; instance norm; gates between 0 and 1; no parameter without a use.
-`official_compat` takes all of it back, see `cmaformer_released`.
+are upsampled to the size of the skip connection; instance norm; gates between 0 and 1; no unused parameters.
+`official_compat` undoes all of them, see `released`.
 
 Shapes: `B` samples, `C` classes or regions, `D` channels, `*S` two or three spatial axes of the patch, `*s` of a map.
 """
@@ -39,7 +40,7 @@ from nnunet_collab.networks.cmaformer.layers import Gate
 class CMAformer(nn.Module):
     """CMAformer in two or three dimensions, for patches of any size.
 
-    With deep supervision it answers with a list of one entry, see `SegFormer`.
+    With deep supervision it returns a list of one entry, see `SegFormer`.
 
     Attributes:
         taps: Dotted names of the submodules whose outputs are the encoder's deepest map (the last entry of a list) and
@@ -48,7 +49,7 @@ class CMAformer(nn.Module):
     Args:
         input_channels: Channels of the images.
         num_classes: Classes or regions.
-        deep_supervision: Whether to answer with a list of one entry.
+        deep_supervision: Whether to return a list of one entry.
         strides: Strides of the stages of the plans' network; the first five poolings are followed, see `step_strides`.
         features: Channels, six numbers: of the stem, and after each of the five downsampling steps.
         num_heads: Heads of the attention; they divide the last of `features`.
@@ -60,8 +61,8 @@ class CMAformer(nn.Module):
             bridge between them stays: it is that of ResUNet++, on which the network builds.
         use_cross_attention: Whether there are gates (table III, second column).
         rel_pos_bias: Whether attention has the relative position bias of equation 1, which the release does not have.
-        official_compat: Be the released network, for its weights: two dimensions and 512 x 512 only, attention across
-            the batch, patches scrambled, parameters without use. `state_dict` then has the released names.
+        official_compat: Build the released network, to load its weights: two dimensions and 512 x 512 only, attention
+            across the batch, patches scrambled, unused parameters. `state_dict` then has the released names.
 
     Raises:
         CollabError: If a setting has no meaning.
@@ -115,7 +116,7 @@ class CMAformer(nn.Module):
 
         Raises:
             ValueError: If `x` has another number of axes or channels.
-            CollabError: If the released network gets another size than its own.
+            CollabError: If the released network gets a patch of another size than its own.
         """
         dims = self.design.dims
         if x.ndim != dims + 2 or x.shape[1] != self.input_channels:
@@ -137,7 +138,7 @@ class CMAformer(nn.Module):
         return state
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Called by load_state_dict, of this network or of one around it, before the submodules take their part.
+        # Called by load_state_dict of this network, or of a module that contains it, before the submodules load.
         if self.design.official_compat:
             released.rename(state_dict, prefix, to_released=False)
         super()._load_from_state_dict(state_dict, prefix, *args)

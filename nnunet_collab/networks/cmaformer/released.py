@@ -1,7 +1,7 @@
 """The released CMAformer: its names, its fixed architecture, and the parts of it that nothing uses.
 
-With `official_compat` a CMAformer is the published network, faults included, so that its weights load and do what they
-did. Its checkpoints then carry the released names; `PARTS` says which part of ours is which part of theirs.
+With `official_compat` a CMAformer is the published network with its faults, so that its weights load and give the same
+output. Its checkpoints then have the released names; `PARTS` maps our submodules to the released ones.
 
 Source: github.com/lzeeorno/Lagrange-Duality-and-CMAformer, file net/CMAformer.py. 55.04 million parameters with one
 channel and three classes, of which 7.36 million are never used.
@@ -65,7 +65,7 @@ def _parts() -> dict[str, str]:
 
 
 PARTS: Mapping[str, str] = MappingProxyType(_parts())
-"""Submodules of ours and what they are called in the released network; no name is the beginning of another."""
+"""Our submodules and their names in the released network; no name is a prefix of another."""
 
 
 class UnusedPositionEmbedding(nn.Module):
@@ -79,7 +79,7 @@ class UnusedPositionEmbedding(nn.Module):
 
 
 def unused_parts() -> nn.ModuleDict:
-    """What the released network holds in its weights beside the parts that work; their gradient is always None."""
+    """Unused parameters in the weights of the released network; their gradient is always None."""
     features, heads = SETTINGS["features"], SETTINGS["num_heads"]
     return nn.ModuleDict(
         {
@@ -91,15 +91,15 @@ def unused_parts() -> nn.ModuleDict:
 
 
 def check_settings(given: Mapping[str, Any], usual: Mapping[str, Any], steps: Sequence[Sequence[int]]) -> None:
-    """Raise unless the settings leave the released architecture as it is.
+    """Raise unless the settings keep the released architecture.
 
     Args:
         given: Settings by name, as the user gave them.
-        usual: Their defaults, which count as not given.
+        usual: Default values; a setting with its default counts as not given.
         steps: The five downsampling steps, per axis.
 
     Raises:
-        CollabError: If a setting asks for another architecture, or the plans pool otherwise.
+        CollabError: If a setting needs another architecture, or the plans have other poolings.
     """
     changed = [name for name, value in given.items() if value not in (usual[name], SETTINGS[name])]
     if changed:
@@ -116,14 +116,14 @@ def check_settings(given: Mapping[str, Any], usual: Mapping[str, Any], steps: Se
 
 
 def check_size(size: Sequence[int]) -> None:
-    """Raise unless `size` is the only one that the released network takes.
+    """Raise unless `size` is the only patch size that the released network accepts.
 
     Raises:
-        CollabError: If it is another.
+        CollabError: If it is another size.
     """
     if tuple(size) != (SIZE, SIZE):
         raise CollabError(
-            f"CMAformer: with official_compat the network takes patches of {SIZE} x {SIZE} only; found "
+            f"CMAformer: with official_compat the network accepts patches of {SIZE} x {SIZE} only; found "
             f"{' x '.join(str(n) for n in size)}. Set patch_size to [{SIZE}, {SIZE}], or drop official_compat."
         )
 
@@ -133,8 +133,8 @@ def rename(state: dict[str, Tensor], prefix: str, *, to_released: bool) -> None:
 
     Args:
         state: Tensors by name.
-        prefix: Only names that begin with it are of this network; it stays.
-        to_released: The direction.
+        prefix: Only names that begin with it belong to this network; it is not changed.
+        to_released: True for ours to released, False for the opposite.
     """
     pairs = [(ours, theirs) if to_released else (theirs, ours) for ours, theirs in PARTS.items()]
     for name in [name for name in state if name.startswith(prefix)]:

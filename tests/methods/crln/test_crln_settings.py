@@ -66,7 +66,7 @@ def test_without_positive_supervision_there_is_no_projection(make, changes):
         ({"positives": "learned"}, {"projection", "interaction"}),
         ({}, {"projection", "interaction"}),
     ],
-    ids=str,
+    ids=["none", "weight 0", "mean", "learned", "default"],
 )
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_without_rectification_only_learned_prototypes_need_the_interaction_module(make, changes, heads, share):

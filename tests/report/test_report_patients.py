@@ -49,7 +49,7 @@ def test_patients_title_and_overlays_are_found_beside_the_labels(world, monai, t
         "With 4 patients no p can be below 0.125, before correction.",
     ):
         assert sentence in text
-    assert "Every case counts as a patient of its own" not in text
+    assert "Every case counts as a separate patient" not in text
     assert {path.name for path in (folder / "figures").iterdir()} >= {"overlay_1.png", "overlay_2.png"}
     assert (pd.read_csv(folder / "tests.csv")["units"] == 4).all()
 
@@ -81,11 +81,12 @@ def test_predictions_of_nnunet_and_of_others_are_one_dataset(world, monai):
 
 def test_why_patients_are_not_known_is_told_truly(world, tmp_path):
     text = Page(report(evaluation(tmp_path / "a.csv"), "-o", tmp_path / "one") / "report.html").text
-    assert "no dataset.json, whose patient_pattern says which cases are of one patient, was found beside" in text
+    assert "no dataset.json was found next to the predictions or their labels" in text
+    assert "its patient_pattern says which cases belong to one patient." in text
     del world.facts["patient_pattern"]
     world.train("SupervisedTrainer")
     text = Page(report(world.results, "-o", tmp_path / "two") / "report.html").text
-    assert "dataset.json does not say which cases are of one patient (patient_pattern)." in text
+    assert "dataset.json does not say which cases belong to one patient (patient_pattern)." in text
 
 
 def test_a_pattern_that_does_not_fit_the_test_cases_leaves_the_column_out(world, monai):
@@ -130,7 +131,7 @@ def test_truncated_file_is_refused_by_report(world, tmp_path, which):
         "image": world.raw / "imagesTr" / f"{case}_0000.nii.gz",
     }[which]
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * 0.6)])
-    with pytest.raises(CollabError, match=rf"{file.name}: cannot be read whole"):
+    with pytest.raises(CollabError, match=rf"{file.name}: cannot be read completely"):
         report(world.results, "-o", tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
