@@ -14,9 +14,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from nnunet_collab.figures.style import save, style
+from nnunet_collab.figures.style import LINE_COLORS, save, style
 
-_STUDENT_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (10, 2)), (0, (2, 3)))
 _GREY = "#555555"
 _IN_A_ROW = 4
@@ -43,7 +42,7 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
     epochs, agreement = curves["epochs"], curves.get("agreement")
     split = {name: name.rpartition("/")[::2] for name in curves["losses"]}  # student, term
     students = dict.fromkeys([*curves["pseudo_dice"], *(student for student, _ in split.values() if student)])
-    colors = {name: _STUDENT_COLORS[i % len(_STUDENT_COLORS)] for i, name in enumerate(students)}
+    colors = {name: LINE_COLORS[i % len(LINE_COLORS)] for i, name in enumerate(students)}
     dashes = _dashes(term for _, term in split.values())
     pseudo_labels, groups = curves.get("pseudo_labels") or {}, _grouped(curves.get("variables") or {})
     count = 2 + (agreement is not None) + bool(pseudo_labels) + len(groups)
@@ -92,7 +91,7 @@ def _draw_pseudo_labels(
     dashes = _dashes(quantity for _, quantity in split.values())
     # Curves without a student, such as those of a teacher before and after rectification.
     others = [whose for whose in dict.fromkeys(whose for whose, _ in split.values()) if whose not in colors]
-    further = {whose: _STUDENT_COLORS[-1 - i % len(_STUDENT_COLORS)] for i, whose in enumerate(others)}
+    further = {whose: LINE_COLORS[-1 - i % len(LINE_COLORS)] for i, whose in enumerate(others)}
     for name, (whose, quantity) in split.items():
         _draw_curve(axes, epochs, curves[name], {**colors, **further}[whose], dashes[quantity])
     axes.set(title="Pseudo labels", ylabel="0 to 1", ylim=(-0.02, 1.02))
@@ -113,8 +112,8 @@ def _grouped(variables: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Se
 def _draw_variables(axes: Axes, epochs: Sequence[float], group: str, curves: Mapping[str, Sequence[float]]) -> None:
     """Variables that a method learns besides the networks, with a separate legend."""
     for i, values in enumerate(curves.values()):
-        dash = _DASHES[i // len(_STUDENT_COLORS) % len(_DASHES)]
-        _draw_curve(axes, epochs, values, _STUDENT_COLORS[i % len(_STUDENT_COLORS)], dash)
+        dash = _DASHES[i // len(LINE_COLORS) % len(_DASHES)]
+        _draw_curve(axes, epochs, values, LINE_COLORS[i % len(LINE_COLORS)], dash)
     axes.set(title=group, ylabel="value")
     if any(curves):
         lines = axes.get_lines()[:: 2 if _smoothed_over(epochs) > 1 else 1]

@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
-from nnunet_collab.figures.style import save, style
+from nnunet_collab.figures.style import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILION, YELLOW, save, style
 
 CARDIAC_CLASSES: Mapping[int, str] = {1: "right ventricle", 2: "myocardium", 3: "left ventricle"}
 
-_CLASS_COLORS = ("#56B4E9", "#F0E442", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2")
+_CLASS_COLORS = (SKY_BLUE, YELLOW, VERMILION, GREEN, PURPLE, ORANGE, BLUE)
 
 
 @dataclass(frozen=True)

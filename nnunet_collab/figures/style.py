@@ -15,6 +15,9 @@ from matplotlib.figure import Figure
 
 from nnunet_collab.core.errors import CollabError
 
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY_BLUE, YELLOW = "#E69F00", "#56B4E9", "#F0E442"
+LINE_COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY_BLUE)  # yellow is too pale on white
 FORMATS = (".png", ".pdf", ".svg")
 
 

@@ -40,9 +40,9 @@ from torch import Tensor
 
 from nnunet_collab.core.checks import check_keep, check_mask, check_same_shape
 from nnunet_collab.core.distributed import all_reduce_sum, global_mean
+from nnunet_collab.losses.dice import soft_dice
 
 Activation = Literal["softmax", "sigmoid"]
-SMOOTH = 1e-5  # smoothing of Dice, as in the released code
 
 
 def activate(logits: Tensor, activation: Activation) -> Tensor:
@@ -268,12 +268,8 @@ def _cross_entropy(z: Tensor, y: Tensor, mask: Tensor, count: Tensor, activation
 def _dice_loss(p: Tensor, y: Tensor, class_weights: Tensor, per_sample: bool) -> Tensor:
     first = p.shape[1] - len(class_weights)
     p, y = p[:, first:], y[:, first:]
-    axes = list(range(2, p.ndim))
-    sums = torch.stack([(p * y).sum(axes), p.sum(axes), y.sum(axes)])
+    dice = soft_dice(p, y, per_sample=per_sample)
+    losses = (class_weights.to(p) * (1 - dice)).sum(dim=-1)
     if not per_sample:
-        sums = all_reduce_sum(sums.sum(dim=1, keepdim=True))
-    both, of_p, of_y = sums
-    losses: Tensor = (class_weights.to(p) * (1 - (2 * both + SMOOTH) / (of_p + of_y + SMOOTH))).sum(dim=1)
-    if not per_sample:
-        return losses.sum()
+        return losses
     return global_mean(losses.sum(), torch.tensor(len(losses), device=p.device))

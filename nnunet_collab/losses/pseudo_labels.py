@@ -31,11 +31,9 @@ from torch import Tensor
 
 from nnunet_collab.core.checks import check_keep, check_same_shape
 from nnunet_collab.core.distributed import all_reduce_sum, global_mean
+from nnunet_collab.losses.dice import SMOOTH, soft_dice
 
 Criterion = Literal["dice", "dice_foreground", "dice_nnunet", "ce", "dice_ce", "kl"]
-
-# Cross Teaching, UniMatch and CrossMatch for LA use 1e-5, CrossMatch for ACDC 1e-4.
-SMOOTH = 1e-5
 
 
 class PseudoLabels(NamedTuple):
@@ -89,7 +87,7 @@ def pseudo_label_loss(
         criterion: See the module's docstring; `dice_ce` is the mean of `dice` and `ce`.
         threshold: Voxels with a lower confidence are not used; 0 uses all. A number or a scalar.
         temperature: Temperature of both distributions in `kl`.
-        smooth: Smoothing of the Dice criteria.
+        smooth: Smoothing of the Dice criteria; CrossMatch for ACDC uses 1e-4.
         by_share: Multiply Dice by the share of the kept voxels that are used.
 
     Returns:
@@ -171,11 +169,7 @@ def _dice_loss(
         used = used[:, first:] if regions else used
     probabilities = probabilities.masked_fill(~used, 0)
     truth = (truth.bool() & used).to(probabilities.dtype)
-    axes = [0, *range(2, student.ndim)]
-    predicted = probabilities if criterion == "dice_nnunet" else probabilities.square()
-    sums = torch.stack([(probabilities * truth).sum(axes), predicted.sum(axes), truth.sum(axes)])
-    both, of_student, of_teacher = all_reduce_sum(sums)
-    dice = (2 * both + smooth) / (of_student + of_teacher + smooth)
+    dice = soft_dice(probabilities, truth, smooth=smooth, squared=criterion != "dice_nnunet")
     any_used = all_reduce_sum(used.sum().to(dice.dtype)) > 0
     return torch.where(any_used, (1 - dice).mean(), 0 * dice.sum())
 

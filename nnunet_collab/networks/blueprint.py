@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
@@ -19,10 +19,33 @@ from nnunet_collab.core.errors import CollabError
 Blueprint = dict[str, Any]
 
 PLANS = "plans"
-SEGFORMERS = tuple(f"segformer_b{size}" for size in range(6))
-FPN_BACKBONES = {"fpn_mobilenetv2": "mobilenetv2_100", "fpn_resnet50": "resnet50"}
-CMAFORMER = "cmaformer"
-NETWORKS = (PLANS, *SEGFORMERS, CMAFORMER, *FPN_BACKBONES)
+
+
+class NamedNetwork(NamedTuple):
+    """A network of this package that settings choose by name.
+
+    Attributes:
+        path: Dotted path of its class.
+        arch: Keywords that the name stands for.
+        takes_strides: Whether its strides are those of the plans.
+        dims: Number of spatial axes it is made for; None for two and three.
+    """
+
+    path: str
+    arch: Mapping[str, Any] = {}
+    takes_strides: bool = False
+    dims: int | None = None
+
+
+SEGFORMER = "nnunet_collab.networks.segformer.SegFormer"
+SEMANTIC_FPN = "nnunet_collab.networks.semantic_fpn.SemanticFPN"
+NAMED: Mapping[str, NamedNetwork] = {
+    **{f"segformer_b{n}": NamedNetwork(SEGFORMER, {"variant": f"b{n}"}, takes_strides=True) for n in range(6)},
+    "cmaformer": NamedNetwork("nnunet_collab.networks.cmaformer.CMAformer", takes_strides=True),
+    "fpn_mobilenetv2": NamedNetwork(SEMANTIC_FPN, {"backbone": "mobilenetv2_100"}, dims=2),
+    "fpn_resnet50": NamedNetwork(SEMANTIC_FPN, {"backbone": "resnet50"}, dims=2),
+}
+NETWORKS = (PLANS, *NAMED)
 
 
 def make_blueprint(
@@ -43,24 +66,8 @@ def make_blueprint(
     """
     if network == PLANS:
         return {**planned, "arch_kwargs": {**planned["arch_kwargs"], **arch}}
-    if network in (*SEGFORMERS, CMAFORMER):
-        strides = {**planned["arch_kwargs"], **arch}.get("strides")
-        if strides is None:
-            raise CollabError(
-                f"student {student!r}: {network} takes its strides from the plans, but their "
-                f'{planned["network_class_name"]} has none. Give arch {{"strides": ...}}, or use plans of a UNet.'
-            )
-        if network == CMAFORMER:
-            return _entry("nnunet_collab.networks.cmaformer.CMAformer", {"strides": strides, **arch})
-        kwargs = {"variant": network.removeprefix("segformer_"), "strides": strides, **arch}
-        return _entry("nnunet_collab.networks.segformer.SegFormer", kwargs)
-    if network in FPN_BACKBONES:
-        if len(patch_size) != 2:
-            raise CollabError(
-                f"student {student!r}: {network} is a 2D network; got a patch of {list(patch_size)}. "
-                f"Train the 2d configuration, or choose {PLANS}, {CMAFORMER} or one of {', '.join(SEGFORMERS)}."
-            )
-        return _entry("nnunet_collab.networks.semantic_fpn.SemanticFPN", {"backbone": FPN_BACKBONES[network], **arch})
+    if network in NAMED:
+        return _named_entry(student, network, arch, planned, patch_size)
     if "." in network:
         placeholders = {"$dims": len(patch_size), "$patch_size": list(patch_size)}
         kwargs = {
@@ -121,6 +128,27 @@ def unet_encoder_stage(strides: Sequence[Sequence[int]], patch_size: Sequence[in
 def is_unet(network: nn.Module) -> bool:
     """Whether the network is one of nnU-Net's UNets, with stages in its encoder and its decoder."""
     return all(hasattr(getattr(network, part, None), "stages") for part in ("encoder", "decoder"))
+
+
+def _named_entry(
+    student: str, network: str, arch: Mapping[str, Any], planned: Blueprint, patch_size: Sequence[int]
+) -> Blueprint:
+    named, dims = NAMED[network], len(patch_size)
+    if named.dims not in (None, dims):
+        others = ", ".join((PLANS, *(name for name, other in NAMED.items() if other.dims in (None, dims))))
+        raise CollabError(
+            f"student {student!r}: {network} is a {named.dims}D network; got a patch of {list(patch_size)}. "
+            f"Train the {named.dims}d configuration, or choose one of {others}."
+        )
+    if not named.takes_strides:
+        return _entry(named.path, {**named.arch, **arch})
+    strides = {**planned["arch_kwargs"], **arch}.get("strides")
+    if strides is None:
+        raise CollabError(
+            f"student {student!r}: {network} takes its strides from the plans, but their "
+            f'{planned["network_class_name"]} has none. Give arch {{"strides": ...}}, or use plans of a UNet.'
+        )
+    return _entry(named.path, {**named.arch, "strides": strides, **arch})
 
 
 def _entry(path: str, kwargs: dict[str, Any]) -> Blueprint:

@@ -20,12 +20,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from nnunet_collab.evaluation.metrics import ALL_CLASSES
+from nnunet_collab.figures.style import LINE_COLORS
 from nnunet_collab.report.collect import Comparison
 from nnunet_collab.report.grouping import Method
 from nnunet_collab.report.scores import classes_and_mean, distance_of, mean_over_seeds, metrics_of, nanmean
 from nnunet_collab.report.tables import title_of
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+_COLORS = (*LINE_COLORS, "#666666")
 _DASHES = ("", "5 2", "1 2", "5 2 1 2")
 _WIDTH = 4.4  # inches
 _FONTS = "'DejaVu Sans', Arial, Helvetica, sans-serif"

@@ -46,11 +46,31 @@ class Recipe(NamedTuple):
     two_class_weights: tuple[float, float]
 
 
-SOUND = Recipe("softmax", "prob", "size_bands", 1.0, False, "slices", 0.2, 1.0, (0.5, 0.5))
+SOUND = Recipe(
+    activation="softmax",
+    mse_on="prob",
+    constraint="size_bands",
+    rho=1.0,
+    reset_each_epoch=False,
+    contrast="slices",
+    contrast_weight=0.2,
+    ramp_up=1.0,
+    two_class_weights=(0.5, 0.5),
+)
 RECIPES: Mapping[Formulation, Recipe] = {
     "sound": SOUND,
     "paper_eq2": SOUND._replace(two_class_weights=(0.314, 0.685)),
-    "official": Recipe("sigmoid", "logit", "global_mean", 0.0, True, "official_diagonal", 1.0, 0.0, (LIVER, 1 - LIVER)),
+    "official": Recipe(
+        activation="sigmoid",
+        mse_on="logit",
+        constraint="global_mean",
+        rho=0.0,
+        reset_each_epoch=True,
+        contrast="official_diagonal",
+        contrast_weight=1.0,
+        ramp_up=0.0,
+        two_class_weights=(LIVER, 1 - LIVER),
+    ),
 }
 # Settings without effect in a formulation; changing one is a mistake.
 IDLE: Mapping[Formulation, tuple[str, ...]] = {
