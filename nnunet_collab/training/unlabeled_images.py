@@ -140,10 +140,11 @@ class UnlabeledImagesTrainer(CollabTrainer):
     def _without_validated(self, extra: list[str], in_split: list[str]) -> list[str]:
         """The cases of imagesUn whose patient is not in the validation set."""
         train = self.case_roles.cases["train"]
-        val = [] if self.fold == "all" else self.case_roles.cases["val"]  # for fold `all`, nnU-Net validates on the
-        training cases roles = {"train": train, "val": val, "unlabeled": in_split, UNLABELED: extra}
-        mend = f"Rename the case in {UNLABELED} or remove it."
-        check_roles(f"{UNLABELED} and the split of fold {self.fold}", roles, str, mend)
+        # For fold `all`, nnU-Net validates on the training cases.
+        val = [] if self.fold == "all" else self.case_roles.cases["val"]
+        roles = {"train": train, "val": val, "unlabeled": in_split, UNLABELED: extra}
+        fix = f"Rename the case in {UNLABELED} or remove it."
+        check_roles(f"{UNLABELED} and the split of fold {self.fold}", roles, str, fix)
         left_out = of_patients(extra, val, self.dataset_json.get("patient_pattern"))
         if left_out:
             self.print_to_log_file(
