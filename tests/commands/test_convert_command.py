@@ -27,7 +27,7 @@ def test_scripts_are_found_inside_a_wheel_and_beside_a_checkout(tmp_path, monkey
     package = tmp_path / "nnunet_collab"
     package.mkdir()
     monkeypatch.setattr(shipped, "PACKAGE", package)
-    with pytest.raises(CollabError, match=r"dataset_conversion: must be the folder .*; there is none"):
+    with pytest.raises(CollabError, match=r"dataset_conversion: the folder must be .*; neither exists"):
         conversion_scripts.conversion_folder()
     (tmp_path / "dataset_conversion").mkdir()
     assert conversion_scripts.conversion_folder() == tmp_path / "dataset_conversion"

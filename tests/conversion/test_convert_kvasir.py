@@ -61,4 +61,4 @@ def test_wrong_folder(tmp_path, raw):
     assert "SOURCE must hold the folders images and masks" in refusal(raw, "kvasir", tmp_path)
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
-    assert "it must hold pictures; there is none" in refusal(raw, "kvasir", tmp_path)
+    assert "it must hold pictures; none was found" in refusal(raw, "kvasir", tmp_path)

@@ -79,6 +79,6 @@ def test_wrong_folder(source, raw):
     assert "SOURCE must hold the folder Training Set, as in the official archive" in message
     shutil.rmtree(source / "Training Set")
     (source / "Training Set").mkdir()
-    assert "it must hold one folder per scan with lgemri.nrrd and laendo.nrrd; there is none" in refusal(
+    assert "it must hold one folder per scan with lgemri.nrrd and laendo.nrrd; none was found" in refusal(
         raw, "la", source
     )

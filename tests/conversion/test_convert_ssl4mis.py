@@ -206,7 +206,7 @@ def test_la_originals_that_do_not_fit(la, raw):
     message = refusal(raw, "ssl4mis", source, "--originals", str(originals))
     assert f"its originals {LA_SCANS[0]}/lgemri.nrrd and laendo.nrrd must be below {originals}" in message
     assert f"the intensities must be those of {place / LA_SCANS[1] / 'lgemri.nrrd'}" in message
-    assert f"the label must be that of {place / LA_SCANS[2] / 'lgemri.nrrd'}; it is another" in message
+    assert f"the label must be that of {place / LA_SCANS[2] / 'lgemri.nrrd'}; it differs" in message
     assert "is found from its label, so the label must not" in message
 
 
@@ -226,7 +226,7 @@ def test_refusals_before_reading(acdc, la, tmp_path, raw, monkeypatch):
     source, _ = acdc
     assert "SOURCE must hold either ACDC or LA; found both" in refusal(raw, "ssl4mis", source)  # one folder, both made
     (tmp_path / "empty").mkdir()
-    assert "it must hold patient001_frame01.h5 and so on, or */mri_norm2.h5; there is none" in refusal(
+    assert "it must hold patient001_frame01.h5 and so on, or */mri_norm2.h5; none was found" in refusal(
         raw, "ssl4mis", tmp_path / "empty"
     )
     message = refusal(raw, "ssl4mis", source, "--originals", str(tmp_path / "nowhere"))

@@ -135,7 +135,10 @@ def test_inheritance_that_runs_in_a_circle_ends():
         pytest.param("splits_final.json", "{}", "must be a list of at least one fold", id="doctor-split-is-an-object"),
         pytest.param("nnUNetPlans.json", "{}", "must be a JSON object with entries", id="doctor-plans-empty"),
         pytest.param(
-            "nnUNetPlans.json", '{"configurations": {"2d": 1}}', "its `configurations`", id="doctor-plans-form"
+            "nnUNetPlans.json",
+            '{"configurations": {"2d": 1}}',
+            "`configurations` must be an object",
+            id="doctor-plans-form",
         ),
         pytest.param("otherPlans.json", "[}", "it must be JSON", id="doctor-plans-broken"),
     ],

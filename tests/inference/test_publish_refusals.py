@@ -75,7 +75,7 @@ def test_a_fold_with_another_network_is_not_put_beside_the_first(fold, tmp_path,
         publish_fold(other)
     message = str(caught.value)
     assert f"all folds of a model must share one plans.json; fold_0 was published with another {key}." in message
-    assert "Train under another run_name, or move that folder away." in message
+    assert "Train with another run_name, or move that folder away." in message
     assert (published.parent / "plans.json").read_text() == before
     assert not (published.parent / "fold_1").exists()
 
