@@ -140,8 +140,8 @@ class UnlabeledImagesTrainer(CollabTrainer):
     def _without_validated(self, extra: list[str], in_split: list[str]) -> list[str]:
         """The cases of imagesUn whose patient is not in the validation set."""
         train = self.case_roles.cases["train"]
-        val = [] if self.fold == "all" else self.case_roles.cases["val"]  # for fold `all`, nnU-Net validates on the
-        training cases roles = {"train": train, "val": val, "unlabeled": in_split, UNLABELED: extra}
+        val = [] if self.fold == "all" else self.case_roles.cases["val"]  # `all` validates on the training cases
+        roles = {"train": train, "val": val, "unlabeled": in_split, UNLABELED: extra}
         mend = f"Rename the case in {UNLABELED} or remove it."
         check_roles(f"{UNLABELED} and the split of fold {self.fold}", roles, str, mend)
         left_out = of_patients(extra, val, self.dataset_json.get("patient_pattern"))
