@@ -39,7 +39,7 @@ def test_places_that_cannot_be(tmp_path):
     for output in (table, tmp_path / "no" / "report"):
         assert f"-o must be in a folder that exists; got {output}." in complaint(table, "-o", output)
     missing = tmp_path / "missing"
-    assert f"there is no {missing}. Check the path." in complaint(table, missing, "-o", tmp_path / "report")
+    assert f"there is no {missing}. Correct the path." in complaint(table, missing, "-o", tmp_path / "report")
     assert f"there is no {missing}." in complaint(table, "-l", missing, "-o", tmp_path / "report")
 
 

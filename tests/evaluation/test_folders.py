@@ -171,10 +171,10 @@ def test_all_problems_are_told_at_once(folders):
     for part in (
         "every prediction needs a label; without one: 1 (b). Add them, or leave these cases out with --allow-missing.",
         "every label needs a prediction; without one: 1 (a).",
-        f"{predictions / 'c.nii.gz'}: the size must be that of its label {labels / 'c.nii.gz'}, (7, 6, 4); it "
-        "is (7, 6, 3) (x, y, z). Predict",
-        f"{predictions / 'd.nii.gz'}: the spacing must be that of its label {labels / 'd.nii.gz'}, (0.5, 2, 5); it is "
-        "(0.5, 2, 5.01) (x, y, z). Predict the very image that this label was drawn on.",
+        f"{predictions / 'c.nii.gz'}: the size must be that of its label {labels / 'c.nii.gz'}, (7, 6, 4); "
+        "got (7, 6, 3) (x, y, z). Predict",
+        f"{predictions / 'd.nii.gz'}: the spacing must be that of its label {labels / 'd.nii.gz'}, (0.5, 2, 5); got "
+        "(0.5, 2, 5.01) (x, y, z). Predict the image on which this label was drawn.",
         f"{labels / 'e.nii.gz'} must hold only the values [0, 1, 2] of {predictions / 'dataset.json'}; got 3, 6.",
         f"{labels / 'f.nii.gz'}: cannot be read completely (",
     ):

@@ -213,7 +213,7 @@ def test_two_and_three_axes_are_not_one_grid(tmp_path):
     plan = pair(tmp_path, blobs((1, 11, 12), 3, 0), blobs((11, 12), 3, 0))
     problems, _ = evaluate_case(plan, "c")
     assert "the size must be that of its label" in problems[0]
-    assert "(12, 11); it is (12, 11, 1)" in problems[0]
+    assert "(12, 11); got (12, 11, 1)" in problems[0]
 
 
 @pytest.mark.parametrize("side", ["p", "l"], ids=["prediction", "label"])
