@@ -160,7 +160,7 @@ def test_dataset(dataset, tmp_path, capsys):
     assert f"-d: it must be the id or the full name of one dataset in {raw.parent} or " in message
     assert f"; 8 matches none; the datasets there: {NAME}. Correct -d." in message
     (raw.parent / "Dataset007_Other").mkdir()
-    assert "7 is Dataset007_Other and Dataset007_Tiny" in refusal(capsys, tmp_path)
+    assert "7 matches Dataset007_Other and Dataset007_Tiny" in refusal(capsys, tmp_path)
     assert command("-d", NAME) == 0
     shutil.rmtree(raw.parent)
     shutil.rmtree(tmp_path / "nnUNet_preprocessed")
