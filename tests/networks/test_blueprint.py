@@ -138,7 +138,7 @@ def test_keywords_that_a_constructor_does_not_take_are_refused(network, arch, me
     with pytest.raises(CollabError) as caught:
         build_network(entry, 1, 3, deep_supervision=False)
     assert str(caught.value).startswith(
-        f"network {entry['network_class_name']}: its constructor must take the keywords ["
+        f"network {entry['network_class_name']}: its constructor must accept the keywords ["
     )
     assert message in str(caught.value)
     assert "Correct 'arch' in the student's settings" in str(caught.value)
