@@ -100,8 +100,8 @@ def test_strides_may_come_from_the_user_where_the_plans_have_none():
     [
         ("nope", "student 'S': network must be one of plans, segformer_b0, segformer_b1"),
         ("nope", "or the dotted path of a class; got 'nope'"),
-        ("no_such_package.nets.UNet", "must be importable; there is no package 'no_such_package' here. Install it"),
-        (".nets.UNet", "there is no package '' here"),
+        ("no_such_package.nets.UNet", "must be importable; package 'no_such_package' is not installed. Install it"),
+        (".nets.UNet", "package '' is not installed"),
         ("fpn_resnet50", "student 'S': fpn_resnet50 is a 2D network; got a patch of [4, 32, 32]. Train the 2d"),
     ],
 )
@@ -138,7 +138,7 @@ def test_keywords_that_a_constructor_does_not_take_are_refused(network, arch, me
     with pytest.raises(CollabError) as caught:
         build_network(entry, 1, 3, deep_supervision=False)
     assert str(caught.value).startswith(
-        f"network {entry['network_class_name']}: its constructor must take the keywords ["
+        f"network {entry['network_class_name']}: its constructor must accept the keywords ["
     )
     assert message in str(caught.value)
     assert "Correct 'arch' in the student's settings" in str(caught.value)
