@@ -98,7 +98,7 @@ def test_the_citation_names_the_package_and_the_five_papers():
     assert (citation["title"], citation["license"]) == ("nnunet_collab", PROJECT["license"])
     assert citation["message"]
     assert citation["authors"]
-    # Read off the papers' pages on arXiv.
+    # The numbers under which the papers are known on arXiv.
     wanted = {
         "arXiv:2408.13698": "CTRCLTrainer", "arXiv:2112.04894": "CrossTeachingTrainer",
         "arXiv:2405.00354": "CrossMatchTrainer", "arXiv:2502.11456": "CRLNTrainer",
