@@ -104,7 +104,7 @@ def test_recognizes_torch_and_torchvision_that_do_not_fit(tmp_path):
     status, output = run_doctor(tmp_path, fake(tmp_path, torch=WORKING_TORCH, timm=timm))
     assert status == 1
     assert "FAIL  timm cannot be imported: RuntimeError: operator torchvision::nms does not exist" in output
-    assert "      torch 2.15.0+cpu and torchvision " in output
+    assert "The builds of torch 2.15.0+cpu and torchvision " in output
     assert "Install both from the same index" in output
     assert '      python -m pip install --force-reinstall "torch>=2.1.2,!=2.9.*" torchvision\n' in output
     assert "warn  torch finds no GPU" in output
