@@ -30,7 +30,7 @@ def contents(folder):
         ("2d", {"beta": -1}, "setting 'beta' must be a finite number >= 0; got -1 (int)"),
         ("2d", {"patch_size": [44, 40]}, "setting 'patch_size': the planned UNet divides axis 0 by 8"),
         ("3d_cascade_fullres", {}, "configuration '3d_cascade_fullres': is a cascade"),
-        ("3d_highres", {}, "configuration '3d_highres': must be one of the plans'; there are 2d, "),
+        ("3d_highres", {}, "configuration '3d_highres': must be in the plans; they have 2d, "),
     ],
     ids=["unknown-key", "negative-weight", "patch-size", "cascade", "unknown-configuration"],
 )

@@ -124,7 +124,7 @@ def test_presets_count():
         ("FixMatchTrainer", {"unlabeled_batch_size": 0}, "2d", "'unlabeled_batch_size' must be an integer in [1, "),
         ("FixMatchTrainer", {"start": 2000}, "2d", "setting 'start': must be a share of the run"),
         ("FixMatchTrainer", {"preset": "no"}, "2d", "must be inline JSON, a JSON file or a preset"),
-        ("FixMatchTrainer", {}, "3d_cascade", "configuration '3d_cascade': must be one of the plans'"),
+        ("FixMatchTrainer", {}, "3d_cascade", "configuration '3d_cascade': must be in the plans; they have"),
         ("CrossTeachingTrainer", {"students": [{"name": "A"}]}, "2d", "two students teach each other"),
         ("CrossMatchTrainer", {"students": [{"name": "A"}, {"name": "B"}]}, "2d", "one network learns from itself"),
     ],

@@ -94,6 +94,7 @@ def test_numbers_and_figure_are_written_after_every_epoch(curves, tmp_path, agre
         curves.write(tmp_path, print)
         assert json.loads((tmp_path / "curves.json").read_text()) == {
             "epochs": list(range(epoch + 1)),
+            "start": None,
             "pseudo_dice": {"CNN": [0.5, 0.75][: epoch + 1], "Transformer": [0.5] * (epoch + 1)},
             "losses": {"CNN/supervised": [1.0] * (epoch + 1), "Transformer/rlcl": [0.25] * (epoch + 1)},
             "agreement": [0.9] * (epoch + 1) if agreement else None,

@@ -98,7 +98,7 @@ def test_foreign_networks_are_told_the_patch_of_the_settings():
         (
             "2d_lowres",
             {},
-            ["configuration '2d_lowres': must be one of the plans'; there are 2d, 3d_fullres", "Run nnUNetv2_plan_and"],
+            ["configuration '2d_lowres': must be in the plans; they have 2d, 3d_fullres", "Run nnUNetv2_plan_and"],
         ),
         (
             "3d_cascade_fullres",

@@ -287,7 +287,7 @@ def test_attention_is_float32_under_autocast(monkeypatch):
         ({"num_heads": 3}, "num_heads must divide the deepest map's 16 channels; found 3"),
         ({"num_heads": 0}, "num_heads must divide"),
         ({"num_layers": 0}, "num_layers must be >= 1; found 0"),
-        ({"aspp_rates": ()}, r"aspp_rates must be one or more whole numbers >= 1; found \(\)"),
+        ({"aspp_rates": ()}, r"aspp_rates must be at least one whole number >= 1; found \(\)"),
         ({"aspp_rates": (1, 0)}, "aspp_rates must be"),
         ({"use_vit_block": False, "rel_pos_bias": True}, "rel_pos_bias needs use_vit_block"),
         ({"strides": [[1, 1], [2, 2, 2]]}, r"strides must be one list .* found \[\[1, 1\], \[2, 2, 2\]\]"),
