@@ -27,7 +27,7 @@ ENDS = [
     pytest.param(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, "No space left", id="disk-full"),
     pytest.param(FileNotFoundError(errno.ENOENT, "No such file", "/p"), 1, "/p: ", id="no-such-folder"),
     pytest.param(IsADirectoryError(errno.EISDIR, "Is a directory", "/p"), 1, "Is a directory", id="is-a-folder"),
-    pytest.param(OSError("odd"), 1, "(odd)", id="other-error-of-the-system"),
+    pytest.param(OSError("odd"), 1, "reports: odd", id="other-error-of-the-system"),
 ]
 
 

@@ -58,7 +58,7 @@ def test_a_split_is_read_as_it_is(tmp_path, split):
         pytest.param(
             [{**GOOD[0], "val": [1]}], "val must hold case names; 1 is not one: it is not a text", id="case-number"
         ),
-        pytest.param([{**GOOD[0], "val": [["a"]]}], 'val must hold case names; ["a"] is none', id="case-is-a-list"),
+        pytest.param([{**GOOD[0], "val": [["a"]]}], 'val must hold case names; ["a"] is not one', id="case-is-a-list"),
         pytest.param([{**GOOD[0], "val": ["../x"]}], "it has a path separator", id="case-leads-outside"),
         pytest.param([{**GOOD[0], "unlabeled": ["/x"]}], "it has a path separator", id="case-is-absolute"),
         pytest.param(
@@ -100,5 +100,5 @@ def test_what_is_no_file_is_refused(tmp_path, kind):
     path = tmp_path / "splits_final.json"
     if kind == "folder":
         path.mkdir()
-    with pytest.raises(CollabError, match=r"splits_final\.json: it must be .*Correct the file"):
+    with pytest.raises(CollabError, match=r"splits_final\.json: the file must exist.*Correct the file"):
         read_split(path)

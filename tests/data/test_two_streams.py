@@ -98,7 +98,7 @@ def small_structure(tmp_path):
         (4, 0.33, False, [False, False, False, True]),  # the last third, as nnU-Net
         (2, 0.33, False, [False, True]),
         (1, 1.0, False, [True]),
-        (1, 0.33, False, None),  # rounded, none: chance decides
+        (1, 0.33, False, [False]),  # rounded, none
         (1, 0.0, False, [False]),
         (4, 0.33, True, None),
     ],
