@@ -234,7 +234,7 @@ def test_a_misnamed_or_existing_folder_is_refused(name, tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"n_train": 0}, {"n_test": -1}, {"n_unlabeled": -1}, {"seed": -1}])
 def test_too_small_numbers_are_refused(wrong, tmp_path):
-    with pytest.raises(CollabError, match=r"n_train must be at least 1.*got .*(0|-1).*Raise"):
+    with pytest.raises(CollabError, match=r"n_train must be at least 1.*got .*(0|-1).*Increase"):
         write_dataset(tmp_path / "Dataset900_Phantom", **{**ONE, **wrong})
     assert list(tmp_path.iterdir()) == []
 

@@ -72,7 +72,7 @@ def test_without_negatives_there_is_nothing_to_learn(count):
 
 
 def test_slices_that_are_no_whole_volumes_are_refused():
-    with pytest.raises(ValueError, match="vectors come in whole volumes of 3 slices; got 4 vectors"):
+    with pytest.raises(ValueError, match="the number of vectors must be a multiple of 3 slices; got 4"):
         boundary_contrast(unit(4), unit(4), slices=3)
 
 
