@@ -100,5 +100,8 @@ def test_what_is_no_file_is_refused(tmp_path, kind):
     path = tmp_path / "splits_final.json"
     if kind == "folder":
         path.mkdir()
-    with pytest.raises(CollabError, match=r"splits_final\.json: (the file must exist|it must be a file that can be read).*Correct the file"):
+    with pytest.raises(
+        CollabError,
+        match=r"splits_final\.json: (the file must exist|it must be a file that can be read).*Correct the file",
+    ):
         read_split(path)

@@ -111,7 +111,11 @@ def test_holm_by_hand():
 
 
 def test_one_unit_per_case():
-    with pytest.raises(ValueError, match=r"bootstrap_interval: there must be one unit per case; got \(3,\) values and 2 units"):
+    with pytest.raises(
+        ValueError, match=r"bootstrap_interval: there must be one unit per case; got \(3,\) values and 2 units"
+    ):
         bootstrap_interval(np.zeros(3), ["a", "b"])
-    with pytest.raises(ValueError, match=r"paired_test: there must be one unit per case; got \(3,\) values and 2 units"):
+    with pytest.raises(
+        ValueError, match=r"paired_test: there must be one unit per case; got \(3,\) values and 2 units"
+    ):
         paired_test(np.zeros(3), ["a", "b"])

@@ -101,8 +101,8 @@ def test_features_are_dropped_from_the_weak_view_at_the_rate_of_the_settings(mak
     trainer = make(UniMatchTrainer, changes={**LOW, "feature_drop": 0.25})
     seen = []
     network = trainer.network
-    trainer.network = lambda image, perturbed_passes: (
-        seen.append((image, perturbed_passes)) or network(image, perturbed_passes)
+    trainer.network = lambda image, perturbed_passes, *more: (
+        seen.append((image, perturbed_passes)) or network(image, perturbed_passes, *more)
     )
     batch = batch_of(trainer)
     terms_of(trainer)

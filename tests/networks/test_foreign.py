@@ -82,7 +82,7 @@ def test_a_patch_that_the_network_refuses_is_named(tmp_path, monkeypatch):
     with pytest.raises(CollabError) as caught:
         foreign_trainer(STUDENTS["SwinUNETR"][0], tmp_path, monkeypatch, patch=(40, 40))
     message = str(caught.value)
-    assert message.startswith("student 'Foreign': its network must take the patch of [40, 40] voxels with 1 channels")
+    assert message.startswith("student 'Foreign': its network must accept the patch of [40, 40] voxels with 1 channels")
     assert "must be divisible by 2**5" in message
     assert "Set patch_size to a size it accepts, or change the network" in message
 
@@ -149,14 +149,14 @@ def test_other_names_for_the_channels_are_known_and_of_several_outputs_the_first
         ("strange.Channels", {"widht": 1}, "Its parameters are n_channels, n_classes, size; set them under 'arch'"),
         ("strange.Channels", {"n_channels": 1}, "multiple values for keyword argument 'n_channels'"),
         ("strange.Channels", {"size": -1}, "must accept ['n_channels', 'n_classes', 'size']; error: "),
-        ("strange.Failing", {}, "it says: 'width'. Its parameters"),
-        ("strange.Failing", {"kind": "bare"}, "it says: AssertionError. Its parameters"),
+        ("strange.Failing", {}, "error: 'width'. Its parameters"),
+        ("strange.Failing", {"kind": "bare"}, "error: AssertionError. Its parameters"),
         (
             "strange.Nameless",
             {},
             "must have a parameter called one of input_channels, in_channels, in_chans, n_channels",
         ),
-        ("strange.Nameless", {}, "it has inputs, outputs. Wrap the class in one of your own that does."),
+        ("strange.Nameless", {}, "it has inputs, outputs. Wrap the class in your own class that has such parameters."),
     ],
 )
 def test_classes_that_cannot_be_built_are_refused_with_their_parameters(path, kwargs, message):

@@ -183,7 +183,7 @@ def test_without_connection_only_one_file_is_tried(monkeypatch):
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(pretrained, "hf_hub_download", download)
-    with pytest.raises(PretrainedUnavailable, match=r"LocalEntryNotFoundError: no connection\. Fetch it once"):
+    with pytest.raises(PretrainedUnavailable, match=r"LocalEntryNotFoundError: no connection\. Download it once"):
         load_imagenet_weights(b0(1))
     assert asked == ["model.safetensors"]
 

@@ -78,7 +78,7 @@ def test_labels_are_those_the_validation_was_measured_against_or_named(world):
     run = world.train("SupervisedTrainer")
     (world.raw / "labelsTr").rename(world.root / "elsewhere")
     message = complaint(run)
-    assert "those of SupervisedTrainer_CNN__nnUNetPlans__2d are neither where its validation found them" in message
+    assert "those of SupervisedTrainer_CNN__nnUNetPlans__2d are neither in the folder of its validation" in message
     named, _ = find_sources([run], labels=world.root / "elsewhere")
     assert named[0].labels == world.root / "elsewhere"
     (world.root / "elsewhere").rename(world.root / "preprocessed")
@@ -149,7 +149,7 @@ def test_a_broken_or_stale_table_is_refused(world):
     table = folder.with_suffix(".csv")
     write_json(folder / "dataset.json", world.facts)
     write_image(folder / "p9_t0.nii.gz", np.zeros((2, 2, 2), np.uint8))
-    assert "of the predictions beside it; they differ in 9 (p0_t0, p0_t1" in complaint(folder)
+    assert "of the predictions next to it; they differ in 9 (p0_t0, p0_t1" in complaint(folder)
     (folder / "p9_t0.nii.gz").unlink()
     text = table.read_text()
     table.write_text(text + text.splitlines()[1] + "\n")
@@ -194,7 +194,7 @@ def test_folds_are_put_together_and_must_not_overlap(world):
     assert comparison.cases == CASES
     assert [fold.name for fold in comparison.methods[0].results[0].folds] == ["fold_0", "fold_1"]
     world.train("SupervisedTrainer", cases=CASES[3:], fold=1)
-    assert "must validate different cases; in several: 1 (p1_t1)" in complaint(run)
+    assert "must validate different cases; in several folds: 1 (p1_t1)" in complaint(run)
 
 
 def test_other_cases_or_classes_do_not_go_into_one_table(world):
@@ -231,7 +231,7 @@ def test_the_baseline_is_named_or_the_only_supervised_one(world):
     message = complaint(b, c, baseline="x")
     assert "--baseline must name one of the methods; got 'x'. There are: b, c." in message
     write_json(c / "dataset.json", {**world.facts, "name": "Other"})
-    assert comparisons(b, c, baseline="b")[1].no_baseline == "None of these methods is called b, so nothing was tested."
+    assert comparisons(b, c, baseline="b")[1].no_baseline == "None of these methods has the name b, so nothing was tested."
 
 
 def test_tests_are_scipys_on_the_mean_differences_of_patients(world):

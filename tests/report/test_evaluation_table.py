@@ -56,7 +56,7 @@ IMPOSSIBLE = {
         {"missed": 1, "false_positive": 1, "dice": 0, "jaccard": 0, **EMPTY},
         "must be the only flag that is 1",
     ),
-    "Dice of a missed class": ({"missed": 1, "dice": 0.5, "jaccard": 0, **EMPTY}, "must be 0, because one mask alone"),
+    "Dice of a missed class": ({"missed": 1, "dice": 0.5, "jaccard": 0, **EMPTY}, "must be 0, because only one mask"),
     "Dice of no class": (
         {"both_empty": 1, "jaccard": "", **EMPTY},
         "must be empty, because neither mask has the class",

@@ -172,7 +172,10 @@ def test_a_command_that_ends_well_without_its_result_is_a_failure(lab):
     (execution.PROGRAMS / "nnUNetv2_predict").write_text("#!/bin/sh\nexit 0\n")
     status, printed = lab.run()
     assert status == 1
-    assert "prediction with SupervisedTrainer_labels0_CNN: its commands ended, but some of its results are missing" in printed
+    assert (
+        "prediction with SupervisedTrainer_labels0_CNN: its commands ended, but some of its results are missing"
+        in printed
+    )
 
 
 # ---------------------------------------------------------------- what is stale is made again

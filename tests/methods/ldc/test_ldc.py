@@ -438,7 +438,7 @@ def test_an_uneven_batch_has_no_diagonal(make):
         make(changes={"formulation": "official", "batch_size": 1, "unlabeled_batch_size": 3})
     assert str(caught.value) == (
         "setting 'contrast': 'official_diagonal' pairs each labeled sample with an unlabeled one, so a batch must "
-        "hold as many of both; on this process it has 1 and 3. Leave unlabeled_batch_size at its default."
+        "hold equal numbers; on this process it has 1 and 3. Leave unlabeled_batch_size at its default."
     )
 
 
@@ -467,7 +467,7 @@ def test_sizes_need_labeled_foreground():
         check_every_class_is_labeled(dataset({1: [1], 2: []}, {1: []}), [1, 2])
     assert str(caught.value) == (
         "setting 'size_source': 'labeled' takes the size of each class from the labeled cases, and none of the 2 of "
-        "this fold has label 2. Label a case that does, or set size_source to 'teacher' or constraint to 'none'."
+        "this fold has label 2. Label a case that has it, or set size_source to 'teacher' or constraint to 'none'."
     )
 
 

@@ -254,7 +254,9 @@ def test_loaded_weights_do_what_they_did():
 
 @pytest.mark.parametrize("size", [(256, 256), (512, 384)])
 def test_other_sizes_are_refused(on_paper, size):
-    message = f"accepts patches of 512 x 512 only; found {size[0]} x {size[1]}. Set patch_size to \\[512, 512\\], or drop"
+    message = (
+        f"accepts patches of 512 x 512 only; found {size[0]} x {size[1]}. Set patch_size to \\[512, 512\\], or drop"
+    )
     with pytest.raises(CollabError, match=message):
         on_paper(torch.zeros(1, 1, *size, device="meta"))
 
