@@ -231,7 +231,9 @@ def test_the_baseline_is_named_or_the_only_supervised_one(world):
     message = complaint(b, c, baseline="x")
     assert "--baseline must name one of the methods; got 'x'. There are: b, c." in message
     write_json(c / "dataset.json", {**world.facts, "name": "Other"})
-    assert comparisons(b, c, baseline="b")[1].no_baseline == "None of these methods has the name b, so nothing was tested."
+    assert (
+        comparisons(b, c, baseline="b")[1].no_baseline == "None of these methods has the name b, so nothing was tested."
+    )
 
 
 def test_tests_are_scipys_on_the_mean_differences_of_patients(world):

@@ -142,7 +142,7 @@ def test_validation_cases_of_an_earlier_training_are_refused(world):
     log = run / "fold_0" / "training_log_2026_1_2.txt"  # a second training, with another split
     log.write_text("This split has 6 training and 2 validation cases.\n")
     with pytest.raises(
-        CollabError, match="that had 2, as its log says, and there are 4 predictions, so some are of an"
+        CollabError, match="2 according to its log; got 4 predictions, so some are from an earlier training"
     ):
         comparison(run)
 

@@ -91,7 +91,10 @@ def refusal(lab, text):
             SMALL.replace("seeds", 'plans = "Other"\nseeds'),
             "Run nnUNetv2_plan_and_preprocess -d 1 -c 2d, or correct plans",
         ),
-        (SMALL.replace("[test]", "[test]\nimages = 'imagesXx'"), "imagesXx must exist; it does not. Correct [test], or create"),
+        (
+            SMALL.replace("[test]", "[test]\nimages = 'imagesXx'"),
+            "imagesXx must exist; it does not. Correct [test], or create",
+        ),
         (
             SMALL.replace("[test]", "[test]\nlabels = 'x'"),
             "x must exist; it does not. Correct [test], or create the folder.",
@@ -137,7 +140,9 @@ def test_an_arm_that_differs_must_say_so(lab, changes, name, values):
 
 
 def test_what_is_said_to_differ_must_differ_and_be_known(lab):
-    assert "says that its steps differs from the baseline's; both are 6." in refusal(lab, SMALL + 'differs = ["steps"]')
+    assert "differs names steps, so it must differ from the baseline's; both are 6." in refusal(
+        lab, SMALL + 'differs = ["steps"]'
+    )
     message = refusal(lab, SMALL + 'differs = ["lr"]')
     assert "unknown lr. Valid are: steps, labeled_batch_size, patch_size." in message
 
@@ -146,7 +151,7 @@ def test_test_cases_and_their_labels_belong_together(lab):
     (lab.raw / "labelsTs" / "t1.nii.gz").rename(lab.raw / "labelsTs" / "t7.nii.gz")
     message = refusal(lab, SMALL)
     assert "must have a label in" in message
-    assert "not so: t1, t7." in message
+    assert "unmatched: t1, t7." in message
 
 
 def test_a_test_folder_may_lie_anywhere(lab):
@@ -162,7 +167,7 @@ def test_a_folder_belongs_to_one_study(lab):
     lab.forget()
     lab.study(SMALL.replace("seeds", "folds = [1]\nseeds"))
     with pytest.raises(
-        CollabError, match=r"must be this study's; it holds another one, which differs in folds: \[1\] here"
+        CollabError, match=r"must belong to this study; it holds another study, which differs in folds: \[1\] here"
     ):
         lab.run()
     lab.folder = lab.root / "full"
