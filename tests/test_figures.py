@@ -227,7 +227,9 @@ def test_losses_of_many_sizes_are_on_a_log_scale_unless_some_are_negative(change
 
 def test_wrong_curves_are_named(tmp_path):
     out = tmp_path / "a.png"
-    with pytest.raises(ValueError, match=r"losses and some epochs; got \['agreement', 'epochs', 'losses'\]"):
+    with pytest.raises(
+        ValueError, match=r"losses and at least 1 epoch are required; got \['agreement', 'epochs', 'losses'\]"
+    ):
         learning_curves_figure({k: v for k, v in curves().items() if k != "pseudo_dice"}, out)
     with pytest.raises(ValueError, match="at least 1 epoch"):
         learning_curves_figure({"epochs": [], "pseudo_dice": {}, "losses": {}}, out)

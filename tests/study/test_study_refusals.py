@@ -173,7 +173,9 @@ def test_a_folder_belongs_to_one_study(lab):
     lab.folder = lab.root / "full"
     lab.folder.mkdir()
     (lab.folder / "thesis.tex").touch()
-    with pytest.raises(CollabError, match=r"must be new or this study's; it holds thesis.tex. Name another with -o."):
+    with pytest.raises(
+        CollabError, match=r"must be new or belong to this study; it holds thesis.tex. Name another folder with -o."
+    ):
         lab.run()
     assert lab.calls() == []
 

@@ -32,7 +32,8 @@ def make(tmp_path, monkeypatch):
 def state(trainer):
     """All that learns, copied: weights and running statistics, momenta, teacher, prototypes, multipliers, mu."""
     method = copy.deepcopy(trainer.method_state())
-    method.get("constraints", {}).pop("sizes", None)  # of the labels, which are sound
+    for name in ("sizes", "squared_sizes"):  # of the labels, which are sound
+        method.get("constraints", {}).pop(name, None)
     momenta = {name: optimizer["state"] for name, optimizer in trainer.optimizers.state_dict().items()}
     return copy.deepcopy([trainer.group.state_dict(), momenta, method])
 

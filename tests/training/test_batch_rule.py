@@ -97,11 +97,12 @@ def test_both_kinds_of_trainers_understand_it(dataset, tmp_path, monkeypatch, tr
     plans = copy.deepcopy(full_plans())
     plans["configurations"]["3d_fullres"]["median_image_size_in_voxels"] = [2, 16, 16]
     changes = {"students": {}, "batch_size": "with_unlabeled"}
-    trainer = make_trainer(trainer_class, tmp_path, monkeypatch, changes=changes, plans=plans)
+    options = {"changes": changes}
+    trainer = make_trainer(trainer_class, tmp_path, monkeypatch, plans=copy.deepcopy(plans), **options)
     # 5 % of (4 + 67) images of 2 x 16 x 16 voxels, in patches of 32 x 32
     assert trainer.batch_size == round(0.05 * 71 * 512 / 1024) == 2
     plans["configurations"]["3d_fullres"]["median_image_size_in_voxels"] = [20, 32, 32]
-    trainer = make_trainer(trainer_class, tmp_path, monkeypatch, changes=changes, plans=plans)
+    trainer = make_trainer(trainer_class, tmp_path, monkeypatch, plans=copy.deepcopy(plans), **options)
     assert trainer.batch_size == 40  # all that fits
 
 
@@ -112,7 +113,7 @@ def test_without_the_raw_dataset_the_rule_says_what_it_needs(tmp_path, monkeypat
     plans = full_plans()
     plans["configurations"]["2d"]["median_image_size_in_voxels"] = [4, 32, 32]
     plans["configurations"]["3d_fullres"]["median_image_size_in_voxels"] = [4, 32, 32]
-    with pytest.raises(CollabError, match="plans again, which needs the raw dataset and its fingerprint; not there"):
+    with pytest.raises(CollabError, match="which needs the raw dataset and its fingerprint; not there"):
         batch_rule.batch_size_with_unlabeled(plans, plans["configurations"]["2d"], make_dataset_json())
 
 

@@ -42,8 +42,8 @@ def test_the_same_cases_in_any_order_pass_again_and_others_do_not():
     with pytest.raises(CollabError) as caught:
         roles.require_same_cases("train", ["a", "c"])
     assert str(caught.value).startswith(
-        "cases of role 'train': a training is continued and validated with the cases it began with; "
-        "not there now: b; new: c. Restore splits_final.json"
+        "cases of role 'train': a training must continue and be validated with the cases it started with; "
+        "missing now: b; new: c. Restore splits_final.json"
     )
     roles.require_same_cases("val", ["z"])
     assert roles.cases == {"train": ["a", "b"], "val": ["z"]}
@@ -77,7 +77,7 @@ def test_a_run_is_neither_continued_nor_validated_with_another_split(tmp_path, m
     write_split(tmp_path, train=["a", "c"], val=["b"])  # b was learned from, c is new
     other = make()
     other.load_checkpoint(str(path))
-    with pytest.raises(CollabError, match=r"role 'train': .*not there now: b; new: c"):
+    with pytest.raises(CollabError, match=r"role 'train': .*missing now: b; new: c"):
         other.do_split()
 
 

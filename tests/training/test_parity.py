@@ -20,6 +20,7 @@ from tiny_data import full_plans, write_data
 from nnunet_collab.core.shipped import doorways
 from nnunet_collab.data.two_streams import LabeledCrops
 from nnunet_collab.methods.supervised import SupervisedTrainer
+from nnunet_collab.training.checkpointing import published_weights
 
 # What switches off everything but nnU-Net's loss; None: there is nothing else.
 OFF = {
@@ -75,7 +76,7 @@ def run(trainer, steps=STEPS):
     return SimpleNamespace(
         seen=seen,
         losses=losses,
-        weights={name: w.clone() for name, w in trainer._published_weights().items()},
+        weights={name: w.clone() for name, w in published_weights(trainer).items()},
         optimizers=trainer.optimizers.state_dict(),
     )
 
