@@ -29,7 +29,7 @@ def contents(folder):
         ("2d", {"betta": 2.0}, "nnUNet_collab_settings: unknown setting 'betta'. Valid settings: students, run_name"),
         ("2d", {"beta": -1}, "setting 'beta' must be a finite number >= 0; got -1 (int)"),
         ("2d", {"patch_size": [44, 40]}, "setting 'patch_size': the planned UNet divides axis 0 by 8"),
-        ("3d_cascade_fullres", {}, "configuration '3d_cascade_fullres': is a cascade"),
+        ("3d_cascade_fullres", {}, "configuration '3d_cascade_fullres': must not be a cascade"),
         ("3d_highres", {}, "configuration '3d_highres': must be in the plans; they have 2d, "),
     ],
     ids=["unknown-key", "negative-weight", "patch-size", "cascade", "unknown-configuration"],
@@ -93,11 +93,11 @@ def test_a_truncated_checkpoint_is_named(flag, workspace, trainings):
             0,
             "nnUNetPlans_2d: must hold the preprocessed cases of the configuration; there are none. Run nnUNetv2_plan",
         ),
-        (1, "all", "nnUNetPlans_2d: a training needs two cases or more, to train and to validate with; there is 1."),
+        (1, "all", "nnUNetPlans_2d: a training needs at least 2 cases, to train and to validate; got 1."),
         (
             2,
             0,
-            "splits_final.json: is not there, and nnU-Net needs five cases or more to split them by itself;",
+            "splits_final.json: does not exist, and nnU-Net needs at least 5 cases to split them itself;",
         ),
     ],
     ids=["none", "one", "too-few-to-split"],
@@ -165,7 +165,7 @@ def take_label_3_away(workspace):
         (
             "LDCTrainer", "plain", "nnUNetPlans", take_label_3_away,
             "setting 'size_source': 'labeled' takes the size of each class from the labeled cases, and none of the 3 "
-            "of this fold has label 3. Label a case that does, or set size_source to 'teacher' or constraint to "
+            "of this fold has label 3. Label a case that has it, or set size_source to 'teacher' or constraint to "
             "'none'.",
         ),
     ],

@@ -60,7 +60,7 @@ def test_a_compiler_that_fails_is_told_once_and_the_student_goes_on(use_backend)
     assert log[1].startswith("WARNING: student CNN: torch.compile failed (")
     assert "no C++ compiler" in log[1]
     assert "\n" not in log[1]
-    assert log[1].endswith("); the training goes on without compiling it.")
+    assert log[1].endswith("); training continues without it.")
 
 
 def test_an_error_of_the_network_itself_comes_through(use_backend):

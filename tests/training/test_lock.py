@@ -72,7 +72,7 @@ def test_all_folders_are_held_and_given_back_without_a_trace(folders, tmp_path):
         (another_here, 0, "is running"),
         (another_here, 10 * SILENT_S, "is running"),  # it may be stopped for a while: it is still there
         (lambda: ELSEWHERE, 0, "process 1 on node7, since 2026-01-02 03:04:05, sent its last heartbeat"),
-        (lambda: ELSEWHERE, 0.9 * SILENT_S, "counts as dead after 600 s without"),
+        (lambda: ELSEWHERE, 0.9 * SILENT_S, "counts as dead after 600 s"),
         (lambda: "damaged", 0, "a training sent its last heartbeat"),
     ],
     ids=["here", "here-silent", "elsewhere", "elsewhere-late", "unreadable"],

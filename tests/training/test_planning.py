@@ -104,7 +104,7 @@ def test_foreign_networks_are_told_the_patch_of_the_settings():
             "3d_cascade_fullres",
             {},
             [
-                "'3d_cascade_fullres': is a cascade",
+                "'3d_cascade_fullres': must not be a cascade",
                 "CTRCLTrainer trains from images alone. Use 3d_fullres or 3d_lowres",
             ],
         ),

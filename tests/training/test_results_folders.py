@@ -62,7 +62,7 @@ def test_predictions_of_unknown_cases_are_refused_not_removed(folders, damage):
         (validation / "summary.json").write_text(damage)
     with pytest.raises(CollabError) as caught:
         folders.start_anew(CASES, ".nii.gz")
-    assert f"{validation}: a training that begins must find no predictions here; who.nii.gz is of no case" in str(
+    assert f"{validation}: must hold no predictions when a training starts; who.nii.gz belongs to no case" in str(
         caught.value
     )
     assert (validation / "who.nii.gz").exists()

@@ -68,7 +68,7 @@ def test_a_model_that_cannot_teach_is_refused(published, content, monkeypatch):
         torch.save({"other network": {"network_weights": weights}, "no weights": {}, "a list": [1]}[content], path)
     with pytest.raises(CollabError) as caught:
         build_tiny_students(StudentSettings(name="CNN", frozen=str(folder)), SEGFORMER)
-    assert "student 'CNN': setting 'frozen' must name the fold folder of a model whose network is the same" in str(
+    assert "student 'CNN': setting 'frozen' must name the fold folder of a model with the same network" in str(
         caught.value
     )
     assert f"loading {path} failed: " in str(caught.value)
