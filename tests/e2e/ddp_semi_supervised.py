@@ -34,7 +34,7 @@ TEACHING = {"students": {"CNN": UNCLIPPED, "Transformer": SEGFORMER}, "ramp_up":
 MATCHING = {"students": {"CNN": UNCLIPPED}, "cutmix_probability": 0.0}
 # The teacher is not the student, see `set_apart`. UA-MT leaves some voxels out; its ramp begins at exp(-5).
 AVERAGING = {"students": {"CNN": UNCLIPPED}, "ramp_up": 0, "consistency_weight": 1.0, "noise": 0.0}
-CERTAIN = {**AVERAGING, "ramp_up": 1, "consistency_weight": math.exp(5), "passes": 2, "certainty": 0.9}
+CERTAIN = {**AVERAGING, "ramp_up": 1, "consistency_weight": math.exp(5), "mc_passes": 2, "entropy_threshold_start": 0.9}
 CROSSING = {**TEACHING, "students": {"CNN1": UNCLIPPED, "CNN2": UNCLIPPED}}
 CMAFORMER = {"students": {"CMAformer": {"grad_clip": 0, "arch": SMALL_CMAFORMER}}}
 # Each process draws the voxels of CRLN's contrast from its own; two have other ones than one does: see CONTRASTING.
@@ -62,16 +62,13 @@ CASES = {
     "ldc, regions": ("LDCTrainer", "regions", "3d_fullres", {**DUAL, "logit_limit": 0.1}),
     "ldc, official": ("LDCTrainer", "plain", "2d", {**DUAL, "formulation": "official", "contrast": "off"}),
 }
-BATCH_SIZE = 4  # half of it labeled
+BATCH_SIZE = 2  # labeled samples, and as many unlabeled ones
 
 
 def make_trainer(name, kind, configuration, changes):
     os.environ[VARIABLE] = json.dumps({"batch_size": BATCH_SIZE, "epochs": 1, "iterations_per_epoch": 1, **changes})
     trainer = get_trainer_from_args(str(DATASETS[kind]), configuration, 0, name, device=torch.device("cpu"))
     trainer.initialize()
-    if dist.is_initialized() and isinstance(trainer, SemiSupervisedTrainer):
-        # Every process centers as many labeled samples on foreground, on average, and as many as one process would.
-        assert (trainer.oversample_foreground_percent, trainer.probabilistic_oversampling) == (0.33, True)
     trainer.set_deep_supervision_enabled(True)
     trainer.network.train()
     if name == "CRLNTrainer":
@@ -103,7 +100,7 @@ def strengthen_relations(trainer):
 def make_batch(trainer):
     """A batch whose second unlabeled sample, if there is one, has far fewer voxels that count."""
     batch = next(trainer.get_dataloaders()[0])
-    if "where" in batch:
+    if "learn_mask" in batch:
         batch["learn_mask"][1, ..., batch["learn_mask"].shape[-1] // 5 :] = -1
     if getattr(trainer.settings, "contrast_weight", 0):
         for values in (batch["data"], *batch["target"]):

@@ -65,7 +65,7 @@ def make_workspace(root):
         (folder / "splits_final.json").write_text(json.dumps([SPLIT]))
         for configuration in CONFIGURATIONS:
             plans = read_json(folder / "nnUNetPlans.json")
-            plans["configurations"][configuration]["batch_size"] = 4
+            plans["configurations"][configuration]["batch_size"] = 2
             (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
         arguments = ("preprocess_unlabeled", "-d", DATASETS[kind], "-c", *CONFIGURATIONS, "-np", 1)
         workspace.run("python", "-m", "nnunet_collab", *arguments)
