@@ -51,7 +51,9 @@ class PseudoLabelCurves:
             named = ((labels == classes) & used).sum(axes)
             of = used.sum().expand_as(named)
         kept = keep.sum() * used.shape[1]
-        total = torch.stack([kept, used.sum(), entropy.masked_fill(~keep.unsqueeze(1), 0).sum()]).double()
+        total = torch.stack(
+            [kept.double(), used.sum().double(), entropy.masked_fill(~keep.unsqueeze(1), 0).sum(dtype=torch.float64)]
+        )
         now = torch.cat([total, named.double(), of.double()])
         now = torch.where(now.isfinite().all(), now, torch.zeros_like(now))  # the step of such a batch is skipped, too
         self.sums[student] = self.sums[student] + now if student in self.sums else now
