@@ -313,7 +313,7 @@ def test_two_processes_have_the_gradients_of_one(case, shared):
     assert state.keys() == WITH_TEACHER.get(SHARED[case][0], set())
     assert len(both["states"]) == 2
     for of_one_process in both["states"]:
-        torch.testing.assert_close(of_one_process, state, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(of_one_process, state, rtol=3e-4, atol=1e-6)  # one float32 step apart
 
 
 def test_uamt_did_leave_voxels_out(shared):
