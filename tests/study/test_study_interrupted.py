@@ -77,7 +77,15 @@ def test_a_training_goes_on_where_it_was(lab, monkeypatch):
 def start(lab, *, jobs=1, **variables):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]), **variables}
     words = [sys.executable, str(Path(__file__).with_name("conducting.py")), str(lab.root), str(jobs)]
-    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        words,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # Tests that run in the background of a shell inherit a SIGINT that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def waiting_command(lab, process):

@@ -39,10 +39,16 @@ while True:
 """
 
 
+def hear_interrupts():
+    """Tests that run in the background of a shell inherit a SIGINT that is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def begin(folder, *words):
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(folder), *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=hear_interrupts,
     )  # fmt: skip
 
 
