@@ -42,7 +42,7 @@ def main() -> None:
         trainers = {
             "Mean Teacher": make(args, MeanTeacherTrainer),
             "CRLN": make(args, CRLNTrainer, **ALL_VOXELS),
-            "CRLN without CPS": make(args, CRLNTrainer, **ALL_VOXELS, positive="none"),
+            "CRLN without CPS": make(args, CRLNTrainer, **ALL_VOXELS, positives="none"),
             "LDC": make(args, LDCTrainer),
         }
         batches = {name: make_batch(args, trainer) for name, trainer in trainers.items()}
