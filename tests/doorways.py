@@ -30,10 +30,10 @@ def trainer_class(doorway):
     return getattr(importlib.import_module(module), doorway)
 
 
-def make(doorway, folder, monkeypatch, *, changes=None):
+def make(doorway, folder, monkeypatch, *, changes=None, **options):
     """The trainer after `initialize`, in training mode."""
     changes = {**CHANGES.get(doorway, {}), **(changes or {})}
-    trainer = make_method(trainer_class(doorway), folder, monkeypatch, changes=changes)
+    trainer = make_method(trainer_class(doorway), folder, monkeypatch, changes=changes, **options)
     trainer.network.train()
     return trainer
 

@@ -49,7 +49,7 @@ def words(schema: Schema, node: Schema) -> str:
 
 
 def explain(error: ValidationError, schema: Schema, where: str, prefix: str = "") -> str:
-    """One sentence about the first fault: where it is, the setting, the rule, and the value found.
+    """One sentence about the first fault: where it is, the setting, the rule, the value found; then the meaning.
 
     Args:
         error: The error of pydantic.
@@ -70,7 +70,8 @@ def explain(error: ValidationError, schema: Schema, where: str, prefix: str = ""
     else:
         rule = words(schema, node)
     found = fault["input"]
-    return f"{where}: setting {name!r} must be {rule}; got {shown(found)} ({type(found).__name__})."
+    meaning = f" Meaning: {node['description']}" if "description" in node else ""
+    return f"{where}: setting {name!r} must be {rule}; got {shown(found)} ({type(found).__name__}).{meaning}"
 
 
 def shown(value: object) -> str:

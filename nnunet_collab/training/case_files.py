@@ -18,6 +18,7 @@ from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.data.unlabeled_dataset import open_image
 
 OUTSIDE = -1  # the label that nnU-Net's preprocessing writes outside of the mask when it normalizes with a mask
+_LONGEST = 300  # largest number of characters of a library's own message
 THREADS = min(4, os.cpu_count() or 1)  # number of cases that are read at the same time and held in memory
 
 
@@ -123,4 +124,5 @@ def _touch(image: Any) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{type(error).__name__}: {line[:_LONGEST]}{'...' * (len(line) > _LONGEST)}"

@@ -80,7 +80,10 @@ def test_two_parents_are_merged_as_python_orders_them():
 @pytest.mark.parametrize("make", [Child, lambda **values: replace(Child(), **values)])
 def test_constructor_and_replace_check_alike(make):
     for values, message in (
-        ({"number": -1}, r"^Child: setting 'number' must be a finite number in \[0, 5\); got -1 \(int\)\.$"),
+        (
+            {"number": -1},
+            r"^Child: setting 'number' must be a finite number in \[0, 5\); got -1 \(int\)\. Meaning: A number.$",
+        ),
         ({"number": True}, "'number' must be a finite number .*got True"),
         ({"number": "1"}, "'number' must be a finite number .*got '1'"),
         ({"number": float("nan")}, "'number' must be a finite number .*got nan"),

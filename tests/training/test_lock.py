@@ -4,45 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
 
 import pytest
+from locks import ELSEWHERE, another_here, gone_here, leave_lock
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.process import ProcessId, this_process
+from nnunet_collab.core.process import this_process
 from nnunet_collab.training import lock as lock_module
 from nnunet_collab.training.lock import NAME, SILENT_S, FolderLocks
-
-ELSEWHERE = ProcessId("0badcafe", 1, 1)
-
-
-def another_here():
-    """A process of this machine that runs, and is not this one."""
-    pid = os.getppid()
-    return ProcessId(this_process().place, pid, _started(pid))
-
-
-def _started(pid):
-    from nnunet_collab.core import process
-
-    return process._start(pid)
-
-
-def gone_here():
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return ProcessId(this_process().place, process.pid, 1)
-
-
-def leave_lock(folder, process, age_s=0.0):
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / NAME
-    holder = {"host": "node7", "process": str(process), "since": "2026-01-02 03:04:05"}
-    path.write_text(json.dumps(holder) if process != "damaged" else "{")
-    now = time.time()
-    os.utime(path, (now - age_s, now - age_s))
-    return path
 
 
 @pytest.fixture
