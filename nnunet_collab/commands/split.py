@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Collection
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_collab.core.errors import CollabError, listed
-from nnunet_collab.core.files import write_atomically, write_json
 from nnunet_collab.core.nnunet_folders import (
     SPLIT_FILE,
     Split,
+    case_images,
     find_dataset,
-    holds_split,
     read_dataset_json,
     read_split,
 )
 from nnunet_collab.core.patients import PatientOf, patient_lookup
 from nnunet_collab.splits.few_labels import (
     Labeled,
+    check_roles,
     drawn_cases,
     named_cases,
     of_patients,
@@ -31,6 +29,7 @@ from nnunet_collab.splits.few_labels import (
     with_named_labels,
 )
 from nnunet_collab.splits.patient_folds import patient_folds
+from nnunet_collab.splits.split_files import write_split
 
 if TYPE_CHECKING:
     from nnunet_collab.splits.audit import Entry
@@ -60,6 +59,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--audit", action="store_true", help="search for the same image in two roles; exit status 1 if one is found"
     )
     parser.add_argument("--to", metavar="NEW_ID", type=int, help="write a new raw dataset without the other labels")
+    parser.add_argument(
+        "--validation",
+        nargs="+",
+        metavar="NAME",
+        help="with --to: patients or cases to validate on, in the only fold; they keep labels and are never trained on",
+    )
+    parser.add_argument(
+        "--test",
+        nargs="+",
+        metavar="NAME",
+        help="with --to: patients or cases that become the test cases (imagesTs, labelsTs)",
+    )
     parser.add_argument("--name", help="name of that dataset (default: OLDNAME + Labeled + number of patients)")
     parser.add_argument("--overwrite", action="store_true", help="replace another split; a copy of it is kept")
 
@@ -99,8 +110,9 @@ def run(args: argparse.Namespace) -> int:
         raw = _new_dataset(args, labeled, raw, dataset_json, patient_of)
         preprocessed = preprocessed.with_name(raw.name)
         dataset_json = read_dataset_json(raw / "dataset.json")
+        tested = set(case_images(raw / "imagesTs", dataset_json["file_ending"]))
         cases = list(training_cases(raw, dataset_json))
-        copies = [[_in_new_dataset(entry, cases) for entry in group] for group in copies]
+        copies = [[_in_new_dataset(entry, cases, tested) for entry in group] for group in copies]
     elif labeled is not None:
         _split(args, labeled, (preprocessed, raw), cases, patient_of)
         _print_warnings(raw, preprocessed, dataset_json, cases, pattern)
@@ -119,6 +131,11 @@ def _refuse_arguments(args: argparse.Namespace) -> None:
         raise CollabError("--to: it needs --labeled, which selects the labels of the new dataset. Add --labeled.")
     if args.name is not None and args.to is None:
         raise CollabError("--name: it names the new dataset that --to writes, so it needs --to. Add --to NEW_ID.")
+    for option in ("validation", "test"):
+        if getattr(args, option) and args.to is None:
+            raise CollabError(f"--{option}: it gives patients of a new dataset a role, so it needs --to ID.")
+    if args.folds is not None and args.validation:
+        raise CollabError("--folds: with --validation there is one fold. Leave out one of the two.")
     if args.folds is not None and args.folds < 2:
         raise CollabError(
             f"--folds: must be at least 2; got {args.folds}. Correct it, or leave --folds out for {_FOLDS} folds."
@@ -156,7 +173,7 @@ def _split(
             )
         split = with_few_labels(folds, patient_of, labeled, args.seed)
     validate_split(split, cases, patient_of)
-    _write(split, folders, overwrite=args.overwrite)
+    write_split(split, folders, overwrite=args.overwrite)
     print(_table(split, patient_of))
     if not any(fold["unlabeled"] for fold in split):
         print("No case is unlabeled: all training patients keep their labels.")
@@ -179,39 +196,6 @@ def _existing_split(folders: tuple[Path, Path], cases: Collection[str], patient_
     return split
 
 
-def _write(split: Split, folders: tuple[Path, Path], *, overwrite: bool) -> None:
-    """Write the split where training reads it. Also replace a raw copy, because nnU-Net's planner compares both.
-
-    Raises:
-        CollabError: If there is another split and `overwrite` is not set, or if writing fails.
-    """
-    preprocessed, raw = (folder / SPLIT_FILE for folder in folders)
-    places = [preprocessed] if preprocessed.parent.is_dir() else []
-    if raw.is_file() or not places:  # the planner copies it to the preprocessed dataset
-        places.append(raw)
-    others = [place for place in places if place.is_file() and not holds_split(place, split)]
-    if others and not overwrite:
-        raise CollabError(
-            f"{others[0]}: there is another split already. To replace it, add --overwrite; a copy is kept as "
-            f"{_backup(others[0]).name}. Trainings with the old split cannot be continued then."
-        )
-    for place in others:
-        backup = _backup(place)
-        write_atomically(backup, partial(shutil.copyfile, place))
-        print(f"kept    {backup}, the previous split")
-    for place in places:
-        write_json(place, split)
-        print(f"wrote   {place}")
-
-
-def _backup(path: Path) -> Path:
-    """A free name in the folder of the split: splits_final.before_split.json, or the same with a number."""
-    place, number = path.with_name(f"{path.stem}.before_split.json"), 2
-    while place.exists():
-        place, number = path.with_name(f"{path.stem}.before_split.{number}.json"), number + 1
-    return place
-
-
 def _table(split: Split, patient_of: PatientOf) -> str:
     """One line per fold: number of patients / number of cases in each role."""
     rows = [["fold", "labeled", "unlabeled", "validation"]]
@@ -225,7 +209,7 @@ def _print_warnings(
     raw: Path, preprocessed: Path, dataset_json: dict[str, Any], known: Collection[str], pattern: str | None
 ) -> None:
     """Warn of information that this split does not hide."""
-    from nnunet_collab.core.nnunet_folders import UNLABELED, case_images, channel_names
+    from nnunet_collab.core.nnunet_folders import UNLABELED, channel_names
 
     planned = [path.read_text(encoding="utf-8") for path in preprocessed.glob("*.json") if path.name != SPLIT_FILE]
     ct = any(str(name).lower() == "ct" for name in channel_names(dataset_json).values())
@@ -244,30 +228,43 @@ def _print_warnings(
 def _new_dataset(
     args: argparse.Namespace, labeled: Labeled, raw: Path, dataset_json: dict[str, Any], patient_of: PatientOf
 ) -> Path:
-    from nnunet_collab.conversion.labeled_subset import subset_target, training_cases, write_labeled_subset
+    from nnunet_collab.conversion.labeled_subset import (
+        LabeledRoles,
+        subset_target,
+        training_cases,
+        write_labeled_subset,
+    )
 
     cases = training_cases(raw, dataset_json)
+    roles = {
+        role: named_cases(getattr(args, role) or (), cases, patient_of, f"--{role}") for role in ("validation", "test")
+    }
+    taken = {case for names in roles.values() for case in names}
     if isinstance(labeled, tuple):
         chosen = named_cases(labeled, cases, patient_of)
     else:
-        chosen = drawn_cases(cases, patient_of, labeled, args.seed)
+        chosen = drawn_cases([case for case in cases if case not in taken], patient_of, labeled, args.seed)
+    check_roles("split --to", {"labeled": chosen, **roles}, patient_of, "Name each patient once.")
     patients = len({patient_of(case) for case in chosen})
     target = subset_target(raw, args.to, args.name, patients, overwrite=args.overwrite)
-    return write_labeled_subset(raw, dataset_json, chosen, target, patient_of, args.folds or _FOLDS)
+    return write_labeled_subset(
+        raw, dataset_json, LabeledRoles(chosen, **roles), target, patient_of, args.folds or _FOLDS
+    )
 
 
-def _in_new_dataset(entry: Entry, labeled: Collection[str]) -> Entry:
-    """The entry of the same image in the dataset in which only the cases `labeled` have labels."""
+def _in_new_dataset(entry: Entry, labeled: Collection[str], tested: Collection[str]) -> Entry:
+    """The entry of the same image in the dataset in which only the cases `labeled` have labels in imagesTr."""
     from nnunet_collab.core.nnunet_folders import UNLABELED
 
-    hidden = entry.folder == "imagesTr" and entry.case not in labeled
-    return entry._replace(folder=UNLABELED) if hidden else entry
+    if entry.folder != "imagesTr" or entry.case in labeled:
+        return entry
+    return entry._replace(folder="imagesTs" if entry.case in tested else UNLABELED)
 
 
 def _images(raw: Path, dataset_json: dict[str, Any]) -> dict[Entry, list[Path]]:
     """Image files of all cases in imagesTr, imagesUn and imagesTs."""
     from nnunet_collab.conversion.labeled_subset import training_cases
-    from nnunet_collab.core.nnunet_folders import UNLABELED, case_images
+    from nnunet_collab.core.nnunet_folders import UNLABELED
     from nnunet_collab.splits.audit import Entry
 
     images = {Entry("imagesTr", case): files.images for case, files in training_cases(raw, dataset_json).items()}

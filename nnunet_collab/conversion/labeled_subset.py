@@ -29,6 +29,20 @@ class TrainingCase(NamedTuple):
     label: Path
 
 
+class LabeledRoles(NamedTuple):
+    """Cases whose labels the new dataset has.
+
+    Attributes:
+        train: Cases that are trained on, at least 1.
+        validation: Cases of the only fold's validation. Empty: folds are made of the labeled patients.
+        test: Cases that go to imagesTs and labelsTs.
+    """
+
+    train: Sequence[str]
+    validation: Sequence[str] = ()
+    test: Sequence[str] = ()
+
+
 def training_cases(raw: Path, dataset_json: dict[str, Any]) -> dict[str, TrainingCase]:
     """Cases with labels, in alphabetical order: those of imagesTr, or those that dataset.json lists.
 
@@ -55,18 +69,18 @@ def subset_target(raw: Path, dataset_id: int, name: str | None, patients: int, *
 
 
 def write_labeled_subset(
-    raw: Path, dataset_json: dict[str, Any], labeled: Sequence[str], target: Target, patient_of: PatientOf, folds: int
+    raw: Path, dataset_json: dict[str, Any], roles: LabeledRoles, target: Target, patient_of: PatientOf, folds: int
 ) -> Path:
     """Write the dataset, with hard links instead of copies if the file system supports them.
 
-    Labeled cases go to imagesTr and labelsTr. The images of all other cases go to imagesUn, in addition to those that
-    are already there. imagesTs and labelsTs are taken over. With at least 2 labeled patients, a split by patient is
-    written.
+    Labeled cases and those of the validation go to imagesTr and labelsTr, test cases to imagesTs and labelsTs. The
+    images of all other cases go to imagesUn, in addition to those that are already there. imagesTs and labelsTs are
+    taken over. With cases of a validation, or at least 2 labeled patients, a split by patient is written.
 
     Args:
         raw: Folder of the old dataset, which is only read.
         dataset_json: Content of its dataset.json.
-        labeled: Names of the cases that keep their labels, at least 1.
+        roles: Names of the cases that keep their labels.
         target: The dataset to write.
         patient_of: Case -> patient.
         folds: Number of folds, at least 2.
@@ -79,16 +93,20 @@ def write_labeled_subset(
             fails. No new dataset is written then.
     """
     cases = training_cases(raw, dataset_json)
-    _refuse_faults(raw, cases, labeled, dataset_json["file_ending"])
-    rounded = _labels_to_round(cases, labeled)
+    labeled = sorted([*roles.train, *roles.validation])
+    _refuse_faults(raw, cases, [*labeled, *roles.test], dataset_json["file_ending"])
+    rounded = _labels_to_round(cases, [*labeled, *roles.test])
     split = None
-    if len({patient_of(case) for case in labeled}) > 1:
+    if roles.validation:
+        split = [{"train": sorted(roles.train), "val": sorted(roles.validation)}]
+    elif len({patient_of(case) for case in labeled}) > 1:
         split = patient_folds(labeled, patient_of, folds=folds)
     folder, split_file = _places(target, split)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _link_cases(raw, partial, cases, set(labeled), dataset_json["file_ending"], rounded)
+        places = {**dict.fromkeys(labeled, "Tr"), **dict.fromkeys(roles.test, "Ts")}
+        _link_cases(raw, partial, cases, places, dataset_json["file_ending"], rounded)
         kept = {key: value for key, value in dataset_json.items() if key != "dataset"}
         changes = {"name": target.name, "numTraining": len(labeled), "labeled_subset_of": raw.name}
         write_json(partial / "dataset.json", {**kept, **changes})
@@ -108,7 +126,7 @@ def write_labeled_subset(
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _print_summary(folder, target.dataset_id, len(cases), labeled, sorted({patient_of(case) for case in labeled}))
+    _print_summary(folder, target.dataset_id, len(cases), roles, patient_of)
     return folder
 
 
@@ -170,34 +188,48 @@ def _labels_to_round(cases: Mapping[str, TrainingCase], labeled: Iterable[str]) 
     return to_round
 
 
-def _print_summary(folder: Path, new_id: int, total: int, labeled: Sequence[str], patients: Sequence[str]) -> None:
-    print(
-        f"wrote   {folder}: {len(labeled)} labeled cases of {len(patients)} patients ({listed(patients)}); the images"
-    )
-    print(f"        of the other {total - len(labeled)} training cases are in {UNLABELED}, without labels")
-    if len(patients) < 2:
+def _print_summary(folder: Path, new_id: int, total: int, roles: LabeledRoles, patient_of: PatientOf) -> None:
+    def counted(cases: Sequence[str]) -> str:
+        patients = sorted({patient_of(case) for case in cases})
+        return f"{len(cases)} cases of {len(patients)} patients ({listed(patients)})"
+
+    print(f"wrote   {folder}: labeled {counted(roles.train)};")
+    if roles.validation:
+        print(f"        validation {counted(roles.validation)};")
+    if roles.test:
+        print(f"        test {counted(roles.test)};")
+    rest = total - sum(map(len, roles))
+    print(f"        the images of the other {rest} training cases are in {UNLABELED}, without labels")
+    if len({patient_of(case) for case in roles.train}) < 2 and not roles.validation:
         print("With one labeled patient there is no validation case, so no split is written. Train fold `all`.")
     print(f"Next: nnUNetv2_plan_and_preprocess -d {new_id} --verify_dataset_integrity")
     print(f"then: nnunet_collab preprocess_unlabeled -d {new_id} -c CONFIGURATION")
 
 
 def _link_cases(
-    raw: Path, folder: Path, cases: Mapping[str, TrainingCase], labeled: set[str], ending: str, rounded: Collection[str]
+    raw: Path,
+    folder: Path,
+    cases: Mapping[str, TrainingCase],
+    labeled: Mapping[str, str],
+    ending: str,
+    rounded: Collection[str],
 ) -> None:
+    """Link all files; `labeled`: case with a label -> "Tr" or "Ts"."""
     for case, files in cases.items():
-        images = folder / ("imagesTr" if case in labeled else UNLABELED)
+        images = folder / (f"images{labeled[case]}" if case in labeled else UNLABELED)
         for channel, path in enumerate(files.images):
             _link(path, images / f"{case}_{channel:04d}{ending}")
         # The spacing of a 3D TIFF is in a file beside the image.
         _link(files.images[0].with_name(f"{case}.json"), images / f"{case}.json")
         if case in labeled:
-            place = folder / "labelsTr" / f"{case}{ending}"
+            labels = folder / f"labels{labeled[case]}"
+            place = labels / f"{case}{ending}"
             if case in rounded:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 write_image(round_label(read_image(files.label)), place)
             else:
                 _link(files.label, place)
-            _link(files.label.with_name(f"{case}.json"), folder / "labelsTr" / f"{case}.json")
+            _link(files.label.with_name(f"{case}.json"), labels / f"{case}.json")
     for part in (UNLABELED, "imagesTs", "labelsTs"):
         for path in sorted((raw / part).glob("*")):
             _link(path, folder / part / path.name)

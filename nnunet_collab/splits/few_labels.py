@@ -163,8 +163,16 @@ def with_named_labels(cases: Iterable[str], labeled: Collection[str], patient_of
     ]
 
 
-def named_cases(names: Iterable[str], cases: Collection[str], patient_of: PatientOf) -> list[str]:
+def named_cases(
+    names: Iterable[str], cases: Collection[str], patient_of: PatientOf, option: str = "--labeled"
+) -> list[str]:
     """The cases in a list of patients and cases, sorted.
+
+    Args:
+        names: Names of patients and of cases.
+        cases: All case names.
+        patient_of: Case -> patient.
+        option: The argument that gave the names; it starts the messages.
 
     Raises:
         CollabError: If a name is unknown, or if only some of the cases of a patient are named.
@@ -174,16 +182,17 @@ def named_cases(names: Iterable[str], cases: Collection[str], patient_of: Patien
     for case in sorted(cases):
         by_patient.setdefault(patient_of(case), []).append(case)
     if unknown := [name for name in names if name not in by_patient and name not in cases]:
-        hint = " Write a share with a percent sign: 10%." if any(re.match(r"[\d.]+$", n) for n in unknown) else ""
+        numbers = option == "--labeled" and any(re.match(r"[\d.]+$", name) for name in unknown)
+        hint = " Write a share with a percent sign: 10%." if numbers else ""
         raise CollabError(
-            f"--labeled: names must be patients or cases of imagesTr; there is no {listed(unknown)}. The patients are "
+            f"{option}: names must be patients or cases of imagesTr; there is no {listed(unknown)}. The patients are "
             f"{listed(sorted(by_patient))}. Correct the names.{hint}"
         )
     chosen = {case for name in names for case in by_patient.get(name, [name])}
     for patient in sorted({patient_of(case) for case in chosen}):
         if missing := [case for case in by_patient[patient] if case not in chosen]:
             raise CollabError(
-                f"--labeled: all cases of a patient or none must be labeled; {patient} also has {listed(missing)}. "
+                f"{option}: all cases of a patient must be named, or none; {patient} also has {listed(missing)}. "
                 f"Name the patient, {patient}, instead of its cases."
             )
     return sorted(chosen)

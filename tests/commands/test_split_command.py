@@ -11,9 +11,9 @@ import pytest
 from unlabeled_images import contents, save_image
 
 from nnunet_collab.cli import main
-from nnunet_collab.commands import split as split_command
 from nnunet_collab.conversion import labeled_subset
 from nnunet_collab.core.files import write_json
+from nnunet_collab.splits import split_files
 from nnunet_collab.splits.patient_folds import patient_folds
 
 NAME = "Dataset027_Tiny"
@@ -220,6 +220,14 @@ def test_patients_with_further_images_in_imagesun_are_named(raw, capsys):
             "must be 3, the number of folds of the existing split; got 4.",
         ),
         (("--labeled", "9", "--to", "28"), "the dataset has 6 patients; got 9"),
+        (("--labeled", "1", "--validation", "p1"), "--validation: it gives patients of a new dataset a role, so"),
+        (("--labeled", "1", "--test", "p1"), "--test: it gives patients of a new dataset a role, so"),
+        (("--labeled", "1", "--validation", "p1", "--to", "28", "--folds", "3"), "with --validation there is one fold"),
+        (("--labeled", "1", "--validation", "p8", "--to", "28"), "--validation: names must be patients or cases"),
+        (("--labeled", "1", "--test", "p1_a", "--to", "28"), "--test: all cases of a patient must be named, or none;"),
+        (("--labeled", "p1", "--validation", "p1", "--to", "28"), "p1_a is in labeled and in validation"),
+        (("--labeled", "1", "--validation", "p1", "--test", "p2", "p1", "--to", "28"), "is in validation and in test"),
+        (("--labeled", "5", "--validation", "p1", "--test", "p2", "--to", "28"), "the dataset has 4 patients; got 5"),
     ],
 )
 def test_arguments_that_are_refused(raw, capsys, words, message):
@@ -311,9 +319,39 @@ def test_a_dataset_without_the_other_labels(raw, capsys):
     assert contents(raw) == before
     assert (new / "imagesTr" / files(labeled)[0]).samefile(raw / "imagesTr" / files(labeled)[0])  # a hard link
     out = capsys.readouterr().out
-    assert f"wrote   {new}: 6 labeled cases of 3 patients (" in out
+    assert f"wrote   {new}: labeled 6 cases of 3 patients (" in out
     assert "of the other 6 training cases are in imagesUn, without labels" in out
     assert "nnUNetv2_plan_and_preprocess -d 28" in out
+
+
+def test_validation_and_test_patients_keep_labels_and_no_other_role(raw, capsys):
+    words = ("--labeled", "2", "--validation", "p0", "p3", "--test", "p5", "--to", "28", "--name", "Roles")
+    assert command(*words) == 0
+    new = raw.with_name("Dataset028_Roles")
+    (fold,) = read(new)
+    validation, test = ["p0_a", "p0_b", "p3_a", "p3_b"], ["p5_a", "p5_b"]
+    assert fold["val"] == validation
+    assert len(fold["train"]) == 4
+    assert not {patient(case) for case in fold["train"]} & {"p0", "p3", "p5"}
+    assert names(new / "imagesTr") == files([*fold["train"], *validation])
+    assert names(new / "labelsTr") == [f"{case}.nii.gz" for case in sorted([*fold["train"], *validation])]
+    assert names(new / "imagesTs") == files([*test, "t_a"])
+    assert names(new / "labelsTs") == [f"{case}.nii.gz" for case in [*test, "t_a"]]
+    rest = [case for case in CASES if case not in {*fold["train"], *validation, *test}]
+    assert names(new / "imagesUn") == files([*rest, "u_a"])
+    assert json.loads((new / "dataset.json").read_text())["numTraining"] == 8
+    out = capsys.readouterr().out
+    assert "validation 4 cases of 2 patients (p0, p3);" in out
+    assert "test 2 cases of 1 patients (p5);" in out
+    assert "the other 2 training cases are in imagesUn" in out
+    planned = raw.parents[1] / "nnUNet_preprocessed" / new.name / "splits_final.json"
+    assert json.loads(planned.read_text()) == [fold]
+
+
+def test_one_labeled_patient_with_validation_patients_has_a_fold(raw):
+    assert command("--labeled", "p2", "--validation", "p4", "--to", "28", "--name", "One") == 0
+    (fold,) = read(raw.with_name("Dataset028_One"))
+    assert fold == {"train": ["p2_a", "p2_b"], "val": ["p4_a", "p4_b"]}
 
 
 def test_one_labeled_patient_has_no_split(raw, capsys):
@@ -419,7 +457,7 @@ def test_an_existing_dataset(raw, capsys):
 def test_nothing_is_half_written(raw, preprocessed, monkeypatch):
     write_json(raw / "splits_final.json", FOLDS)
     write_json(preprocessed / "splits_final.json", FOLDS)
-    write, done = split_command.write_json, []
+    write, done = split_files.write_json, []
 
     def killed(path, content):
         if done:
@@ -428,7 +466,7 @@ def test_nothing_is_half_written(raw, preprocessed, monkeypatch):
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(split_command, "write_json", killed)
+        patch.setattr(split_files, "write_json", killed)
         assert command("--labeled", "2", "--overwrite") == 130
     assert read(raw) == FOLDS
     assert command("--labeled", "2", "--overwrite") == 0

@@ -153,7 +153,7 @@ def test_names_that_are_refused():
     with pytest.raises(CollabError, match=r"there is no 0\.1\..* Write a share with a percent sign: 10%\."):
         named_cases(["0.1"], CASES, patient)
     with pytest.raises(
-        CollabError, match=r"of a patient or none must be labeled; p01 also has p01_b\. Name the patient, p01"
+        CollabError, match=r"of a patient must be named, or none; p01 also has p01_b\. Name the patient, p01"
     ):
         named_cases(["p02", "p01_a"], CASES, patient)
 

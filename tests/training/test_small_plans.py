@@ -31,5 +31,5 @@ def test_a_step_with_one_output_of_deep_supervision(doorway, tmp_path, monkeypat
 
 
 def test_crln_which_needs_a_decoder_of_three_stages_says_so(tmp_path, monkeypatch):
-    with pytest.raises(CollabError, match="decoder has 3 stages or more.* has 1"):
+    with pytest.raises(CollabError, match=r"decoder has 3 stages or more.* has 1"):
         make("CRLNTrainer", tmp_path, monkeypatch, plans=shallow_plans())
