@@ -21,6 +21,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process among all processes of the training."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def gather_objects(value: T) -> list[T]:
     """The values of all ranks, in the order of the ranks. A value may be any object that can be pickled."""
     if world_size() == 1:

@@ -89,7 +89,7 @@ def restore(trainer: Any, path: Path) -> dict[str, Any] | None:
         trainer.initialize()
     ours = checkpoint[KEY]
     states = ours["random_states"]
-    mine = states[trainer.local_rank] if len(states) == world_size() else None
+    mine = states[trainer.rank] if len(states) == world_size() else None
     scaler, scaler_state = trainer.grad_scaler, checkpoint["grad_scaler_state"]
 
     def weights() -> None:

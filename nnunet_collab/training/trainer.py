@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from nnunet_collab.core import checkpoint as checkpoints
-from nnunet_collab.core.distributed import gather_objects, world_size
+from nnunet_collab.core.distributed import gather_objects, rank, world_size
 from nnunet_collab.core.nnunet_folders import SPLIT_FILE
 from nnunet_collab.core.presets import settings_from_environment
 from nnunet_collab.core.settings import to_json
@@ -110,7 +110,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.case_roles = CaseRoles()
         self._resume_states: dict[str, Any] | None = None
         self.results = ResultsFolders(
-            Path(self.output_folder), settings.published, self.print_to_log_file, first=self.local_rank == 0
+            Path(self.output_folder), settings.published, self.print_to_log_file, first=self.rank == 0
         )
         if self.is_ddp:
             self.device, self.grad_scaler = distributed.local_device(device, self.grad_scaler)
@@ -140,6 +140,11 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             for s in self.settings.students
             if not s.frozen
         ]
+
+    @property
+    def rank(self) -> int:
+        """Number of this process among all processes of the run. nnU-Net's `local_rank` means this up to 2.8 only."""
+        return rank()
 
     @property
     def deployed(self) -> StudentGroup:
@@ -204,7 +209,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         self.was_initialized = True
         # Dropout must differ between ranks, weights must not.
-        torch.manual_seed(self.settings.seed + 1 + self.local_rank)
+        torch.manual_seed(self.settings.seed + 1 + self.rank)
 
     def _build_loss(self) -> nn.Module:
         loss: nn.Module = super()._build_loss()
@@ -234,7 +239,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         """
         splits = Path(self.preprocessed_dataset_folder_base, SPLIT_FILE)
         folder = Path(self.preprocessed_dataset_folder)
-        if self.is_ddp and self.local_rank != 0:
+        if self.is_ddp and self.rank != 0:
             dist.barrier()
         elif self.fold != "all" and deal_by_patient(splits, folder, self.dataset_json):
             self.print_to_log_file(f"There was no {splits}: created folds by patient.")
@@ -242,7 +247,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             splits, self.fold
         )  # before nnU-Net reads a file that is not a valid split
         split: tuple[list[str], list[str]] = super().do_split()
-        if self.is_ddp and self.local_rank == 0:
+        if self.is_ddp and self.rank == 0:
             dist.barrier()
         roles = dict(zip(("train", "val"), map(list, split), strict=True))
         if self.fold != "all":  # for fold `all`, nnU-Net validates on the training cases
@@ -257,7 +262,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's datasets. All files are read once, to find damaged files and wrong labels before the training."""
         train, val = super().get_tr_and_val_datasets()
-        if self.local_rank == 0:
+        if self.rank == 0:
             truth = Path(self.preprocessed_dataset_folder_base, "gt_segmentations")
             check_case_files(train, val, self.label_manager, self.dataset_json, truth, self.print_to_log_file)
         return train, val
@@ -321,7 +326,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         return source
 
     def _batches(self, source: BatchSource, stream: int, start: int, workers: int) -> Any:
-        key = (self.settings.seed, stream, self.local_rank)
+        key = (self.settings.seed, stream, self.rank)
         return in_background(source, key, start=start, workers=workers, pin_memory=self.device.type == "cuda")
 
     def _to_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | list[Tensor], Truth]:
@@ -358,7 +363,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def _refuse_to_overwrite(self) -> None:
         """Raise if a training with other settings is in the folder: its results would be replaced silently."""
-        if self.iteration > 0 or self.local_rank != 0:
+        if self.iteration > 0 or self.rank != 0:
             return
         for name in ("checkpoint_final.pth", "checkpoint_latest.pth"):
             path = Path(self.output_folder, name)
@@ -461,7 +466,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             self.save_checkpoint(str(Path(self.output_folder, "checkpoint_best.pth")))
         if (epoch + 1) % self.save_every == 0 and epoch != self.num_epochs - 1:
             self.save_checkpoint(str(Path(self.output_folder, "checkpoint_latest.pth")))
-        if self.local_rank == 0:
+        if self.rank == 0:
             self.curves.write(Path(self.output_folder), self.print_to_log_file)
         self.current_epoch += 1
 
@@ -476,7 +481,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     def save_checkpoint(self, filename: str) -> None:
         """Write everything that a resumed run needs, atomically. The first process writes for all ranks."""
         states = gather_objects(checkpoints.random_states())
-        if self.local_rank != 0:
+        if self.rank != 0:
             return
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
@@ -503,7 +508,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def _validate_students(self, save_probabilities: bool) -> None:
         fold = Path(self.output_folder)
-        if self.local_rank == 0:
+        if self.rank == 0:
             self._publish(fold)
         if self.is_ddp:
             dist.barrier()

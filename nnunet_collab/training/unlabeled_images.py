@@ -58,7 +58,7 @@ class UnlabeledImagesTrainer(CollabTrainer):
                 f"{world_size()}; got {size}. Raise it, or train with fewer processes."
             )
         each, rest = divmod(size, world_size())
-        return each + int(self.local_rank < rest)
+        return each + int(self.rank < rest)
 
     def training_source(self, data: Any, patch_size: Any, transforms: Any) -> BatchSource:
         """Labeled samples by nnU-Net's loader, unlabeled ones at random places, from one pool of workers."""

@@ -175,6 +175,7 @@ def oversampling(trainer_class, loader_class, size, rank, ranks, monkeypatch):
     dist = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer.dist"
     monkeypatch.setattr(f"{dist}.get_world_size", lambda: ranks)
     monkeypatch.setattr(f"{dist}.get_rank", lambda: rank)
+    monkeypatch.setattr("nnunet_collab.training.trainer.rank", lambda: rank)
     trainer._set_batch_size_and_oversample()
     empty = np.zeros((1, 1, 32, 32))
     data = SimpleNamespace(identifiers=["a"], load_case=lambda _: (empty, empty, None, {}))

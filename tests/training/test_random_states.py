@@ -54,13 +54,8 @@ def test_a_run_that_is_not_resumed_starts_from_its_seed(tmp_path, monkeypatch, s
 def test_processes_have_one_set_of_weights_and_each_its_own_dropout(tmp_path, monkeypatch):
     made = []
     for rank in range(3):
-
-        class OfRank(CTRCLTrainer):
-            def initialize(self, rank=rank):
-                self.local_rank = rank
-                super().initialize()
-
-        trainer = make_trainer(OfRank, tmp_path / str(rank), monkeypatch)
+        monkeypatch.setattr("nnunet_collab.training.trainer.rank", lambda rank=rank: rank)
+        trainer = make_trainer(CTRCLTrainer, tmp_path / str(rank), monkeypatch)
         made.append((trainer.group.state_dict(), torch.nn.functional.dropout(torch.ones(64))))
     weights, masks = zip(*made, strict=True)
     for other in weights[1:]:

@@ -48,7 +48,7 @@ def test_processes_share_the_unlabeled_samples(make, monkeypatch, size, ranks, w
     monkeypatch.setattr("nnunet_collab.training.unlabeled_images.world_size", lambda: ranks)
     found = []
     for rank in range(ranks):
-        trainer.local_rank = rank
+        monkeypatch.setattr("nnunet_collab.training.trainer.rank", lambda rank=rank: rank)
         found.append(trainer._unlabeled_on_this_process())
     assert found == want
 
