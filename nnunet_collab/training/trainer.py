@@ -39,6 +39,7 @@ from nnunet_collab.training.case_roles import CaseRoles, check_patients, deal_by
 from nnunet_collab.training.compilation import compile_students
 from nnunet_collab.training.curves import Curves
 from nnunet_collab.training.guard import NonFiniteGuard
+from nnunet_collab.training.memory import out_of_memory
 from nnunet_collab.training.metrics import agreement_counts, overlap_counts, predicted_masks, true_masks
 from nnunet_collab.training.optimization import StudentOptimizers
 from nnunet_collab.training.results_folders import ResultsFolders
@@ -383,7 +384,18 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             self.curves.log(f"lr/{name}", rate, self.current_epoch)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One iteration: forward pass of all students, the terms, one backward pass, each student's step."""
+        """One iteration: forward pass of all students, the terms, one backward pass, each student's step.
+
+        Raises:
+            CollabError: If the batch does not fit into the memory; the message says which would.
+        """
+        try:
+            return self._train_step(batch)
+        except torch.OutOfMemoryError as error:
+            message = str(error)
+        raise out_of_memory(self, batch, message)
+
+    def _train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         self.optimizers.set_learning_rates(self.iteration)
         self.optimizers.zero_grad()
         statistics = RunningStatistics(self.group)
