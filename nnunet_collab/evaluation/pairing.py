@@ -120,6 +120,6 @@ def listed(names: Collection[str]) -> str:
 
 def unpaired(plan: Plan) -> list[str]:
     """One problem for predictions without labels, and one for labels without predictions."""
-    mend = "Add them, or leave these cases out with --allow-missing."
+    fix = "Add them, or leave these cases out with --allow-missing."
     ways = (("prediction", "label", plan.without_label), ("label", "prediction", plan.without_prediction))
-    return [f"every {has} needs a {lacks}; without one: {listed(names)}. {mend}" for has, lacks, names in ways if names]
+    return [f"every {has} needs a {lacks}; without one: {listed(names)}. {fix}" for has, lacks, names in ways if names]

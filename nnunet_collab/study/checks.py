@@ -165,7 +165,7 @@ def _check_fairness(arm: Arm, found: Mapping[str, Any], expected: Mapping[str, A
     """Raise unless an arm is trained like the baseline, or names the difference in `differs`."""
     where = f"arm {arm.name!r}"
     if unknown := [name for name in arm.differs if name not in COMPARED]:
-        raise CollabError(f"{where}, differs: unknown {', '.join(unknown)}. Valid are: {', '.join(COMPARED)}.")
+        raise CollabError(f"{where}, differs: unknown {', '.join(unknown)}. Valid properties: {', '.join(COMPARED)}.")
     for name in COMPARED:
         if found[name] != expected[name] and name not in arm.differs:
             raise CollabError(

@@ -177,7 +177,7 @@ def _told(error: Any) -> str:
     """One problem in words: where it is, what was found, and what is valid."""
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{place}: unknown key. Valid are: {', '.join(_keys_beside(error['loc']))}."
+        return f"{place}: unknown key. Valid keys: {', '.join(_keys_beside(error['loc']))}."
     if error["type"] == "missing":
         return f"{place}: required, but missing. Add it."
     return f"{place}: {error['msg'].removeprefix('Value error, ')}; got {error['input']!r}. Correct it."

@@ -143,8 +143,8 @@ class UnlabeledImagesTrainer(CollabTrainer):
         # For fold `all`, nnU-Net validates on the training cases.
         val = [] if self.fold == "all" else self.case_roles.cases["val"]
         roles = {"train": train, "val": val, "unlabeled": in_split, UNLABELED: extra}
-        mend = f"Rename the case in {UNLABELED} or remove it."
-        check_roles(f"{UNLABELED} and the split of fold {self.fold}", roles, str, mend)
+        fix = f"Rename the case in {UNLABELED} or remove it."
+        check_roles(f"{UNLABELED} and the split of fold {self.fold}", roles, str, fix)
         left_out = of_patients(extra, val, self.dataset_json.get("patient_pattern"))
         if left_out:
             self.print_to_log_file(

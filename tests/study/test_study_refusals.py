@@ -26,14 +26,14 @@ def refusal(lab, text):
     [
         (
             SMALL.replace("seeds", "sed"),
-            "sed: unknown key. Valid are: name, dataset, configuration, plans, folds, steps",
+            "sed: unknown key. Valid keys: name, dataset, configuration, plans, folds, steps",
         ),
         (
             SMALL + "lr = 1",
-            "arms.1.lr: unknown key. Valid are: name, trainer, settings, seeds, steps, differs, ensemble",
+            "arms.1.lr: unknown key. Valid keys: name, trainer, settings, seeds, steps, differs, ensemble",
         ),
-        (SMALL.replace("[test]", "[test]\nimage = 'x'"), "test.image: unknown key. Valid are: images, labels."),
-        (SMALL + "[slurm]\nqueue = 'x'", "slurm.queue: unknown key. Valid are: options, setup, at_once."),
+        (SMALL.replace("[test]", "[test]\nimage = 'x'"), "test.image: unknown key. Valid keys: images, labels."),
+        (SMALL + "[slurm]\nqueue = 'x'", "slurm.queue: unknown key. Valid keys: options, setup, at_once."),
         (SMALL.replace("steps = 6", ""), "steps: required, but missing. Add it."),
         (SMALL.replace("steps = 6", "steps = true"), "steps: Input should be a valid integer; got True."),
         (SMALL.replace("steps = 6", 'steps = "6"'), "steps: Input should be a valid integer; got '6'."),
@@ -144,7 +144,7 @@ def test_what_is_said_to_differ_must_differ_and_be_known(lab):
         lab, SMALL + 'differs = ["steps"]'
     )
     message = refusal(lab, SMALL + 'differs = ["lr"]')
-    assert "unknown lr. Valid are: steps, labeled_batch_size, patch_size." in message
+    assert "unknown lr. Valid properties: steps, labeled_batch_size, patch_size." in message
 
 
 def test_test_cases_and_their_labels_belong_together(lab):
