@@ -123,7 +123,8 @@ def write_raw_dataset(dataset: RawDataset, target: Target) -> Path:
     cases = [*dataset.train, *dataset.unlabeled, *dataset.test]
     unlabeled = f", {len(dataset.unlabeled)} unlabeled" if dataset.unlabeled else ""
     print(f"Converting {len(dataset.train)} training{unlabeled} and {len(dataset.test)} test cases into {folder}.")
-    problems = [*dataset.problems, *_role_problems(dataset), *verify_pairs(cases, dataset.rules)]
+    found_problems = [*dataset.problems, *_role_problems(dataset), *verify_pairs(cases, dataset.rules)]
+    problems = list(dict.fromkeys(found_problems))
     if problems:
         found = "one fault" if len(problems) == 1 else f"{len(problems)} faults"
         raise CollabError("\n- ".join([f"convert: the source has {found}, so nothing was written:", *problems]))

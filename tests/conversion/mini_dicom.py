@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 CT, MR, SECONDARY = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.7"
@@ -56,8 +57,9 @@ def slice_file(path: Path, pixels: np.ndarray, position: tuple[float, ...], **ta
             del file[keyword]
         else:
             setattr(file, keyword, value)
-    file.PixelData = pixels.tobytes()
-    file["PixelData"].VR = "OW"
+    compressed = pydicom.uid.UID(syntax).is_compressed
+    file.PixelData = encapsulate([pixels.tobytes()]) if compressed else pixels.tobytes()
+    file["PixelData"].VR = "OB" if compressed else "OW"
     file.file_meta = FileMetaDataset()
     file.file_meta.TransferSyntaxUID = syntax
     file.file_meta.MediaStorageSOPClassUID, file.file_meta.MediaStorageSOPInstanceUID = (

@@ -124,7 +124,8 @@ def _values_of(labels: Sequence[Path], read: Callable[[Path], sitk.Image]) -> li
     found: set[int] = set()
     for path in tqdm(labels, desc="Looking for classes", unit="label", disable=None):
         try:
-            voxels = np.unique(sitk.GetArrayViewFromImage(read(path)))
+            label = read(path)  # held, because the view below does not hold it
+            voxels = np.unique(sitk.GetArrayViewFromImage(label))
         except CollabError:
             continue
         rounded, uneven = whole_numbers(voxels.astype(np.float64))
@@ -132,8 +133,8 @@ def _values_of(labels: Sequence[Path], read: Callable[[Path], sitk.Image]) -> li
         found |= {int(value) for value in whole[(whole > 0) & (whole < 2**15)]}
         if len(found) > MOST_CLASSES:
             raise CollabError(
-                f"{path}: a label must hold few values, one per class; {len(found)} or more were found. It may be an "
-                "image. Copy the label again, or name the classes with --classes."
+                f"{path}: a label must hold few values, one per class; more than {MOST_CLASSES} were found. It may be "
+                "an image. Copy the label again, or name the classes with --classes."
             )
     return sorted(found)
 

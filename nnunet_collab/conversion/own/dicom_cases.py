@@ -55,6 +55,7 @@ def dicom_cases(
         The cases; and for each path in their `images`, which is the first slice of a series, that series.
     """
     names = channels if len(channels) > 1 else ()
+    slices = _of_one_patient(folder, slices, problems)
     units: dict[tuple[str, str], dict[int, list[Slice]]] = defaultdict(lambda: defaultdict(list))
     for part in slices:
         inside, channel = _case_folder(part.path.parent.relative_to(folder), names)
@@ -102,9 +103,6 @@ def _choose(slices: Sequence[Slice], choice: str, problems: list[str]) -> Series
     for part in slices:
         groups[part.series].append(part)
     where = Path(os.path.commonpath([part.path.parent for part in slices]))
-    if strangers := _strangers(slices):
-        problems.append(strangers)
-        return None
     candidates = list(groups.values())
     if pattern := series_pattern(choice):
         wanted = [
@@ -136,17 +134,19 @@ def _choose(slices: Sequence[Slice], choice: str, problems: list[str]) -> Series
     return in_order(largest[0])
 
 
-def _strangers(slices: Sequence[Slice]) -> str:
-    """The fault that slices of two patients lie in one folder; empty if they do not."""
+def _of_one_patient(folder: Path, slices: Sequence[Slice], problems: list[str]) -> list[Slice]:
+    """The slices without those of folders that hold two patients. `folder` itself may hold a whole archive."""
     first: dict[Path, Slice] = {}
+    mixed: set[Path] = set()
     for part in slices:
         other = first.setdefault(part.path.parent, part)
-        if other.patient != part.patient:
-            return (
+        if other.patient != part.patient and part.path.parent not in (folder, *mixed):
+            mixed.add(part.path.parent)
+            problems.append(
                 f"{part.path.parent}: a folder must hold one patient; {other.path.name} and {part.path.name} have "
                 "different PatientIDs. Move the files of each patient to a folder of their own."
             )
-    return ""
+    return [part for part in slices if part.path.parent not in mixed]
 
 
 def _in_one_folder(groups: Iterable[Sequence[Slice]]) -> Path | None:

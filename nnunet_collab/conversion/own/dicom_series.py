@@ -104,7 +104,7 @@ def _place_faults(series: Series) -> Iterator[str]:
     places = np.array([part.position for part in slices])
     heights = places @ normal
     steps = np.diff(heights)
-    step = float(np.median(steps))
+    step = float(np.sort(steps)[(len(steps) - 1) // 2])  # the lower median: of two distances, one may be a gap
     if same := [i for i in range(len(steps)) if steps[i] < 0.01 * max(step, 1e-3)]:
         pair = slices[same[0]], slices[same[0] + 1]
         if pair[0].instance == pair[1].instance:
@@ -122,7 +122,7 @@ def _place_faults(series: Series) -> Iterator[str]:
         if gaps:
             missing = sum(round(steps[i] / step) - 1 for i in gaps)
             yield (
-                f"{where}: about {max(missing, 1)} slices are missing: between {slices[gaps[0]].path.name} and "
+                f"{where}: slices are missing, about {max(missing, 1)}: between {slices[gaps[0]].path.name} and "
                 f"{slices[gaps[0] + 1].path.name} the distance is {steps[gaps[0]]:.4g} mm instead of {step:.4g} mm. "
                 "Copy the series again, or leave this case out."
             )

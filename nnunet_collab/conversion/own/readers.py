@@ -43,7 +43,11 @@ class Readers:
             CollabError: If it cannot be read.
         """
         series = self.series_of.get(path)
-        image = without_metadata(read_image(path) if series is None else read_series(series))
+        if series is not None:
+            image = without_metadata(read_series(series))
+        else:
+            gray = _with_pillow(path, "L") if ending_of(path) == ".bmp" else None  # ITK gives it three equal colors
+            image = without_metadata(read_image(path)) if gray is None else gray
         self._last = (path, image)
         return image
 
@@ -75,15 +79,19 @@ def without_metadata(image: sitk.Image) -> sitk.Image:
     return clean
 
 
-def _read_png(path: Path) -> sitk.Image:
-    """The numbers of a PNG with a palette, not its colors."""
+def _with_pillow(path: Path, mode: str) -> sitk.Image | None:
+    """The numbers of a picture of this mode of Pillow; None if it has another one."""
 
     def numbers(name: str) -> sitk.Image | None:
         with Image.open(name) as picture:
-            return sitk.GetImageFromArray(np.array(picture)) if picture.mode == "P" else None
+            return sitk.GetImageFromArray(np.array(picture)) if picture.mode == mode else None
 
-    indexed = read_whole(path, numbers)
-    if indexed is not None:
+    return read_whole(path, numbers)
+
+
+def _read_png(path: Path) -> sitk.Image:
+    """The numbers of a PNG with a palette, not its colors."""
+    if (indexed := _with_pillow(path, "P")) is not None:
         return indexed
     label = without_metadata(read_image(path))
     return _gray(path, label) if label.GetNumberOfComponentsPerPixel() > 1 else label

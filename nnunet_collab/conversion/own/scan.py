@@ -137,6 +137,14 @@ def _of_segmentation(folder: Path, path: Path, all_of_folder: Sequence[Path]) ->
 
 def _divide(scan: Scan, labels: Path | None, options: OwnOptions) -> None:
     """Move images without labels to the unlabeled ones, or report them. Without any label, none is a fault."""
+    with_labels = [case for case in scan.roles["test"] if case.label is not None]
+    if with_labels and len(with_labels) < len(scan.roles["test"]):
+        scan.problems += [
+            f"{case.images[0]}: all test images must have labels, or none; the label of {case.key} is missing. Copy "
+            "it, or remove the image."
+            for case in scan.roles["test"]
+            if case.label is None
+        ]
     without = [case for case in scan.roles["train"] if case.label is None]
     if without and labels is not None and not options.rest_unlabeled:
         scan.problems += [
@@ -148,14 +156,6 @@ def _divide(scan: Scan, labels: Path | None, options: OwnOptions) -> None:
     scan.roles["train"] = [case for case in scan.roles["train"] if case.label is not None]
     scan.roles["unlabeled"] = [*scan.roles["unlabeled"], *without]
     refuse_same_names(scan.roles["unlabeled"], scan.problems)
-    with_labels = [case for case in scan.roles["test"] if case.label is not None]
-    if with_labels and len(with_labels) < len(scan.roles["test"]):
-        scan.problems += [
-            f"{case.images[0]}: all test images must have labels, or none; the label of {case.key} is missing. Copy "
-            "it, or remove the image."
-            for case in scan.roles["test"]
-            if case.label is None
-        ]
 
 
 def _unused(files: Sequence[Path], cases: Sequence[FoundCase], dicom: Sequence[Path]) -> list[Path]:

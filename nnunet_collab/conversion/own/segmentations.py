@@ -156,7 +156,7 @@ def _item(seg: Any, index: int, name: str) -> Any:
 
 
 def names_of(segmentations: Mapping[Path, Segmentation]) -> list[str]:
-    """The labels of all segments in the order of their numbers, each once.
+    """The labels of all segments, each once, in the order of the numbers that the first files give them.
 
     Raises:
         CollabError: If a file has a segment without a label, or two segments of one label.
@@ -168,7 +168,7 @@ def names_of(segmentations: Mapping[Path, Segmentation]) -> list[str]:
         if not all(names) or len(set(names)) < len(names):
             faults.append(f"{path}: its segments must have different labels; they have {listed(names)}.")
         for number, name in segmentation.names.items():
-            first[name] = min(first.get(name, (number, name)), (number, name))
+            first.setdefault(name, (number, name))
     if faults:
         raise CollabError("\n- ".join(["convert own: segments become classes by their labels:", *faults]))
     return [name for _, name in sorted(first.values())]
