@@ -13,7 +13,7 @@ import numpy as np
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.image_io import read_image, whole_numbers
 from nnunet_collab.core.nnunet_folders import UNLABELED, case_images, channel_names, read_dataset_json
-from nnunet_collab.core.patients import PatientRule, patient_lookup, patient_rule
+from nnunet_collab.core.patients import PATIENTS_FILE, PatientRule, patient_lookup, patient_rule
 from nnunet_collab.doctor.finding import Finding
 
 
@@ -106,6 +106,10 @@ def _patients(raw: Path, preprocessed: Path, content: Mapping[str, Any], cases: 
         return Finding(
             "warn", f"{text}; test patients that are trained on: {listed(shared)}", "Move their images away."
         )
+    known = {case for found in cases.images.values() for case in found}
+    if unknown := sorted(set(rule) - known) if isinstance(rule, Mapping) else []:
+        text += f"; {PATIENTS_FILE} names cases that do not exist: {listed(unknown)}"
+        return Finding("warn", text, "Correct their names, or remove the lines.")
     return Finding("ok", text)
 
 
