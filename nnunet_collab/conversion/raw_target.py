@@ -135,7 +135,7 @@ def _converted_unlabeled(folder: Path) -> set[str]:
         return set()
     place = folder / UNLABELED
     files = [path.name for path in place.iterdir()] if place.is_dir() else []
-    return {UNLABELED} if all(re.sub(r"_\d{4}\..*$", "", name) in cases for name in files) else set()
+    return {UNLABELED} if cases and all(re.sub(r"_\d{4}\..*$", "", name) in cases for name in files) else set()
 
 
 def _refuse_taken_id(target: Target) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from nnunet_collab.conversion.own.segmentations import describe, names_of
+from nnunet_collab.conversion.own.segmentations import Segmentation, names_of
 from nnunet_collab.core.csv_text import original
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.image_io import whole_numbers
@@ -72,13 +72,16 @@ def parse_classes(text: str) -> dict[str, int]:
 
 
 def find_classes(
-    labels: Sequence[Path], segmentations: Sequence[Path], table: str, read_values: Callable[[Path], sitk.Image]
+    labels: Sequence[Path],
+    segmentations: Mapping[Path, Segmentation],
+    table: str,
+    read_values: Callable[[Path], sitk.Image],
 ) -> Classes:
     """The classes of all labels.
 
     Args:
         labels: Labels that are not DICOM-SEG; their values are looked at if there is no table.
-        segmentations: Labels that are DICOM-SEG.
+        segmentations: Label that is DICOM-SEG -> what it says of itself.
         table: Value of --classes; empty: no table.
         read_values: Reads a label of `labels`.
 
@@ -86,8 +89,7 @@ def find_classes(
         CollabError: If the table is refused, if labels with values and with named segments are mixed without a table,
             if a segment is not in the table, or if there are too many values.
     """
-    described = {path: describe(path) for path in segmentations}
-    names = names_of(described)
+    names = names_of(segmentations)
     if table:
         wanted = parse_classes(table)
         if unknown := [name for name in names if name not in wanted]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import SimpleITK as sitk
 
-from nnunet_collab.conversion.own.classes import Classes, find_classes
+from nnunet_collab.conversion.own.classes import Classes, find_classes, parse_classes
 from nnunet_collab.conversion.own.found_case import FoundCase
 from nnunet_collab.conversion.own.image_files import PICTURES, ending_of
 from nnunet_collab.conversion.own.naming import check_key, name_cases, name_patients, write_key
@@ -16,10 +17,9 @@ from nnunet_collab.conversion.own.options import OwnOptions
 from nnunet_collab.conversion.own.patients import patients_of
 from nnunet_collab.conversion.own.readers import Readers
 from nnunet_collab.conversion.own.scan import Scan, scan_source
-from nnunet_collab.conversion.own.segmentations import describe
 from nnunet_collab.conversion.raw_dataset import DatasetInfo, RawDataset, write_raw_dataset
 from nnunet_collab.conversion.raw_target import Target, raw_folder
-from nnunet_collab.conversion.source_check import Case, SourceRules
+from nnunet_collab.conversion.source_check import Case, SourceRules, verify_pairs
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.patients import patient_lookup
 
@@ -58,6 +58,8 @@ def convert_own(source: Path, target: Target, options: OwnOptions) -> Path:
     """
     raw_folder(target)
     check_key(options.key)
+    if options.classes:
+        parse_classes(options.classes)  # an option is refused before any file is read
     scan = scan_source(source, options)
     if scan.unused:
         print(
@@ -67,18 +69,24 @@ def convert_own(source: Path, target: Target, options: OwnOptions) -> Path:
     patients = _patients(scan, names, options)
     is_flat = _is_flat(scan)
     problems = [*scan.problems, *_modality_faults(scan), *_segmentation_faults(scan)]
-    if problems:
-        _refuse(problems)
-    image_of = {
-        case.label: case.images[0]
-        for cases in scan.roles.values()
-        for case in cases
-        if case.label in scan.segmentations
-    }
-    readers = Readers(scan.series_of, {label: image for label, image in image_of.items() if label is not None})
-    classes = _classes(scan, readers, options)
-    readers.segments = classes.source
+    readers = _readers(scan)
+    try:
+        classes = _classes(scan, readers, options)
+        readers.segments = classes.source
+    except CollabError as error:
+        problems.append(str(error))
+        classes = None
     components, ending = _format(scan, readers, is_flat)
+    rules = SourceRules(
+        classes.values if classes else {},
+        axes=2 if is_flat else 3,
+        components=components,
+        read_image=readers.image,
+        read_label=readers.label,
+    )
+    roles = {role: [_case(case, names[f"{role}/{case.key}"]) for case in cases] for role, cases in scan.roles.items()}
+    if problems or classes is None:
+        _refuse(problems, [case for cases in roles.values() for case in cases], rules)
     info = DatasetInfo(
         channel_names=_channel_names(scan, options, components),
         labels=classes.labels,
@@ -91,14 +99,6 @@ def convert_own(source: Path, target: Target, options: OwnOptions) -> Path:
         patients=patients.table,
         extra={"source_label_values": {str(old): new for old, new in classes.values.items()}},
     )
-    rules = SourceRules(
-        classes.values,
-        axes=2 if is_flat else 3,
-        components=components,
-        read_image=readers.image,
-        read_label=readers.label,
-    )
-    roles = {role: [_case(case, names[f"{role}/{case.key}"]) for case in cases] for role, cases in scan.roles.items()}
     dataset = RawDataset(info, rules, roles["train"], roles["test"], unlabeled=roles["unlabeled"])
     _print_findings(options, classes, patients, info)
     folder = write_raw_dataset(dataset, target)
@@ -108,13 +108,27 @@ def convert_own(source: Path, target: Target, options: OwnOptions) -> Path:
     return folder
 
 
+def _readers(scan: Scan) -> Readers:
+    image_of = {
+        case.label: case.images[0]
+        for case in _all_cases(scan)
+        if case.label is not None and case.label in scan.segmentations
+    }
+    return Readers(scan.series_of, image_of)
+
+
 def _case(case: FoundCase, name: str) -> Case:
     return Case(name, case.images, case.label, case.others)
 
 
-def _refuse(problems: Sequence[str]) -> None:
-    found = "one fault" if len(problems) == 1 else f"{len(problems)} faults"
-    raise CollabError("\n- ".join([f"convert own: the source has {found}, so nothing was written:", *problems]))
+def _refuse(problems: Sequence[str], cases: Sequence[Case], rules: SourceRules) -> NoReturn:
+    """Raise with the faults that are known, and with those of the files, so that all are told at once."""
+    if not rules.label_values:  # without classes, labels cannot be checked
+        cases = [replace(case, label=None) for case in cases]
+    faults = [fault for fault in verify_pairs(cases, rules) if fault.partition(": ")[2] not in problems]
+    told = list(dict.fromkeys([*problems, *faults]))
+    found = "one fault" if len(told) == 1 else f"{len(told)} faults"
+    raise CollabError("\n- ".join([f"convert own: the source has {found}, so nothing was written:", *told]))
 
 
 def _patients(scan: Scan, names: Mapping[str, str], options: OwnOptions) -> _Patients:
@@ -180,7 +194,7 @@ def _segmentation_faults(scan: Scan) -> list[str]:
         series = [scan.series_of[path].slices[0].series for path in case.images if path in scan.series_of]
         if case.label is None or case.label not in scan.segmentations or not series:
             continue
-        if (wanted := describe(case.label).series) and not {*series} & {*wanted}:
+        if (wanted := scan.segmentations[case.label].series) and not {*series} & {*wanted}:
             faults.append(
                 f"{case.label}: a segmentation must refer to the series of its image, {series[0]} in "
                 f"{case.images[0].parent}; it refers to {listed(sorted(wanted))}. Choose that series with --series, or "
@@ -191,7 +205,7 @@ def _segmentation_faults(scan: Scan) -> list[str]:
 
 def _classes(scan: Scan, readers: Readers, options: OwnOptions) -> Classes:
     labels = [case.label for case in _all_cases(scan) if case.label is not None]
-    segmentations = [path for path in labels if path in scan.segmentations]
+    segmentations = {path: scan.segmentations[path] for path in labels if path in scan.segmentations}
     others = [path for path in labels if path not in scan.segmentations]
     return find_classes(others, segmentations, options.classes, readers.label)
 

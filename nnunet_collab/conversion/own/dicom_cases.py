@@ -69,7 +69,8 @@ def dicom_cases(
         units[top, part.study][channel].append(part)
     problems[:] = dict.fromkeys(problems)  # a line per folder, not per slice
     shared = Counter(top for top, _ in units)
-    cases, series_of = [], {}
+    cases: list[FoundCase] = []
+    series_of: dict[Path, Series] = {}
     for (top, _), parts in sorted(units.items(), key=lambda item: str(item[1][min(item[1])][0].path)):
         chosen = {n: s for n in sorted(parts) if (s := _choose(parts[n], choice, problems)) is not None}
         if len(chosen) < len(parts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def _other_patients(slices: Sequence[Slice]) -> Iterator[str]:
 
 def _mixed(slices: Sequence[Slice]) -> Iterator[str]:
     where, first = slices[0].path.parent, slices[0]
-    rules = {
+    rules: dict[str, tuple[Callable[[Slice], Sequence[float]], float]] = {
         "orientation": (lambda part: part.orientation, DIRECTION_TOLERANCE),
         "size": (lambda part: part.size, 0.0),
         "pixel spacing": (lambda part: part.spacing, SPACING_TOLERANCE),

@@ -120,7 +120,8 @@ def read_slices(files: Iterable[Path], problems: list[str]) -> tuple[list[Slice]
         files: Any files.
         problems: A line is added for each DICOM image that cannot be used.
     """
-    slices, segmentations = [], []
+    slices: list[Slice] = []
+    segmentations: list[Path] = []
     for path in tqdm(list(files), desc="Looking for DICOM", unit="file", disable=None):
         what = media(path)
         if what is None:

@@ -35,6 +35,11 @@ def patients_of(roles: Roles, table: Path | None, pattern: str | None, problems:
         found = {name: patient_of(case.key) for name, case in names.items()}
     elif any(case.patient for case in names.values()):
         found = {name: case.patient or f"without PatientID {name}" for name, case in names.items()}
+        if len(names) > 1 and len(set(found.values())) == 1:
+            problems.append(
+                "all DICOM files have the same PatientID, perhaps because names were removed. Say with --patients or "
+                "--patient_pattern whose they are; --patient_pattern '(.+)' makes each case a patient."
+            )
     else:
         return None
     problems += _two_roles(roles, found)

@@ -12,7 +12,7 @@ from nnunet_collab.conversion.own.dicom_tags import read_slices
 from nnunet_collab.conversion.own.found_case import FoundCase, pair, refuse_same_names
 from nnunet_collab.conversion.own.image_files import ending_of, image_cases, visible_files
 from nnunet_collab.conversion.own.options import OwnOptions
-from nnunet_collab.conversion.own.segmentations import describe
+from nnunet_collab.conversion.own.segmentations import Segmentation, describe, require_highdicom
 from nnunet_collab.core.errors import CollabError, listed
 
 
@@ -23,14 +23,14 @@ class Scan:
     Attributes:
         roles: "train", "unlabeled" and "test" -> cases.
         series_of: First file of a DICOM series -> the series.
-        segmentations: Labels that are DICOM-SEG.
+        segmentations: Label that is DICOM-SEG -> what it says of itself.
         problems: Faults, one line each.
         unused: Files in these folders that are not used.
     """
 
     roles: dict[str, list[FoundCase]] = field(default_factory=dict)
     series_of: dict[Path, Series] = field(default_factory=dict)
-    segmentations: set[Path] = field(default_factory=set)
+    segmentations: dict[Path, Segmentation] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     unused: list[Path] = field(default_factory=list)
 
@@ -116,8 +116,9 @@ def _labels(folder: Path, options: OwnOptions, scan: Scan) -> list[FoundCase]:
     )
     of_dicom, series = dicom_cases(folder, slices, (), options.series, scan.problems)
     scan.series_of |= series
-    of_segmentations = [_of_segmentation(folder, path, segmentations) for path in segmentations]
-    scan.segmentations |= set(segmentations)
+    if segmentations:
+        require_highdicom()
+    of_segmentations = [_of_segmentation(folder, path, segmentations, scan) for path in segmentations]
     scan.unused += _unused(files, of_files, [*(part.path for part in slices), *segmentations])
     return refuse_same_names([*of_files, *of_dicom, *of_segmentations], scan.problems)
 
@@ -126,12 +127,17 @@ def _stems(files: Sequence[Path]) -> set[str]:
     return {path.name[: -len(ending_of(path)) or None] for path in files}
 
 
-def _of_segmentation(folder: Path, path: Path, all_of_folder: Sequence[Path]) -> FoundCase:
+def _of_segmentation(folder: Path, path: Path, all_of_folder: Sequence[Path], scan: Scan) -> FoundCase:
     """A DICOM-SEG as a label: it is called by its file, by its folder, and by the series to which it refers."""
     inside = path.relative_to(folder)
     around = inside.parent.as_posix()
     alone = sum(other.parent == path.parent for other in all_of_folder) == 1
-    aliases = (*sorted(describe(path).series), *([around] if alone and around != "." else []))
+    try:
+        scan.segmentations[path] = describe(path)
+    except CollabError as error:
+        scan.problems.append(str(error))
+        scan.segmentations[path] = Segmentation({}, ())
+    aliases = (*sorted(scan.segmentations[path].series), *([around] if alone and around != "." else []))
     return FoundCase(inside.with_suffix("").as_posix(), (path,), aliases=aliases)
 
 

@@ -11,6 +11,8 @@ from converting import assert_volume, facts, names
 from mini_dicom import SAGITTAL, SECONDARY, slice_file, voxels, write_segmentation, write_series
 from own_source import nnunet, own, refused  # noqa: F401
 
+from nnunet_collab.core.errors import CollabError
+
 pytestmark = pytest.mark.usefixtures("nnunet")
 
 # DICOM's x and y point to the left and to the back; nibabel's to the right and to the front.
@@ -171,6 +173,55 @@ def test_one_frame_and_segments_numbered_differently_mean_what_their_labels_say(
     assert_volume(folder / "labelsTr" / "case_0003.nii.gz", 2 * swapped.transpose(2, 1, 0), AXIAL_AFFINE)
 
 
+def test_labels_and_test_images_can_be_series_too(tmp_path):
+    source = tmp_path / "source"
+    for i, role in enumerate(("", "", "test_")):
+        name = f"case{i}"
+        write_series(source / f"{role}images" / name, voxels(i), patient=i, study=i)
+        stored = (7 * labels_of(voxels(i))).astype(np.int16)
+        tags = {"series": "label", "RescaleIntercept": "0", "SeriesDescription": "drawn", "Modality": "OT"}
+        write_series(source / f"{role}labels" / name, stored, patient=i, study=i, **tags)
+    folder = own(source)
+    assert facts(folder)["labels"] == {"background": 0, "class_7": 1, "class_14": 2}
+    assert facts(folder)["channel_names"] == {"0": "CT"}
+    for case, place in (("case_0002", "labelsTr"), ("case_0003", "labelsTs")):
+        want = labels_of(voxels(int(case[-1]) - 1)).transpose(2, 1, 0)
+        assert_volume(folder / place / f"{case}.nii.gz", want, AXIAL_AFFINE)
+
+
+def test_contours_and_multiframe_files_are_refused_and_reports_left_out(tmp_path):
+    source = write_source(tmp_path / "source")
+    case = source / "images" / "case1"
+    add(case, name="report.dcm", SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11")
+    own(source)
+    add(case, name="contours.dcm", SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3")
+    shutil.rmtree(source / "images" / "case2")
+    several = np.zeros((3, 6, 5), np.int16)
+    add(source / "images" / "case2", several, name="film.dcm", Rows=6, Columns=5, NumberOfFrames=3, patient=2, study=2)
+    with pytest.raises(CollabError) as caught:
+        own(source, "--overwrite")
+    assert "contours.dcm: it holds contours (RTSTRUCT), which are not converted." in str(caught.value)
+    assert "these hold several frames (enhanced or a film): film.dcm" in str(caught.value)
+
+
+def test_ct_and_mr_are_two_datasets(tmp_path):
+    source = write_source(tmp_path / "source")
+    for i in range(4):
+        add(source / "unlabeled" / "m", voxels(1)[i], (-3.0, 4.0, 10.0 + 2 * i), f"{i}.dcm", Modality="MR", study=9)
+    assert "all images must have the same modality; it is MR, and that of" in refused(source)
+
+
+def test_all_with_one_patient_id_are_told_to_name_the_patients(tmp_path):
+    source = tmp_path / "source"
+    for i in range(3):
+        files = write_series(source / "images" / f"c{i}", voxels(i), patient="anon", study=i)
+        write_segmentation(source / "labels" / f"c{i}.dcm", files, labels_of(voxels(i)), {1: "liver", 2: "tumor"})
+    text = refused(source)
+    assert "all DICOM files have the same PatientID, perhaps because names were removed. Say with --patients" in text
+    (tmp_path / "who.csv").write_text("case,patient\nc0,a\nc1,b\nc2,b\n")
+    assert facts(own(source, "--patients", str(tmp_path / "who.csv")))["numTraining"] == 3
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -253,8 +304,14 @@ def test_all_faults_are_told_at_once(tmp_path):
     remove_slice(source / "images" / "case0")
     add(source / "images" / "case2", ImageType=["LOCALIZER"], patient=2, study=2)
     (source / "images" / "case1" / "plan.dcm").write_bytes(b"no dicom")
+    write_series(source / "images" / "case4", voxels(4), patient=4, study=4)
+    (source / "unlabeled").mkdir()
+    (source / "unlabeled" / "a.nii.gz").write_bytes(b"no image")  # faults of voxels, too
+    (source / "labels" / "case4.dcm").write_bytes((source / "labels" / "case2.dcm").read_bytes()[:900])
     text = refused(source)
     assert "slices are missing" in text
+    assert "a.nii.gz: cannot be read completely" in text
+    assert text.count("case4.dcm: this DICOM segmentation cannot be read") == 1
     assert "localizers" in text
     assert "plan.dcm: this DICOM file cannot be read" in text
 
