@@ -221,11 +221,12 @@ def _format(scan: Scan, readers: Readers, is_flat: bool) -> tuple[int, str]:
     for case in _all_cases(scan):
         for path in case.images:
             try:
-                kinds.append(readers.image(path))
+                picture = readers.image(path)
+                kinds.append((picture.GetNumberOfComponentsPerPixel(), picture.GetPixelID()))
             except CollabError:  # reported by the check of the source
                 continue
-    components = kinds[0].GetNumberOfComponentsPerPixel() if kinds else 1
-    return components, ".png" if all(kind.GetPixelID() in _PNG_TYPES for kind in kinds) else ".nii.gz"
+    components = kinds[0][0] if kinds else 1
+    return components, ".png" if all(kind in _PNG_TYPES for _, kind in kinds) else ".nii.gz"
 
 
 def _channel_names(scan: Scan, options: OwnOptions, components: int) -> dict[str, str]:

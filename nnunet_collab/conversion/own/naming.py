@@ -121,6 +121,7 @@ def write_key(
         gone = old[~old["case"].isin([row[0] for row in rows])]
         rows = [*rows, *gone[COLUMNS].to_numpy().tolist()]
     write_csv(pd.DataFrame(rows, columns=COLUMNS), key)
+    key.chmod(0o600)  # it names people
 
 
 def _known(key: Path | None, name: str, value: str) -> dict[str, str]:

@@ -18,7 +18,8 @@ def patients_of(roles: Roles, table: Path | None, pattern: str | None, problems:
     Args:
         roles: Role -> cases.
         table: CSV file with the columns case and patient, or None. A case is named as in the source (`FoundCase.key`),
-            with its folder in front if two folders have a case of this name.
+            with its role in front if two folders have a case of this name,
+            or by the folder that holds it alone.
         pattern: Regular expression for the names in the source, or None.
         problems: A line is added for each fault, such as a patient in two roles.
 
@@ -52,7 +53,8 @@ def _of_table(names: Mapping[str, FoundCase], table: Path, problems: list[str]) 
     used: set[str] = set()
     missing = []
     for name, case in names.items():
-        line = next((key for key in (name, case.key) if key in patients), None)
+        called = (name, case.key, *(() if case.patient else case.aliases))
+        line = next((key for key in called if key in patients), None)
         if line is None:
             missing.append(case.key)
         else:

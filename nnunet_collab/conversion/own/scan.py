@@ -114,7 +114,7 @@ def _labels(folder: Path, options: OwnOptions, scan: Scan) -> list[FoundCase]:
     of_files = image_cases(
         folder, [path for path in files if ending_of(path)], ("label",), scan.problems, _stems(files)
     )
-    of_dicom, series = dicom_cases(folder, slices, (), options.series, scan.problems)
+    of_dicom, series = dicom_cases(folder, slices, (), "", scan.problems)  # --series chooses images
     scan.series_of |= series
     if segmentations:
         require_highdicom()

@@ -181,7 +181,7 @@ def test_labels_and_test_images_can_be_series_too(tmp_path):
         stored = (7 * labels_of(voxels(i))).astype(np.int16)
         tags = {"series": "label", "RescaleIntercept": "0", "SeriesDescription": "drawn", "Modality": "OT"}
         write_series(source / f"{role}labels" / name, stored, patient=i, study=i, **tags)
-    folder = own(source)
+    folder = own(source, "--series", "SECRET s")  # of the images, not of the labels
     assert facts(folder)["labels"] == {"background": 0, "class_7": 1, "class_14": 2}
     assert facts(folder)["channel_names"] == {"0": "CT"}
     for case, place in (("case_0002", "labelsTr"), ("case_0003", "labelsTs")):

@@ -116,6 +116,18 @@ def test_numbers_of_cases_are_not_channels(tmp_path):
     assert names(own(tmp_path) / "imagesTr") == ["case_0001", "case_0002", "case_0003"]
 
 
+def test_a_folder_that_holds_one_file_names_its_case_too(tmp_path):
+    for seed in range(2):
+        write_volume(tmp_path / "images" / f"anna{seed}" / "scan.nii.gz", image(seed))
+        write_volume(tmp_path / "labels" / f"anna{seed}" / "drawn.nii.gz", label(seed))
+    table = tmp_path / "who.csv"
+    table.write_text("case,patient\nanna0,a\nanna1/scan,b\n")
+    folder = own(tmp_path, "--patients", str(table))
+    for seed in range(2):
+        assert_volume(folder / "imagesTr" / f"case_000{seed + 1}_0000.nii.gz", image(seed), AFFINE)
+        assert_volume(folder / "labelsTr" / f"case_000{seed + 1}.nii.gz", label(seed), AFFINE)
+
+
 def test_a_case_without_a_channel_or_with_a_strange_one_is_told(tmp_path):
     for name in ("a_T1", "a_FLAIR", "b_T1", "c_T2"):
         write_volume(tmp_path / "images" / f"{name}.nii.gz", image(0))

@@ -79,6 +79,7 @@ def test_no_name_and_no_tag_goes_along(tmp_path, nnunet, capsys):  # noqa: F811
         f"case_000{i}": f"patient_000{i}" for i in range(1, 6)
     }
     assert "secretid" not in capsys.readouterr().out.lower()
+    assert (tmp_path / "key.csv").stat().st_mode & 0o077 == 0  # for its owner alone
     key = pd.read_csv(tmp_path / "key.csv", keep_default_na=False)
     assert key.loc[key["source"] == "train/Secretname_Anna1", ["case", "source_patient"]].to_numpy().tolist() == [
         ["case_0002", "SECRETID1"]
