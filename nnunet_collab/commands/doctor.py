@@ -73,5 +73,5 @@ def _slow_findings(value: str, dataset_name: str | None) -> Iterator[Finding]:
         yield Finding("warn", text, "Fix the failed checks above, then run `nnunet_collab doctor` again.")
     else:
         yield from trainers.check_trainers(outcomes["trainers"], expected)
-        if raw is not None and "plan" in outcomes:
-            yield planned.estimate(raw.name, outcomes["plan"])
+    if raw is not None and "plan" in outcomes:
+        yield planned.estimate(raw.name, outcomes["plan"])

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from unlabeled_images import save_image
 
+from nnunet_collab.commands import doctor as doctor_command
 from nnunet_collab.doctor import dataset, facts, planned
 from nnunet_collab.doctor.contents import check_contents
 from nnunet_collab.doctor.finding import Finding
@@ -143,6 +144,22 @@ def test_the_estimate_says_that_it_is_one():
         "2d: patch 64 x 32, batch 4, spacing 1 x 1 mm",
     )
     assert planned.estimate(NAME, Outcome(error="KeyError: x")).status == "warn"
+
+
+def test_the_command_asks_the_planner_only_for_what_is_not_planned(raw, monkeypatch):
+    asked = {}
+
+    def probe(steps):
+        asked.update(steps)
+        return {name: Outcome(error="not tried") for name in steps}
+
+    monkeypatch.setattr(doctor_command, "probe", probe)
+    assert not any("would plan" in finding.text for finding in doctor_command.findings(None))
+    assert "plan" not in asked
+    texts = [finding.text for finding in doctor_command.findings("50")]
+    assert asked["plan"] == {"name": NAME, "fingerprint": planned.header_fingerprint(raw)}
+    assert f"{NAME}: classes: liver 60 voxels in 3 of 3 cases; tumor 5 voxels in 2 of 3 cases" in texts
+    assert f"{NAME}: what nnU-Net would plan is not known (not tried)" in texts
 
 
 @pytest.mark.slow

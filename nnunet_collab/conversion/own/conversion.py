@@ -68,7 +68,7 @@ def convert_own(source: Path, target: Target, options: OwnOptions) -> Path:
     names = name_cases(scan.roles, keep=options.keep_names, key=options.key, problems=scan.problems)
     patients = _patients(scan, names, options)
     is_flat = _is_flat(scan)
-    problems = [*scan.problems, *_modality_faults(scan), *_segmentation_faults(scan)]
+    problems = [*scan.problems, *_modality_faults(scan), *_inversion_faults(scan), *_segmentation_faults(scan)]
     readers = _readers(scan)
     try:
         classes = _classes(scan, readers, options)
@@ -185,6 +185,20 @@ def _modality_faults(scan: Scan) -> list[str]:
         if first is not None and case.modality not in ("", first.modality)
     ]
     return faults
+
+
+def _inversion_faults(scan: Scan) -> list[str]:
+    """Images whose low values are bright, among images whose high values are."""
+    inverted = {path: series.slices[0].is_inverted for path, series in scan.series_of.items()}
+    images = [path for case in _all_cases(scan) for path in case.images if path in inverted]
+    if all(inverted[path] for path in images):
+        return []
+    return [
+        f"{path}: in this image low values are bright (MONOCHROME1), in others high values are. Convert it with the "
+        "others' scale first, or leave it out."
+        for path in images
+        if inverted[path]
+    ]
 
 
 def _segmentation_faults(scan: Scan) -> list[str]:

@@ -45,6 +45,7 @@ class Slice(NamedTuple):
         description: SeriesDescription.
         modality: Modality, e.g. CT.
         kind: ImageType, e.g. ("ORIGINAL", "PRIMARY", "AXIAL").
+        is_inverted: Whether low values are bright (MONOCHROME1).
         samples: Values per pixel.
         frames: Number of frames.
         size: Rows and columns.
@@ -62,6 +63,7 @@ class Slice(NamedTuple):
     description: str
     modality: str
     kind: tuple[str, ...]
+    is_inverted: bool
     samples: int
     frames: int
     size: tuple[int, int]
@@ -176,6 +178,7 @@ def _read(path: Path) -> Slice:
         description=text("0008|103e"),
         modality=text("0008|0060"),
         kind=tuple(part.strip().upper() for part in text("0008|0008").split("\\")),
+        is_inverted=text("0028|0004").upper() == "MONOCHROME1",
         samples=int(text("0028|0002") or 1),
         frames=int(text("0028|0008") or 1),
         size=(int(text("0028|0010") or 0), int(text("0028|0011") or 0)),

@@ -211,6 +211,16 @@ def test_ct_and_mr_are_two_datasets(tmp_path):
     assert "all images must have the same modality; it is MR, and that of" in refused(source)
 
 
+def test_images_of_both_scales_of_gray_are_not_mixed(tmp_path):
+    source = write_source(tmp_path / "source")
+    for i in range(4):
+        place = (-3.0, 4.0, 10.0 + 2 * i)
+        add(source / "unlabeled" / "m", voxels(1)[i], place, f"{i}.dcm", PhotometricInterpretation="MONOCHROME1")
+    text = refused(source)
+    assert f"{source / 'unlabeled' / 'm' / '0.dcm'}: in this image low values are bright (MONOCHROME1)" in text
+    assert text.count("MONOCHROME1") == 1
+
+
 def test_all_with_one_patient_id_are_told_to_name_the_patients(tmp_path):
     source = tmp_path / "source"
     for i in range(3):
