@@ -22,7 +22,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SHIPPED = ("nnunet_collab", "trainers", "dataset_conversion")
 # Imported name -> name of the distribution, where they differ by more than case and dashes.
 DISTRIBUTIONS = {"pil": "pillow", "skimage": "scikit-image", "xdist": "pytest-xdist", "yaml": "pyyaml"}
-EXTRAS = {"nnunet_collab/conversion/h5_volumes.py": {"h5py"}}  # imported when asked for
+EXTRAS = {  # imported when asked for
+    "nnunet_collab/conversion/h5_volumes.py": {"h5py"},
+    "nnunet_collab/conversion/own/segmentations.py": {"highdicom"},
+}
 WRITTEN_BY_TESTS = {"user-settings"}
 
 
@@ -68,7 +71,8 @@ def test_every_package_that_tests_and_benchmarks_import_is_one_too():
 
 def test_the_extras_of_conversion_are_named():
     wanted = {name for names in EXTRAS.values() for name in names}
-    assert wanted <= distributions(PROJECT["optional-dependencies"]["h5"])
+    extras = PROJECT["optional-dependencies"]
+    assert wanted <= distributions(extras["h5"]) | distributions(extras["dicom"])
 
 
 def test_nnunet_is_held_below_the_release_that_changes_what_local_rank_means():

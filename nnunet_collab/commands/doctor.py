@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from nnunet_collab.core.shipped import VARIABLE, doorway_folder, doorways, extended
-from nnunet_collab.doctor import dataset, folders, hardware, installation, trainers
+from nnunet_collab.doctor import dataset, folders, hardware, installation, planned, trainers
 from nnunet_collab.doctor.finding import Finding
 from nnunet_collab.doctor.probe import probe
 
@@ -49,15 +50,19 @@ def findings(dataset_name: str | None = None) -> Iterator[Finding]:
     yield hardware.check_computer()
     if dataset_name:
         yield from dataset.check_dataset(dataset_name)
-    yield from _slow_findings(value)
+    yield from _slow_findings(value, dataset_name)
 
 
-def _slow_findings(value: str) -> Iterator[Finding]:
+def _slow_findings(value: str, dataset_name: str | None) -> Iterator[Finding]:
     """The checks that import packages."""
     expected = doorways()
     # Our folder is added. `check_variable` reports if it is missing; this check tells if adding it is enough.
     search = {"expected": expected, "folders": extended(value, doorway_folder())}
-    outcomes = probe({"torch": {}, "timm": {}, "trainers": search})
+    steps: dict[str, dict[str, Any]] = {"torch": {}, "timm": {}, "trainers": search}
+    raw = dataset.dataset_to_plan(dataset_name) if dataset_name else None
+    if raw is not None and (fingerprint := planned.header_fingerprint(raw)):
+        steps["plan"] = {"name": raw.name, "fingerprint": fingerprint}
+    outcomes = probe(steps)
     torch, timm = outcomes["torch"], outcomes["timm"]
     yield installation.check_imports(torch, timm)
     if not torch.error:
@@ -68,3 +73,5 @@ def _slow_findings(value: str) -> Iterator[Finding]:
         yield Finding("warn", text, "Fix the failed checks above, then run `nnunet_collab doctor` again.")
     else:
         yield from trainers.check_trainers(outcomes["trainers"], expected)
+    if raw is not None and "plan" in outcomes:
+        yield planned.estimate(raw.name, outcomes["plan"])

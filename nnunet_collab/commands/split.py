@@ -16,7 +16,7 @@ from nnunet_collab.core.nnunet_folders import (
     read_dataset_json,
     read_split,
 )
-from nnunet_collab.core.patients import PatientOf, patient_lookup
+from nnunet_collab.core.patients import PatientOf, PatientRule, patient_lookup, patient_rule
 from nnunet_collab.splits.few_labels import (
     Labeled,
     check_roles,
@@ -96,12 +96,12 @@ def run(args: argparse.Namespace) -> int:
     if not cases:
         ending = dataset_json["file_ending"]
         raise CollabError(f"{raw / 'imagesTr'}: it must hold cases named CASE_0000{ending}; it holds none. Correct -d.")
-    pattern = args.patient_pattern or dataset_json.get("patient_pattern")
-    patient_of = patient_lookup(pattern, cases)
-    if pattern is None:
+    rule = args.patient_pattern or patient_rule(dataset_json, raw, preprocessed)
+    patient_of = patient_lookup(rule, cases)
+    if rule is None:
         print(
-            "Every case is treated as a separate patient, because dataset.json has no patient_pattern. If a patient "
-            "has several cases, set --patient-pattern."
+            "Every case is treated as a separate patient, because dataset.json has no patient_pattern and there is "
+            "no patients.csv beside it. If a patient has several cases, set --patient-pattern."
         )
     # Read before anything is written: an image that cannot be read is refused.
     images = _images(raw, dataset_json) if args.audit else {}
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         copies = [[_in_new_dataset(entry, cases, tested) for entry in group] for group in copies]
     elif labeled is not None:
         _split(args, labeled, (preprocessed, raw), cases, patient_of)
-        _print_warnings(raw, preprocessed, dataset_json, cases, pattern)
+        _print_warnings(raw, preprocessed, dataset_json, cases, rule)
     if not args.audit:
         return 0
     lines = duplicates(copies, _existing_split((preprocessed, raw), cases, patient_of))
@@ -206,7 +206,7 @@ def _table(split: Split, patient_of: PatientOf) -> str:
 
 
 def _print_warnings(
-    raw: Path, preprocessed: Path, dataset_json: dict[str, Any], known: Collection[str], pattern: str | None
+    raw: Path, preprocessed: Path, dataset_json: dict[str, Any], known: Collection[str], rule: PatientRule
 ) -> None:
     """Warn of information that this split does not hide."""
     from nnunet_collab.core.nnunet_folders import UNLABELED, channel_names
@@ -218,7 +218,7 @@ def _print_warnings(
             "Warning: the images are normalized as CT, with intensities under all labels of labelsTr, including those "
             "that this split hides. To plan without them, write a new dataset: add --to NEW_ID."
         )
-    if shared := of_patients(case_images(raw / UNLABELED, dataset_json["file_ending"]), known, pattern):
+    if shared := of_patients(case_images(raw / UNLABELED, dataset_json["file_ending"]), known, rule):
         print(
             f"{UNLABELED} also holds images of patients of imagesTr: {listed(shared)}. A training leaves out the "
             f"images of its validation patients."

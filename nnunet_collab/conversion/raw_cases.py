@@ -8,6 +8,7 @@ deleted and written again. The first line of the manifest describes the conversi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -103,10 +104,13 @@ def finish(folder: Path, place: Path) -> None:
 
 
 def source_stamp(case: Case) -> list[list[object]]:
-    """Path, size (bytes) and modification time (ns) of every source file of the case, including those in folders."""
+    """Digest of the path, size (bytes) and modification time (ns) of every source file, including those in folders.
+
+    The digest, because the manifest lies among the data, and paths may name patients.
+    """
     paths = [path for source in case.sources for path in (sorted(source.rglob("*")) if source.is_dir() else [source])]
     stats = [(path, path.stat()) for path in paths if path.is_file()]
-    return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    return [[hashlib.sha256(str(path).encode()).hexdigest(), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
 
 
 def _write_case(case: Case, rules: SourceRules, ending: str, folder: Path, role: str) -> list[Path]:

@@ -19,14 +19,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
 from nnunet_collab import __version__
 from nnunet_collab.conversion.labeled_protocol import PublishedOrder, choose, parse_protocol
 from nnunet_collab.conversion.raw_cases import Roles, complete_cases, finish, write_cases
 from nnunet_collab.conversion.raw_target import Target, contents, raw_folder, refuse_full_disk, split_path
 from nnunet_collab.conversion.source_check import Case, SourceRules, verify_pairs
+from nnunet_collab.core.csv_text import write_csv
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.files import write_json
 from nnunet_collab.core.nnunet_folders import SPLIT_FILE, Split
+from nnunet_collab.core.patients import PATIENTS, PATIENTS_FILE
 from nnunet_collab.splits.patient_folds import few_patients, patient_folds
 
 
@@ -40,6 +44,8 @@ class DatasetInfo:
         file_ending: Ending of all files, with its dot.
         patient_pattern: Regular expression that matches a whole case name; its first group is the patient.
         extra: Additional entries, such as regions_class_order.
+        patients: Case -> patient, for names that do not tell the patient; written as patients.csv. None: the pattern
+            tells.
     """
 
     channel_names: Mapping[str, str]
@@ -51,6 +57,7 @@ class DatasetInfo:
     citation: str
     reference: str
     extra: Mapping[str, object] = field(default_factory=dict)
+    patients: Mapping[str, str] | None = None
 
     def patient_of(self, case_name: str) -> str:
         """The patient of a case.
@@ -58,6 +65,8 @@ class DatasetInfo:
         Raises:
             ValueError: If the pattern does not match the name.
         """
+        if self.patients is not None:
+            return self.patients[case_name]
         match = re.fullmatch(self.patient_pattern, case_name)
         if match is None:
             raise ValueError(f"patient_of: case {case_name!r} does not match the pattern {self.patient_pattern!r}")
@@ -79,6 +88,7 @@ class RawDataset:
             patient.
         split: Source of the division into training, validation and test cases, in a sentence for dataset.json.
         order: Published order of the training patients, for the few-label protocols, or None.
+        unlabeled: Cases without labels, which go to imagesUn.
     """
 
     info: DatasetInfo
@@ -90,6 +100,7 @@ class RawDataset:
     validation: Sequence[str] = ()
     split: str = ""
     order: PublishedOrder | None = None
+    unlabeled: Sequence[Case] = ()
 
 
 def write_raw_dataset(dataset: RawDataset, target: Target) -> Path:
@@ -109,19 +120,23 @@ def write_raw_dataset(dataset: RawDataset, target: Target) -> Path:
     """
     folder = raw_folder(target)
     protocol = None if target.labeled is None else parse_protocol(target.labeled, target.seed)
-    cases = [*dataset.train, *dataset.test]
-    print(f"Converting {len(dataset.train)} training and {len(dataset.test)} test cases into {folder}.")
-    problems = [*dataset.problems, *_role_problems(dataset), *verify_pairs(cases, dataset.rules)]
+    cases = [*dataset.train, *dataset.unlabeled, *dataset.test]
+    unlabeled = f", {len(dataset.unlabeled)} unlabeled" if dataset.unlabeled else ""
+    print(f"Converting {len(dataset.train)} training{unlabeled} and {len(dataset.test)} test cases into {folder}.")
+    found_problems = [*dataset.problems, *_role_problems(dataset), *verify_pairs(cases, dataset.rules)]
+    problems = list(dict.fromkeys(found_problems))
     if problems:
         found = "one fault" if len(problems) == 1 else f"{len(problems)} faults"
         raise CollabError("\n- ".join([f"convert: the source has {found}, so nothing was written:", *problems]))
     roles: Roles = {"Tr": dataset.train, "Ts": dataset.test}
+    if dataset.unlabeled:
+        roles = {"Tr": dataset.train, "Un": dataset.unlabeled, "Ts": dataset.test}
     facts = _dataset_json(dataset, target)
     if protocol is not None:
         choice = choose(
             dataset.train, dataset.info.patient_of, protocol, validation=dataset.validation, order=dataset.order
         )
-        roles = {"Tr": choice.labeled, "Un": choice.unlabeled, "Ts": dataset.test}
+        roles = {"Tr": choice.labeled, "Un": [*choice.unlabeled, *dataset.unlabeled], "Ts": dataset.test}
         facts |= {"numTraining": len(choice.labeled), "labeled_protocol": choice.record}
     split = _split(roles["Tr"], dataset)
     split_file = split_path(target, split)
@@ -140,9 +155,22 @@ def write_raw_dataset(dataset: RawDataset, target: Target) -> Path:
     if split:
         write_json(partial / SPLIT_FILE, split)
     _write_split(split_file, split)
+    _write_patients(dataset.info.patients, partial, split_file)
     finish(partial, folder)
     _print_summary(dataset, target, roles, folder, split_file, split)
     return folder
+
+
+def _write_patients(patients: Mapping[str, str] | None, partial: Path, split_file: Path | None) -> None:
+    """Write patients.csv, also beside the split: training may run where the raw dataset is not."""
+    for folder in (partial, *([split_file.parent] if split_file else [])):
+        if patients is None:
+            (folder / PATIENTS_FILE).unlink(missing_ok=True)  # that of a replaced dataset
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_csv(
+                pd.DataFrame({"case": list(patients), "patient": list(patients.values())}), folder / PATIENTS_FILE
+            )
 
 
 def _role_problems(dataset: RawDataset) -> list[str]:
@@ -165,7 +193,8 @@ def _role_problems(dataset: RawDataset) -> list[str]:
         f"{test[patient]}. Remove one of them."
         for patient in sorted(train.keys() & test.keys())
     ]
-    return problems if len(train) >= 2 else [*problems, few_patients(sorted(train))]
+    without_labels = bool(dataset.unlabeled) and not dataset.train  # so that someone can draw them
+    return problems if len(train) >= 2 or without_labels else [*problems, few_patients(sorted(train))]
 
 
 def _split(cases: Sequence[Case], dataset: RawDataset) -> Split:
@@ -203,19 +232,24 @@ def _dataset_json(dataset: RawDataset, target: Target) -> dict[str, object]:
     info = dataset.info
     return {
         "name": target.name,
-        "description": info.description,
+        **({"description": info.description} if info.description else {}),
         "channel_names": info.channel_names,
         "labels": info.labels,
         "numTraining": len(dataset.train),
         "file_ending": info.file_ending,
-        "license": info.license,
-        "citation": info.citation,
-        "reference": info.reference,
+        **{key: getattr(info, key) for key in ("license", "citation", "reference") if getattr(info, key)},
         "converted_by": f"nnunet_collab {__version__}",
-        "patient_pattern": info.patient_pattern,
+        **_patients_entry(info, target),
+        **({"unlabeled_cases": [case.name for case in dataset.unlabeled]} if dataset.unlabeled else {}),
         **({"split": dataset.split} if dataset.split else {}),
         **info.extra,
     }
+
+
+def _patients_entry(info: DatasetInfo, target: Target) -> dict[str, object]:
+    if info.patients is None:
+        return {"patient_pattern": info.patient_pattern}
+    return {PATIENTS: f"{target.folder}/{PATIENTS_FILE}"}
 
 
 def _print_summary(
@@ -245,6 +279,8 @@ def _print_summary(
     if 0 < len(split) < 5:
         only = "fold 0 only" if len(split) == 1 else f"folds 0 to {len(split) - 1} only"
         print(f"Train {only}: for higher numbers nnU-Net would split at random, not by patient.")
+    if not roles["Tr"]:
+        return
     print(f"Next: nnUNetv2_plan_and_preprocess -d {target.dataset_id} --verify_dataset_integrity")
     if "Un" in roles:
         print(f"Then: nnunet_collab preprocess_unlabeled -d {target.dataset_id} -c CONFIGURATION")

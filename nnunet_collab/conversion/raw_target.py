@@ -12,9 +12,10 @@ from pathlib import Path
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.nnunet_folders import PREPROCESSED, RAW, RESULTS, SPLIT_FILE, UNLABELED, Split, holds_split
+from nnunet_collab.core.patients import PATIENTS_FILE
 
 MANIFEST = "manifest.jsonl"  # exists during a conversion
-CONVERTED = {"imagesTr", "labelsTr", "imagesTs", "labelsTs", "dataset.json", SPLIT_FILE, MANIFEST}
+CONVERTED = {"imagesTr", "labelsTr", "imagesTs", "labelsTs", "dataset.json", PATIENTS_FILE, SPLIT_FILE, MANIFEST}
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,13 @@ def _refuse_existing(folder: Path, overwrite: bool) -> None:
 def _converted_unlabeled(folder: Path) -> set[str]:
     """The name of the folder of unlabeled images if a conversion has written all files in it, else empty."""
     try:
-        protocol = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labeled_protocol"]
-        cases = set(protocol["unlabeled_cases"])
-    except (OSError, ValueError, KeyError, TypeError):  # not written by a conversion
+        content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        cases = {*content.get("labeled_protocol", {}).get("unlabeled_cases", []), *content.get("unlabeled_cases", [])}
+    except (OSError, ValueError, AttributeError, TypeError):  # not written by a conversion
         return set()
     place = folder / UNLABELED
     files = [path.name for path in place.iterdir()] if place.is_dir() else []
-    return {UNLABELED} if all(re.sub(r"_\d{4}\..*$", "", name) in cases for name in files) else set()
+    return {UNLABELED} if cases and all(re.sub(r"_\d{4}\..*$", "", name) in cases for name in files) else set()
 
 
 def _refuse_taken_id(target: Target) -> None:

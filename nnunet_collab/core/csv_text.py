@@ -37,7 +37,7 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
 
 def restored(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with its texts as they were before `write_csv`."""
-    return _of_texts(frame, _original)
+    return _of_texts(frame, original)
 
 
 def _of_texts(frame: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
@@ -55,6 +55,7 @@ def _harmless(value: Any) -> Any:
     return _MARK + value if isinstance(value, str) and _looks_like_formula(value) else value
 
 
-def _original(value: Any) -> Any:
+def original(value: Any) -> Any:
+    """A cell as it was before `write_csv`."""
     marked = isinstance(value, str) and value.startswith(_MARK) and _looks_like_formula(value)
     return value[1:] if marked else value

@@ -151,6 +151,15 @@ def _pattern_fault(pattern: Any) -> str | None:
     )
 
 
+def _patients_fault(place: Any) -> str | None:
+    if isinstance(place, str) and re.fullmatch(r"Dataset\d{3}_[A-Za-z0-9_-]+/patients\.csv", place):
+        return None
+    return (
+        f"must say where the table of patients is, DatasetXXX_NAME/patients.csv; it is {shown(place)}. Correct it, or "
+        "remove the entry."
+    )
+
+
 _EXAMPLES = {
     "channel_names": '"channel_names": {"0": "MRI"}',
     "labels": '"labels": {"background": 0, "liver": 1}',
@@ -163,4 +172,5 @@ _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "dataset": _cases_fault,
     "numTraining": _count_fault,
     "patient_pattern": _pattern_fault,
+    "patients": _patients_fault,
 }

@@ -19,6 +19,8 @@ from nnunet_collab.core.nnunet_folders import (
     read_plans,
     read_split,
 )
+from nnunet_collab.doctor import planned
+from nnunet_collab.doctor.contents import check_contents
 from nnunet_collab.doctor.finding import Finding
 from nnunet_collab.doctor.folders import PREPROCESSED, RAW, RESULTS
 
@@ -39,6 +41,10 @@ def check_dataset(dataset: str) -> Iterator[Finding]:
     plans, faults = _plans(folder)
     yield from faults
     yield from _unlabeled(name, folder, plans)
+    raw = Path(os.environ.get(RAW) or os.devnull, name)
+    if raw.is_dir():
+        yield from check_contents(raw, folder)
+        yield from planned.existing(name, plans)
     if not plans:
         command = f"nnUNetv2_plan_and_preprocess -d {int(name[7:10])} -c 2d --verify_dataset_integrity"
         yield Finding("FAIL", f"{name} is not planned: there are no plans in {folder}", command)
@@ -134,6 +140,15 @@ def _preprocessed(name: str, plans: str, counts: dict[str, int], total: Any, any
     if done:
         return Finding("ok", text)
     return Finding("warn" if any_preprocessed else "FAIL", text, f"{command} {' '.join(waiting[:1])}")
+
+
+def dataset_to_plan(dataset: str) -> Path | None:
+    """The raw folder of a dataset that is not planned, or None."""
+    names = dataset_names(dataset)
+    if len(names) != 1 or _plans(Path(os.environ.get(PREPROCESSED, ""), names[0]))[0]:
+        return None
+    raw = Path(os.environ.get(RAW) or os.devnull, names[0])
+    return raw if raw.is_dir() else None
 
 
 def _ambiguous(dataset: str, names: list[str]) -> Finding:

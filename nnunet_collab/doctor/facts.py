@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,37 @@ def _first_folder(name: str, folders: list[str]) -> str:
     return ""
 
 
+def plan_facts(name: str, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Let nnU-Net's default planner plan from a fingerprint, in a temporary folder.
+
+    Args:
+        name: Name of the dataset, DatasetXXX_NAME; its raw folder is read.
+        fingerprint: Fingerprint in nnU-Net's format.
+
+    Returns:
+        Configuration -> `patch_size`, `batch_size` and `spacing`.
+    """
+    from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner as planning
+
+    with tempfile.TemporaryDirectory() as folder:
+        planning.nnUNet_preprocessed = folder
+        place = Path(folder, name)
+        place.mkdir()
+        (place / "dataset_fingerprint.json").write_text(json.dumps(fingerprint), encoding="utf-8")
+        plans = planning.ExperimentPlanner(name).plan_experiment()
+    wanted = ("patch_size", "batch_size", "spacing")
+    return {
+        key: {
+            entry: [float(n) for n in found[entry]] if entry != "batch_size" else int(found[entry]) for entry in wanted
+        }
+        for key, found in plans["configurations"].items()
+        if all(entry in found for entry in wanted)
+    }
+
+
 STEPS: dict[str, Callable[..., dict[str, Any]]] = {
     "torch": torch_facts,
     "timm": timm_facts,
     "trainers": trainer_facts,
+    "plan": plan_facts,
 }

@@ -52,8 +52,8 @@ def evaluate_folders(
 
     Returns:
         One row per case and class: `case`, `class`, the metrics and flags of `case_metrics`, and `distance_unit`: `mm`,
-        or `pixel` if there is no spacing and so no distance in mm. If the `patient_pattern` of dataset.json matches
-        every case, the column `patient` follows `case`.
+        or `pixel` if there is no spacing and so no distance in mm. If the patient of every case is known
+        (`core.patients`), the column `patient` follows `case`.
 
     Raises:
         CollabError: If a folder or dataset.json is missing or unusable, no prediction has a label, files lack a
@@ -89,10 +89,10 @@ def _evaluate(plan: Plan, only_check: bool, case: str) -> CaseResult:
 def _with_patients(frame: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """Add the patient of each case, so that the table itself says which cases belong together."""
     try:
-        patient_of = patient_lookup(plan.patient_pattern, plan.cases)
-    except CollabError:  # the pattern is for the training cases; these have other names
+        patient_of = patient_lookup(plan.patients, plan.cases)
+    except CollabError:  # the rule is for the training cases; these have other names
         return frame
-    if plan.patient_pattern is not None:
+    if plan.patients is not None:
         frame.insert(1, "patient", frame["case"].map(patient_of))
     return frame
 

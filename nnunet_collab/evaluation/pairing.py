@@ -11,6 +11,7 @@ import numpy as np
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.image_io import read_whole
+from nnunet_collab.core.patients import PatientRule, patient_rule
 
 SHOWN = 20  # problems or names listed before "and n more"
 
@@ -29,7 +30,7 @@ class Plan(NamedTuple):
     without_label: list[str]
     without_prediction: list[str]
     distance_unit: str  # "mm", or "pixel" for images without spacing
-    patient_pattern: str | None  # from dataset.json, see `core.patients`
+    patients: PatientRule  # see `core.patients`
 
 
 def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | None = None) -> Plan:
@@ -38,7 +39,7 @@ def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | Non
         if not folder.is_dir():
             raise CollabError(f"evaluate: the folder of {role} must exist; got {folder}. Check the path.")
     source = _find_dataset_json(predictions, labels, dataset_json)
-    ending, classes, ignore, reader, pattern = _read_dataset_json(source, labels)
+    ending, classes, ignore, reader, content = _read_dataset_json(source, labels)
     predicted, labeled = _case_names(predictions, ending), _case_names(labels, ending)
     if not predicted & labeled:
         raise CollabError(
@@ -51,7 +52,7 @@ def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | Non
         without_label=sorted(predicted - labeled),
         without_prediction=sorted(labeled - predicted),
         distance_unit="pixel" if reader.__name__ == "NaturalImage2DIO" else "mm",
-        patient_pattern=pattern,
+        patients=patient_rule(content, source.parent, labels.resolve().parent),
     )
 
 
@@ -79,8 +80,8 @@ def _find_dataset_json(predictions: Path, labels: Path, given: Path | None) -> P
 
 def _read_dataset_json(
     path: Path, labels: Path
-) -> tuple[str, dict[str, tuple[int, ...]], int | None, type[Any], str | None]:
-    """File ending, foreground classes, ignore value, reader class and patient pattern in a dataset.json."""
+) -> tuple[str, dict[str, tuple[int, ...]], int | None, type[Any], dict[str, Any]]:
+    """File ending, foreground classes, ignore value, reader class and the content of a dataset.json."""
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     try:
@@ -103,7 +104,7 @@ def _read_dataset_json(
             "evaluate: dataset.json must be nnU-Net's, with `labels` and a `file_ending` that nnU-Net reads; "
             f"{path} gave {type(error).__name__}: {error}. Fix it, or give another with --dataset-json."
         ) from error
-    return ending, classes, ignore, reader, content.get("patient_pattern")
+    return ending, classes, ignore, reader, content
 
 
 def _case_names(folder: Path, ending: str) -> set[str]:

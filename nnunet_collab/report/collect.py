@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.patients import patient_lookup
+from nnunet_collab.core.patients import patient_lookup, patient_rule
 from nnunet_collab.evaluation.folders import evaluate_folders
 from nnunet_collab.evaluation.pairing import listed, plan_evaluation
 from nnunet_collab.report.evaluation_table import read_evaluation
@@ -105,12 +105,13 @@ def _by_dataset(results: dict[str, list[Result]]) -> dict[str, list[Result]]:
 
 def _patients(results: Sequence[Result], cases: list[str]) -> list[str]:
     """The patient of each case, from the first dataset.json or table that has patients; else the case itself."""
-    pattern = next((r.source.facts["patient_pattern"] for r in results if "patient_pattern" in r.source.facts), None)
-    for result in results if pattern is None else []:
+    rules = (patient_rule(result.source.facts, *result.source.dataset_folders) for result in results)
+    rule = next((rule for rule in rules if rule is not None), None)
+    for result in results if rule is None else []:
         if "patient" in result.frame:
             patients = result.frame.drop_duplicates("case").set_index("case")["patient"]
             return [str(patient) for patient in patients.loc[cases]]
-    return [*map(patient_lookup(pattern, cases), cases)]
+    return [*map(patient_lookup(rule, cases), cases)]
 
 
 def _read_table(table: Path, source: Source) -> pd.DataFrame:

@@ -62,6 +62,11 @@ class Source:
         return any((folder / POSTPROCESSED).is_file() for folder in self.predictions)
 
     @property
+    def dataset_folders(self) -> list[Path]:
+        """Folders that may be the raw dataset: those above the labels and the images."""
+        return [folder.resolve().parent for folder in (self.labels, self.images) if folder is not None]
+
+    @property
     def dataset(self) -> str:
         """Dataset of the cases; a labeled subset belongs to the dataset from which it was made."""
         names = (self.facts.get("labeled_subset_of"), self.plans.get("dataset_name"), self.facts.get("name"))

@@ -13,7 +13,7 @@ from fractions import Fraction
 
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.nnunet_folders import ROLES, SPLIT_FILE, Split, check_split
-from nnunet_collab.core.patients import PatientOf, patient_lookup
+from nnunet_collab.core.patients import PatientOf, PatientRule, patient_lookup
 from nnunet_collab.splits.patient_folds import patient_folds, shuffled
 
 Labeled = int | Fraction | tuple[str, ...]  # a number of patients, a share of them in (0, 1], or names
@@ -41,18 +41,18 @@ def parse_labeled(words: Sequence[str]) -> Labeled:
     return int(word)
 
 
-def of_patients(cases: Iterable[str], others: Iterable[str], pattern: str | None) -> list[str]:
+def of_patients(cases: Iterable[str], others: Iterable[str], rule: PatientRule) -> list[str]:
     """The cases whose patient also has cases in `others`, sorted.
 
     Args:
-        cases: Case names. A case that does not match the pattern counts as a separate patient.
+        cases: Case names. A case without a known patient counts as a separate patient.
         others: Case names, treated in the same way.
-        pattern: Pattern of `patient_lookup`.
+        rule: Rule of `patient_lookup`.
 
     Raises:
         CollabError: If the pattern is not a regular expression or has no group.
     """
-    patient_of = patient_lookup(pattern)
+    patient_of = patient_lookup(rule)
 
     def patient(case: str) -> str:
         try:

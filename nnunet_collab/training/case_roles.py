@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_json
-from nnunet_collab.core.patients import patient_lookup
+from nnunet_collab.core.patients import patient_lookup, patient_rule
 from nnunet_collab.splits.few_labels import check_roles
 from nnunet_collab.splits.patient_folds import patient_folds
 
@@ -44,7 +44,7 @@ class CaseRoles:
 
 
 def deal_by_patient(splits: Path, folder: Path, dataset_json: dict[str, Any]) -> bool:
-    """Write folds by patient if there is no split and dataset.json has a `patient_pattern`.
+    """Write folds by patient if there is no split and the dataset says which cases belong to one patient.
 
     nnU-Net itself splits by case: one image of a patient could be in training and another one in validation.
 
@@ -57,13 +57,12 @@ def deal_by_patient(splits: Path, folder: Path, dataset_json: dict[str, Any]) ->
         Whether the split was written.
 
     Raises:
-        CollabError: If the pattern does not match a case, or there is only one patient.
+        CollabError: If a case has no patient, or there is only one patient.
     """
-    pattern = dataset_json.get("patient_pattern")
-    if pattern is None or splits.is_file():
+    if splits.is_file() or (rule := patient_rule(dataset_json, splits.parent)) is None:
         return False
     cases = sorted(path.stem for path in folder.glob("*.pkl"))
-    write_json(splits, patient_folds(cases, patient_lookup(pattern, cases)))
+    write_json(splits, patient_folds(cases, patient_lookup(rule, cases)))
     return True
 
 
@@ -85,17 +84,18 @@ def refuse_missing(where: str, missing: Sequence[str], folder: Path) -> None:
         )
 
 
-def check_patients(where: str, roles: Mapping[str, list[str]], dataset_json: Mapping[str, Any]) -> None:
-    """Raise if a case has two roles, or a patient if dataset.json has a `patient_pattern`.
+def check_patients(where: str, roles: Mapping[str, list[str]], dataset_json: Mapping[str, Any], *folders: Path) -> None:
+    """Raise if a case has two roles, or a patient if the dataset says which cases belong to one patient.
 
     Args:
         where: Path and fold of the split, for the message.
         roles: Role -> names of its cases.
-        dataset_json: Content of dataset.json; `patient_pattern` finds the patient in a case's name.
+        dataset_json: Content of dataset.json; see `core.patients`.
+        folders: Folders that may hold patients.csv.
 
     Raises:
         CollabError: If so; the message names the case or patient and the roles.
     """
     cases = [case for names in roles.values() for case in names]
-    patient_of = patient_lookup(dataset_json.get("patient_pattern"), cases)
+    patient_of = patient_lookup(patient_rule(dataset_json, *folders), cases)
     check_roles(where, roles, patient_of, "Write the split again: nnunet_collab split.")

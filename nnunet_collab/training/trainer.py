@@ -232,7 +232,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split; in a distributed run only the first process creates the file.
 
-        If there is no split yet and dataset.json has a `patient_pattern`, the folds are made by patient.
+        If there is no split yet and the dataset says who the patients are, the folds are made by patient.
 
         Raises:
             CollabError: If a case is not preprocessed, a patient has two roles, or a continued run started with other
@@ -255,7 +255,9 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             labeled = [*roles["train"], *roles["val"]]
             missing = [case for case in labeled if not (folder / f"{case}.pkl").is_file()]
             refuse_missing(f"{splits}, fold {self.fold}", missing, folder)
-            check_patients(f"{splits}, fold {self.fold}", {**roles, "unlabeled": unlabeled}, self.dataset_json)
+            check_patients(
+                f"{splits}, fold {self.fold}", {**roles, "unlabeled": unlabeled}, self.dataset_json, splits.parent
+            )
         for role, cases in roles.items():
             self.case_roles.require_same_cases(role, cases)
         return split

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from nnunet_collab.core.distributed import world_size
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.nnunet_folders import RAW, SPLIT_FILE, UNLABELED
+from nnunet_collab.core.patients import patient_rule
 from nnunet_collab.data.loaders import BatchSource
 from nnunet_collab.data.locations import located_cases, locations_folder, read_record
 from nnunet_collab.data.two_streams import LabeledCrops, RandomCrops, TwoStreams
@@ -145,7 +146,7 @@ class UnlabeledImagesTrainer(CollabTrainer):
         roles = {"train": train, "val": val, "unlabeled": in_split, UNLABELED: extra}
         fix = f"Rename the case in {UNLABELED} or remove it."
         check_roles(f"{UNLABELED} and the split of fold {self.fold}", roles, str, fix)
-        left_out = of_patients(extra, val, self.dataset_json.get("patient_pattern"))
+        left_out = of_patients(extra, val, patient_rule(self.dataset_json, Path(self.preprocessed_dataset_folder_base)))
         if left_out:
             self.print_to_log_file(
                 f"left out of {UNLABELED}, because their patient is validated on in this fold: {', '.join(left_out)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -164,6 +165,7 @@ def test_stamp_of_a_folder_names_every_file_in_it(tmp_path):
     save(folder / "a.nrrd", np.zeros((2, 2, 2), np.uint8))
     label = save(tmp_path / "l.nrrd", np.zeros((2, 2, 2), np.uint8))
     stamp = raw_cases.source_stamp(Case("x", (folder,), label, (label,)))
-    assert [Path(entry[0]).name for entry in stamp] == ["a.nrrd", "b.nrrd", "l.nrrd", "l.nrrd"]
+    paths = [folder / "a.nrrd", folder / "deep" / "b.nrrd", label, label]
+    assert [entry[0] for entry in stamp] == [hashlib.sha256(str(path).encode()).hexdigest() for path in paths]
     assert all(entry[1] > 0 for entry in stamp)
     assert json.loads(json.dumps(stamp)) == stamp

@@ -172,6 +172,18 @@ def test_images_of_patients_who_are_validated_on_are_left_out(make, tmp_path):
     assert "left out of imagesUn, because their patient is validated on in this fold: x_2" in log_of(trainer)
 
 
+def test_patients_of_a_table_who_are_validated_on_are_left_out(make, tmp_path):
+    extra = {"new": 50, "other": 52}
+    write_data(tmp_path, full_plans(), make_dataset_json(), extra=extra)
+    put_into_imagesun(tmp_path, *extra)
+    trainer = make()
+    cases = {*LABELED, *SPLIT_UNLABELED, "x"}
+    rows = "".join(f"{case},of {case}\n" for case in sorted(cases)) + "new,of x\n"
+    Path(trainer.preprocessed_dataset_folder_base, "patients.csv").write_text(f"case,patient\n{rows}")
+    assert unlabeled_of(trainer) == {*SPLIT_UNLABELED, "other"}
+    assert "left out of imagesUn, because their patient is validated on in this fold: new" in log_of(trainer)
+
+
 @pytest.mark.parametrize("case", ["a", "x", "u"])
 def test_a_name_in_imagesun_is_no_other_cases(make, tmp_path, case):
     write_data(tmp_path, full_plans(), make_dataset_json(), extra={case: 50})
