@@ -9,6 +9,7 @@ from typing import Any
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_json
 from nnunet_collab.core.patients import patient_lookup
+from nnunet_collab.core.pseudo_labels import pseudo_labeled, refuse_pseudo_labels
 from nnunet_collab.splits.few_labels import check_roles
 from nnunet_collab.splits.patient_folds import patient_folds
 
@@ -57,8 +58,11 @@ def deal_by_patient(splits: Path, folder: Path, dataset_json: dict[str, Any]) ->
         Whether the split was written.
 
     Raises:
-        CollabError: If the pattern does not match a case, or there is only one patient.
+        CollabError: If the pattern does not match a case, there is only one patient, or cases have pseudo labels:
+            they would become validation cases.
     """
+    if not splits.is_file():
+        refuse_pseudo_labels(dataset_json, f"{splits}, which is missing", "a new split")
     pattern = dataset_json.get("patient_pattern")
     if pattern is None or splits.is_file():
         return False
@@ -86,7 +90,7 @@ def refuse_missing(where: str, missing: Sequence[str], folder: Path) -> None:
 
 
 def check_patients(where: str, roles: Mapping[str, list[str]], dataset_json: Mapping[str, Any]) -> None:
-    """Raise if a case has two roles, or a patient if dataset.json has a `patient_pattern`.
+    """Raise if a case has two roles, or a patient if dataset.json has a `patient_pattern`; or if it validates falsely.
 
     Args:
         where: Path and fold of the split, for the message.
@@ -94,8 +98,14 @@ def check_patients(where: str, roles: Mapping[str, list[str]], dataset_json: Map
         dataset_json: Content of dataset.json; `patient_pattern` finds the patient in a case's name.
 
     Raises:
-        CollabError: If so; the message names the case or patient and the roles.
+        CollabError: If so; the message names the case or patient and the roles. Also if a validation case has a pseudo
+            label: a training would be scored by what a network said.
     """
+    if pseudo := sorted(pseudo_labeled(dataset_json).keys() & {*roles.get("val", ())}):
+        raise CollabError(
+            f"{where}: validation cases must have true labels; these have pseudo labels: {listed(pseudo)}. Restore "
+            "the split that nnunet_collab pseudo_label wrote into the raw dataset."
+        )
     cases = [case for names in roles.values() for case in names]
     patient_of = patient_lookup(dataset_json.get("patient_pattern"), cases)
     check_roles(where, roles, patient_of, "Write the split again: nnunet_collab split.")

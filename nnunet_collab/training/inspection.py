@@ -16,8 +16,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.json_files import json_object_or_empty
 from nnunet_collab.core.nnunet_folders import PREPROCESSED
-from nnunet_collab.core.presets import read
-from nnunet_collab.core.settings import change, to_json
+from nnunet_collab.core.presets import accepted, read
+from nnunet_collab.core.settings import VARIABLE, change, to_json
 from nnunet_collab.core.shipped import doorways
 from nnunet_collab.training.planning import adapt_plans
 from nnunet_collab.training.trainer import CollabTrainer
@@ -46,25 +46,39 @@ def find_trainer(name: str) -> type[CollabTrainer]:
     Raises:
         CollabError: If no trainer has that name, or it takes no settings.
     """
-    shipped = doorways()
-    if name in shipped:
-        found: Any = getattr(importlib.import_module(shipped[name]), name)
-    else:  # a trainer of the user, or of nnU-Net
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-        try:
-            found = recursive_find_trainer_class_by_name(name)
-        except Exception as error:  # nnU-Net raises RuntimeError; a user's file may raise anything
-            raise CollabError(
-                f"trainer {name!r}: nnU-Net must find it; it does not ({error}). There are {', '.join(shipped)}, and "
-                "those in the folders of nnUNet_extTrainer. Correct the name."
-            ) from error
-    if not (isinstance(found, type) and issubclass(found, CollabTrainer)):
+    found = _find_any(name)
+    if not issubclass(found, CollabTrainer):
         raise CollabError(
             f"trainer {name!r}: must take settings, which set its steps and its seed; it is nnU-Net's own and takes "
             "none. Use SupervisedTrainer, which trains what nnUNetTrainer trains, or a subclass of CollabTrainer."
         )
     return found
+
+
+def trainer_names(name: str, plans: Mapping[str, Any], configuration: str) -> tuple[str, tuple[str, ...]]:
+    """Trainer names under which nnU-Net stores a training, with the settings in the environment.
+
+    Args:
+        name: Name of the trainer, of this package or of nnU-Net.
+        plans: Content of plans.json.
+        configuration: Name of the configuration.
+
+    Returns:
+        The name of the training's own folder, and those of its models. The mean of several students is the last model
+        if it is validated.
+
+    Raises:
+        CollabError: If the trainer does not exist, or refuses the settings or the configuration.
+    """
+    kind = _find_any(name)
+    if not issubclass(kind, CollabTrainer):
+        return name, (name,)
+    value = os.environ.get(VARIABLE, "").strip()
+    found = inspect_trainer(name, read(value, takes=accepted(kind)) if value else {}, plans, configuration)
+    own = "_".join(filter(None, (name, found.settings.get("run_name", ""))))
+    models = tuple(f"{own}_{student}" for student in found.published)
+    mean = len(models) > 1 and found.settings.get("validate_ensemble")
+    return own, (*models, own) if mean else models
 
 
 def inspect_trainer(name: str, changes: Mapping[str, Any], plans: Mapping[str, Any], configuration: str) -> Inspected:
@@ -94,3 +108,21 @@ def inspect_trainer(name: str, changes: Mapping[str, Any], plans: Mapping[str, A
         labeled_batch_size=int(planned.batch_size),
         patch_size=[int(size) for size in planned.patch_size],
     )
+
+
+def _find_any(name: str) -> type:
+    """The class of a trainer of this package, of the user, or of nnU-Net."""
+    shipped = doorways()
+    if name in shipped:
+        found: Any = getattr(importlib.import_module(shipped[name]), name)
+    else:
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+        try:
+            found = recursive_find_trainer_class_by_name(name)
+        except Exception as error:  # nnU-Net raises RuntimeError; a user's file may raise anything
+            raise CollabError(
+                f"trainer {name!r}: nnU-Net must find it; it does not ({error}). There are {', '.join(shipped)}, and "
+                "those in the folders of nnUNet_extTrainer. Correct the name."
+            ) from error
+    return found if isinstance(found, type) else type(None)
