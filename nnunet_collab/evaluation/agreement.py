@@ -71,13 +71,9 @@ def agreement(ensemble: Labels, members: Sequence[Labels], classes: Mapping[str,
     """
     of_members = []
     for member in members:
-        dice = [
-            value
-            for values in classes.values()
-            if not math.isnan(value := _dice(np.isin(ensemble, values), np.isin(member, values)))
-        ]
-        of_members += [sum(dice) / len(dice)] if dice else []
-    return sum(of_members) / len(of_members) if of_members else math.nan
+        dice = [_dice(np.isin(ensemble, values), np.isin(member, values)) for values in classes.values()]
+        of_members.append(_mean(dice))
+    return _mean(of_members)
 
 
 def uncertain_voxels(ensemble: Labels, members: Sequence[Labels]) -> NDArray[np.bool_]:
@@ -149,6 +145,12 @@ def most_stable(found: Sequence[Stability], *, share: float | None, threshold: f
     if threshold is not None:
         order = [one for one in order if one.agreement >= threshold]
     return [one.case for one in order]
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean of the values that are not NaN; NaN if there are none."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
