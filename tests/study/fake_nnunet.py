@@ -71,7 +71,9 @@ def preprocessed(dataset, *names):
 
 def name_of(number):
     """Name of the dataset with this id."""
-    return next(p.name for p in Path(VARIABLES["nnUNet_raw"]).iterdir() if p.name.startswith(f"Dataset{int(number):03d}"))
+    return next(
+        p.name for p in Path(VARIABLES["nnUNet_raw"]).iterdir() if p.name.startswith(f"Dataset{int(number):03d}")
+    )
 
 
 def results(trainer, plans, configuration, dataset):
@@ -115,7 +117,9 @@ def train():
         checkpoint = (folder / f"fold_{fold}" / "checkpoint_final.pth").read_text()
         for case in VALIDATION:
             write(folder / f"fold_{fold}" / "validation" / f"{case}.nii.gz", digest(checkpoint, case))
-        dice = json.loads(VARIABLES.get("FAKE_DICE", "{}")).get(f"{dataset} {plans}", int(digest(checkpoint), 16) / 16**12)
+        dice = json.loads(VARIABLES.get("FAKE_DICE", "{}")).get(
+            f"{dataset} {plans}", int(digest(checkpoint), 16) / 16**12
+        )
         write(folder / f"fold_{fold}" / "validation" / "summary.json", {"foreground_mean": {"Dice": dice}})
 
 
