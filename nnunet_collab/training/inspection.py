@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +121,9 @@ def _find_any(name: str) -> type:
         from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
         try:
-            found = recursive_find_trainer_class_by_name(name)
+            # It tells where it looks; the output of a dry run is for the shell.
+            with contextlib.redirect_stdout(sys.stderr):
+                found = recursive_find_trainer_class_by_name(name)
         except Exception as error:  # nnU-Net raises RuntimeError; a user's file may raise anything
             raise CollabError(
                 f"trainer {name!r}: nnU-Net must find it; it does not ({error}). There are {', '.join(shipped)}, and "
