@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunet_collab.core.json_files import json_object_or_empty
 from nnunet_collab.core.nnunet_folders import POSTPROCESSED
 from nnunet_collab.study.description import Description
 from nnunet_collab.study.rounds import rounds_of
@@ -113,12 +114,15 @@ def _predict(training: Training, places: Places, model: Model, device: str, trai
     images = places.images or places.raw / "imagesTs"
     target = places.predictions / model.name
     words = predict_words(training, model.name, training.folds, images, hidden(target), device)
+    done = all_predicted(images, target, training.files(model.name, FINAL))
+
+    def is_done() -> bool:
+        plans = json_object_or_empty(target / "plans.json")  # of the model; another round has the same name
+        same = (plans.get("dataset_name"), plans.get("plans_name")) == (training.dataset, training.plans)
+        return same and done()
+
     return Step(
-        f"predict_{model.name}",
-        f"prediction with {model.name}",
-        into(target, Command(words)),
-        all_predicted(images, target, training.files(model.name, FINAL)),
-        trained,
+        f"predict_{model.name}", f"prediction with {model.name}", into(target, Command(words)), is_done, trained
     )
 
 

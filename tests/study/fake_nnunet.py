@@ -87,11 +87,12 @@ def train():
     settings = {"epochs": 2} if stock else json.loads(VARIABLES["nnUNet_collab_settings"])
     title = trainer if stock else f"{trainer}_{settings['run_name']}"
     run = results(title, plans, configuration, dataset)
+    learned = dict(settings)
     if "-pretrained_weights" in ARGUMENTS:
         assert "--c" not in ARGUMENTS  # nnU-Net refuses both
-        settings["from"] = Path(value("-pretrained_weights")[0]).read_text()
+        learned["from"] = Path(value("-pretrained_weights")[0]).read_text()
     learns_from = preprocessed(dataset, f"{plans}_{configuration}")
-    settings["data"] = learns_from.read_text() if learns_from.exists() else ""
+    learned["data"] = learns_from.read_text() if learns_from.exists() else ""
     final, latest = (run / f"fold_{fold}" / f"checkpoint_{name}.pth" for name in ("final", "latest"))
     write_whole(run / "plans.json", {"nnunet_collab": {"settings": settings}})
     epochs = json.loads(latest.read_text()) if "--c" in ARGUMENTS and latest.exists() else []
@@ -99,8 +100,8 @@ def train():
         epochs = json.loads(final.read_text())
     while len(epochs) < settings["epochs"]:
         if epochs and stock:  # the weights that it started from are in its checkpoint
-            settings["from"] = epochs[0]
-        epochs.append(digest(epochs, json.dumps(settings, sort_keys=True), trainer, fold))
+            learned["from"] = epochs[0]
+        epochs.append(digest(epochs, json.dumps(learned, sort_keys=True), trainer, fold))
         if len(epochs) == 1:
             write_whole(run / f"fold_{fold}" / "checkpoint_best.pth", epochs)
         write_whole(latest, epochs)
@@ -133,8 +134,13 @@ def predict():
     model = results(trainer, plans, configuration, dataset)
     checkpoint = value("-chk")[0] if "-chk" in ARGUMENTS else "checkpoint_final.pth"
     weights = [(model / f"fold_{fold}" / checkpoint).read_text() for fold in value("-f")]
-    for name in ("dataset.json", "plans.json", "predict_from_raw_data_args.json"):
-        write(Path(output, name), {"file_ending": ".nii.gz"} if name == "dataset.json" else {})
+    named = {"dataset_name": dataset, "plans_name": plans}
+    for name, content in (
+        ("dataset", {"file_ending": ".nii.gz"}),
+        ("plans", named),
+        ("predict_from_raw_data_args", {}),
+    ):
+        write(Path(output, f"{name}.json"), content)
     for case in cases_of(images):
         write(Path(output, f"{case}.nii.gz"), digest(weights, Path(images, f"{case}_0000.nii.gz").read_text()))
 

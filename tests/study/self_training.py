@@ -24,6 +24,21 @@ def stored(trainer, plans, configuration):
     return self_train.Stored(trainer, (trainer,))
 
 
+def add_images(lab):
+    """Three labeled and two unlabeled images, and two folds."""
+    write_json(lab.raw / "dataset.json", DATASET_JSON)
+    folds = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["a", "c"], "val": ["b"]}]
+    write_json(lab.preprocessed / "splits_final.json", folds)
+    for folder, cases in (("imagesTr", ("a", "b", "c")), ("imagesUn", ("u", "w"))):
+        for case in cases:
+            path = lab.raw / folder / f"{case}_0000.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{folder} {case}")
+    (lab.raw / "labelsTr").mkdir()
+    for case in ("a", "b", "c"):
+        (lab.raw / "labelsTr" / f"{case}.nii.gz").write_text(f"label {case}")
+
+
 class RoundsLab(Lab):
     """The laboratory of studies with labeled and unlabeled images, and a request."""
 
@@ -31,17 +46,7 @@ class RoundsLab(Lab):
         super().__init__(root, monkeypatch)
         monkeypatch.delenv("nnUNet_collab_settings", raising=False)
         self.folder = root / "rounds"
-        write_json(self.raw / "dataset.json", DATASET_JSON)
-        folds = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["a", "c"], "val": ["b"]}]
-        write_json(self.preprocessed / "splits_final.json", folds)
-        for folder, cases in (("imagesTr", ("a", "b", "c")), ("imagesUn", ("u", "w"))):
-            for case in cases:
-                path = self.raw / folder / f"{case}_0000.nii.gz"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(f"{folder} {case}")
-        (self.raw / "labelsTr").mkdir()
-        for case in ("a", "b", "c"):
-            (self.raw / "labelsTr" / f"{case}.nii.gz").write_text(f"label {case}")
+        add_images(self)
         self.request = self_train.Request(
             "test", "1", "2d", "nnUNetPlans", (0, 1), "nnUNetTrainer", SelfTraining(to=30)
         )
