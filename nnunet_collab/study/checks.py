@@ -16,7 +16,7 @@ from nnunet_collab.core.nnunet_folders import RESULTS, SPLIT_FILE, case_images, 
 from nnunet_collab.core.settings import differences
 from nnunet_collab.study.description import Arm, Description
 from nnunet_collab.study.rounds import rounds_of
-from nnunet_collab.study.rounds_check import check_rounds
+from nnunet_collab.study.rounds_check import check_rounds, labels_alone
 from nnunet_collab.study.runs import Places, Run, TrainerFacts, make_run, results_folder, settings_of
 
 # (trainer, settings, plans, configuration) -> properties of its training, or a CollabError.
@@ -69,6 +69,8 @@ def make_runs(study: Description, places: Places, inspect: Inspect) -> list[Run]
     facts: dict[str, list[TrainerFacts]] = {}
     for arm in study.arms:
         facts[arm.name] = [_facts(study, arm, seed, plans, inspect) for seed in study.seeds_of(arm)]
+        if arm.self_train is not None and facts[arm.name][0].needs_unlabeled:
+            raise CollabError(f"arm {arm.name!r}, self_train: {labels_alone(arm.trainer)}")
     baseline = next(arm for arm in study.arms if arm.name == study.baseline)
     expected = _compared(study, baseline, facts[baseline.name][0])
     for arm in study.arms:

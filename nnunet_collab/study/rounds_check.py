@@ -55,6 +55,14 @@ def check_rounds(rounds: Rounds, where: str) -> None:
         raise CollabError("\n- ".join([f"{where}: nothing was started, because of:", *problems]))
 
 
+def labels_alone(trainer: str) -> str:
+    """The refusal of a trainer that learns from unlabeled images itself."""
+    return (
+        f"the trainer must learn from labels alone, because each round turns unlabeled images into labeled ones; "
+        f"{trainer} learns from unlabeled images. Use SupervisedTrainer or nnUNetTrainer."
+    )
+
+
 def told(rounds: Rounds) -> list[str]:
     """What stability means here, and what decides when the rounds end, in sentences for the user."""
     *members, last = rounds.predictions()
@@ -139,29 +147,33 @@ def _disk_problems(rounds: Rounds, images: Iterable[Path], labeled: int) -> list
     """Compare the free space with an estimate from above.
 
     A segmentation takes at most the space of one channel of its image. A preprocessed case takes the space of a labeled
-    one on the average. What is there already is not counted again.
+    one on the average. What is there already is not counted again, nor predictions whose dataset is written.
     """
     channels = [path.stat().st_size for path in images]
-    count = rounds.options.rounds
-    predictions = sum(channels) * len(rounds.predictions()) * count - _held([rounds.work])
     plans = json_object_or_empty(rounds.preprocessed / f"{rounds.first.plans}.json").get("configurations", {})
     identifier = str(plans.get(rounds.first.configuration, {}).get("data_identifier", ""))
-    new = [rounds.preprocessed.with_name(rounds.dataset(number)) for number in range(1, count + 1)]
-    own = _held([rounds.preprocessed / identifier]) if identifier else 0
-    data = own * (labeled + len(channels)) // labeled * count - _held(new)
+    own = _held(rounds.preprocessed / identifier) if identifier else 0
+    predictions = data = 0
+    for number in range(1, rounds.options.rounds + 1):
+        name = rounds.dataset(number)
+        if not rounds.raw.with_name(name).exists():
+            here = sum(channels) * len(rounds.predictions())
+            predictions += max(0, here - _held(rounds.work / f"round_{number}"))
+        here = own * (labeled + len(channels)) // labeled
+        data += max(0, here - _held(rounds.preprocessed.with_name(name)))
     needed: dict[int, tuple[Path, int]] = {}
     for place, size in ((rounds.work, predictions), (rounds.preprocessed, data)):
         there = next(part for part in (place, *place.absolute().parents) if part.exists())
-        _, before = needed.get(os.stat(there).st_dev, (there, 0))
-        needed[os.stat(there).st_dev] = (there, before + max(0, size))
+        first, before = needed.get(os.stat(there).st_dev, (there, 0))
+        needed[os.stat(there).st_dev] = (first, before + size)
     return [
-        f"{place}: predictions and preprocessed data of {count} rounds need about {size / 1e6:.1f} MB; "
+        f"{place}: predictions and preprocessed data need about {size / 1e6:.1f} MB more; "
         f"{free / 1e6:.1f} MB are free. Free some space, or do fewer rounds."
         for place, size in needed.values()
         if (free := shutil.disk_usage(place).free) < size
     ]
 
 
-def _held(folders: Iterable[Path]) -> int:
-    """Size of all files below the folders, in bytes."""
-    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+def _held(folder: Path) -> int:
+    """Size of all files below a folder, in bytes."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -23,6 +23,8 @@ class TrainerFacts(Protocol):
     def labeled_batch_size(self) -> int: ...  # noqa: D102
     @property
     def patch_size(self) -> list[int]: ...  # noqa: D102
+    @property
+    def needs_unlabeled(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from nnunet_collab.study.checks import claim_folder, find_places, read_plans
 from nnunet_collab.study.conduct import Study, conduct_one
 from nnunet_collab.study.description import Arm, Description
 from nnunet_collab.study.rounds import Result, Rounds, rounds_of
-from nnunet_collab.study.rounds_check import check_rounds, told
+from nnunet_collab.study.rounds_check import check_rounds, labels_alone, told
 from nnunet_collab.study.runs import Model, Run
 from nnunet_collab.study.self_training import SelfTraining
 from nnunet_collab.study.step import FINAL
@@ -53,10 +53,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Stored:
-    """Under which trainer names nnU-Net stores a training: its own folder, and each model."""
+    """How nnU-Net stores a training.
+
+    Attributes:
+        own: Trainer name of its own folder.
+        models: Trainer name of each of its models.
+        needs_unlabeled: Whether it learns from unlabeled images.
+    """
 
     own: str
     models: tuple[str, ...]
+    needs_unlabeled: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,8 @@ def check_self_train(request: Request, folder: Path | None, device: str, stored:
     described = describe_study(request)
     places = find_places(described, folder or Path(f"self_train_{request.name}"))
     names: Stored = stored(request.trainer, read_plans(described, places.preprocessed), request.configuration)
+    if names.needs_unlabeled:
+        raise CollabError(f"-tr: {labels_alone(request.trainer)}")
     models = tuple(Model(name, name.removeprefix(f"{names.own}_")) for name in names.models)
     run = Run(request.name, described.arms[0], 0, {}, models, {}, stored_as=names.own)
     rounds = rounds_of(described, places, run)

@@ -22,6 +22,7 @@ from nnunet_collab.core.presets import accepted, read
 from nnunet_collab.core.settings import VARIABLE, change, to_json
 from nnunet_collab.core.shipped import doorways
 from nnunet_collab.training.planning import adapt_plans
+from nnunet_collab.training.semi_supervised import SemiSupervisedTrainer
 from nnunet_collab.training.trainer import CollabTrainer
 
 
@@ -34,12 +35,14 @@ class Inspected:
         published: Names of the students that become models.
         labeled_batch_size: Labeled samples in each step, of all processes together.
         patch_size: Patch size of the training, voxels per axis.
+        needs_unlabeled: Whether it learns from unlabeled images.
     """
 
     settings: dict[str, Any]
     published: list[str]
     labeled_batch_size: int
     patch_size: list[int]
+    needs_unlabeled: bool
 
 
 def find_trainer(name: str) -> type[CollabTrainer]:
@@ -57,7 +60,7 @@ def find_trainer(name: str) -> type[CollabTrainer]:
     return found
 
 
-def trainer_names(name: str, plans: Mapping[str, Any], configuration: str) -> tuple[str, tuple[str, ...]]:
+def trainer_names(name: str, plans: Mapping[str, Any], configuration: str) -> tuple[str, tuple[str, ...], bool]:
     """Trainer names under which nnU-Net stores a training, with the settings in the environment.
 
     Args:
@@ -66,21 +69,21 @@ def trainer_names(name: str, plans: Mapping[str, Any], configuration: str) -> tu
         configuration: Name of the configuration.
 
     Returns:
-        The name of the training's own folder, and those of its models. The mean of several students is the last model
-        if it is validated.
+        The name of the training's own folder; those of its models, the last of which is the mean of several students
+        if that is validated; and whether it learns from unlabeled images.
 
     Raises:
         CollabError: If the trainer does not exist, or refuses the settings or the configuration.
     """
     kind = _find_any(name)
     if not issubclass(kind, CollabTrainer):
-        return name, (name,)
+        return name, (name,), False
     value = os.environ.get(VARIABLE, "").strip()
     found = inspect_trainer(name, read(value, takes=accepted(kind)) if value else {}, plans, configuration)
     own = "_".join(filter(None, (name, found.settings.get("run_name", ""))))
     models = tuple(f"{own}_{student}" for student in found.published)
     mean = len(models) > 1 and found.settings.get("validate_ensemble")
-    return own, (*models, own) if mean else models
+    return own, (*models, own) if mean else models, found.needs_unlabeled
 
 
 def inspect_trainer(name: str, changes: Mapping[str, Any], plans: Mapping[str, Any], configuration: str) -> Inspected:
@@ -109,6 +112,7 @@ def inspect_trainer(name: str, changes: Mapping[str, Any], plans: Mapping[str, A
         published=settings.published,
         labeled_batch_size=int(planned.batch_size),
         patch_size=[int(size) for size in planned.patch_size],
+        needs_unlabeled=issubclass(kind, SemiSupervisedTrainer),
     )
 
 

@@ -75,14 +75,26 @@ def type_by_hand(workspace, printed):
             workspace.run(*words, *few, **options(workspace))
 
 
-def test_a_round_and_its_finish_end_with_an_ordinary_model(workspace):
-    # Fold `all`: no validation decides, so the round counts and is finished, whatever the tiny networks have learned.
-    words = ("-f", "all", "--share", "0.6")
-    printed = self_train(workspace, *words, "--dry-run")
+# Fold `all`: no validation decides, so the round counts and is finished, whatever the tiny networks have learned.
+FOLD_ALL = ("-f", "all", "--share", "0.6")
+
+
+@pytest.fixture(scope="module")
+def typed(workspace):
+    """The workspace after the lines of a dry run."""
+    printed = self_train(workspace, *FOLD_ALL, "--dry-run")
     assert not (workspace.root / "rounds").exists()
     type_by_hand(workspace, printed)
+    return workspace
 
-    raw = workspace.root / "raw" / NEW
+
+def weights(workspace, dataset, plans):
+    folder = workspace.root / "results" / dataset / f"ShortTrainer__{plans}__2d" / "fold_all"
+    return torch.load(folder / "checkpoint_final.pth", map_location="cpu", weights_only=False)["network_weights"]
+
+
+def test_a_dataset_of_pseudo_labels(typed):
+    raw = typed.root / "raw" / NEW
     with open(raw / "pseudo_labels.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["origin"] == "pseudo label"]
     kept = {row["case"] for row in rows if row["in_dataset"] == "yes"}
@@ -91,46 +103,36 @@ def test_a_round_and_its_finish_end_with_an_ordinary_model(workspace):
     assert set(facts["pseudo_labels"]["cases"]) == kept
     assert len(kept) in (1, 2)  # of three, without those in which nothing is found
     for case in kept:
-        assert set(map(int, set(read_mask(raw / "labelsTr" / f"{case}.nii.gz").ravel()))) <= {
-            0,
-            *facts["labels"].values(),
-        }
+        values = {int(value) for value in read_mask(raw / "labelsTr" / f"{case}.nii.gz").ravel()}
+        assert values <= {*facts["labels"].values()}
 
-    # Started after that, it has nothing to do; the model predicts with stock nnU-Net.
-    status = self_train(workspace, *words, "--status")
-    folder = workspace.root / "results" / SOURCE / "ShortTrainer__nnUNetPlans_tiny_finish__2d"
+
+def test_it_ends_with_an_ordinary_model(typed):
+    status = self_train(typed, *FOLD_ALL, "--status")
+    folder = typed.root / "results" / SOURCE / "ShortTrainer__nnUNetPlans_tiny_finish__2d"
     assert f"result   {folder} (round 1, trained further on the true labels alone)" in status
-    assert self_train(workspace, *words, "--dry-run").splitlines()[-1].endswith("tiny: finished")
+    assert self_train(typed, *FOLD_ALL, "--dry-run").splitlines()[-1].endswith("tiny: finished")
     line = next(line for line in status.splitlines() if line.startswith("predict "))
-    predicted = workspace.root / "predicted"
     words = shlex.split(line)[1:]
-    words[words.index("INPUT")] = str(workspace.root / "raw" / SOURCE / "imagesUn")
-    words[words.index("OUTPUT")] = str(predicted)
-    workspace.run(*words, "-device", "cpu", "-npp", 0, "-nps", 0, **options(workspace))
-    assert len(list(predicted.glob("*.nii.gz"))) == 3
-
-    # The finish started from the round's weights: after so few steps they are still close.
-    begun, ended, other = (
-        torch.load(place / "fold_all" / "checkpoint_final.pth", map_location="cpu", weights_only=False)[
-            "network_weights"
-        ]
-        for place in (
-            workspace.root / "results" / NEW / "ShortTrainer__nnUNetPlans__2d",
-            folder,
-            workspace.root / "results" / SOURCE / "ShortTrainer__nnUNetPlans__2d",
-        )
-    )
-    first, last, round_0 = (checkpoint["network_weights"] for checkpoint in (begun, ended, other))
-    name = next(name for name in first if name.endswith("conv.weight"))
-    assert (first[name] - last[name]).norm() < 0.3 * (first[name] - round_0[name]).norm()
+    words[words.index("INPUT")] = str(typed.root / "raw" / SOURCE / "imagesUn")
+    words[words.index("OUTPUT")] = str(typed.root / "predicted")
+    typed.run(*words, "-device", "cpu", "-npp", 0, "-nps", 0, **options(typed))
+    assert len(list((typed.root / "predicted").glob("*.nii.gz"))) == 3
 
 
-def test_folds_of_the_round_validate_on_true_labels(workspace):
-    """nnU-Net reads the split that comes with the dataset; follows the test above, which has written it."""
-    split = read_json(workspace.root / "preprocessed" / NEW / "splits_final.json")
-    validation = read_json(workspace.preprocessed("plain") / "splits_final.json")[0]["val"]
+def test_the_finish_starts_from_the_weights_of_the_round(typed):
+    round_0, round_1 = (weights(typed, dataset, "nnUNetPlans") for dataset in (SOURCE, NEW))
+    finish = weights(typed, SOURCE, "nnUNetPlans_tiny_finish")
+    name = next(name for name in round_1 if name.endswith("conv.weight"))
+    # After so few steps they are still close.
+    assert (round_1[name] - finish[name]).norm() < 0.3 * (round_1[name] - round_0[name]).norm()
+
+
+def test_folds_of_the_round_validate_on_true_labels(typed):
+    """nnU-Net reads the split that comes with the dataset."""
+    split = read_json(typed.root / "preprocessed" / NEW / "splits_final.json")
+    validation = read_json(typed.preprocessed("plain") / "splits_final.json")[0]["val"]
     assert split[0]["val"] == validation
-    words = (910, "2d", 0, "-tr", "ShortTrainer", "-device", "cpu")
-    workspace.run("nnUNetv2_train", *words, **options(workspace))
-    folder = workspace.root / "results" / NEW / "ShortTrainer__nnUNetPlans__2d" / "fold_0" / "validation"
+    typed.run("nnUNetv2_train", 910, "2d", 0, "-tr", "ShortTrainer", "-device", "cpu", **options(typed))
+    folder = typed.root / "results" / NEW / "ShortTrainer__nnUNetPlans__2d" / "fold_0" / "validation"
     assert [path.name.removesuffix(".nii.gz") for path in folder.glob("*.nii.gz")] == validation

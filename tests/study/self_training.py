@@ -19,7 +19,9 @@ DATASET_JSON = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "orga
 
 def stored(trainer, plans, configuration):
     """As `training.inspection.trainer_names`, of nnU-Net's own trainers, and of one of ours."""
-    if trainer == "CrossTeachingTrainer":
+    if trainer == "FixMatchTrainer":
+        return self_train.Stored(trainer, (f"{trainer}_CNN",), needs_unlabeled=True)
+    if trainer == "CTRCLTrainer":
         return self_train.Stored(trainer, (f"{trainer}_CNN", f"{trainer}_Transformer"))
     return self_train.Stored(trainer, (trainer,))
 

@@ -47,6 +47,7 @@ def inspect(name, settings, plans, configuration):
         published=STUDENTS.get(name, ["CNN"]),
         labeled_batch_size=settings.get("batch_size", 8),
         patch_size=[16, 16],
+        needs_unlabeled=name in ("FixMatchTrainer", "CrossTeachingTrainer"),
     )
 
 

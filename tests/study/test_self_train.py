@@ -269,7 +269,7 @@ def test_a_disk_that_is_too_small(lab, monkeypatch):
     (lab.raw / "imagesUn" / "u_0000.nii.gz").write_bytes(b"x" * 4_000_000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10_000_000))
     # Two folds and their ensemble, 4 MB each.
-    assert "predictions and preprocessed data of 1 rounds need about 12.0 MB; 10.0 MB are free" in refusal(lab)
+    assert "predictions and preprocessed data need about 12.0 MB more; 10.0 MB are free" in refusal(lab)
 
 
 def test_what_is_there_is_not_counted_again(lab, monkeypatch):
@@ -288,7 +288,7 @@ def test_preprocessed_data_are_estimated_from_labeled_cases(lab, monkeypatch):
     (lab.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
     lab.ask(rounds=2)
-    assert "of 2 rounds need about 10.0 MB" in refusal(lab)  # 5 cases of 1 MB, twice
+    assert "need about 10.0 MB more" in refusal(lab)  # 5 cases of 1 MB, twice
 
 
 def test_every_problem_is_told_at_once(lab):
@@ -324,8 +324,13 @@ def test_a_dataset_that_has_pseudo_labels_itself(lab):
 
 
 def test_two_students_without_a_mean(lab):
-    lab.request = lab.request.__class__(**{**vars(lab.request), "trainer": "CrossTeachingTrainer"})
-    assert "publishes CrossTeachingTrainer_CNN, CrossTeachingTrainer_Transformer. Let their mean do it" in refusal(lab)
+    lab.request = lab.request.__class__(**{**vars(lab.request), "trainer": "CTRCLTrainer"})
+    assert "publishes CTRCLTrainer_CNN, CTRCLTrainer_Transformer. Let their mean do it" in refusal(lab)
+
+
+def test_a_trainer_that_learns_from_unlabeled_images(lab):
+    lab.request = lab.request.__class__(**{**vars(lab.request), "trainer": "FixMatchTrainer"})
+    assert "-tr: the trainer must learn from labels alone" in refusal(lab)
 
 
 def test_other_options_than_it_began_with(lab):

@@ -154,8 +154,14 @@ def test_no_unlabeled_images(lab):
     assert "there are none" in found
 
 
+def test_a_trainer_that_learns_from_unlabeled_images(lab):
+    found = refusal(lab, HEAD + TEST + LABELS + ROUNDS.replace("SupervisedTrainer", "FixMatchTrainer"))
+    assert "the trainer must learn from labels alone" in found
+    assert "FixMatchTrainer learns from unlabeled images. Use SupervisedTrainer" in found
+
+
 def test_two_students_need_a_mean(lab):
-    pair = ROUNDS.replace("SupervisedTrainer", "CrossTeachingTrainer")
+    pair = ROUNDS.replace("SupervisedTrainer", "CTRCLTrainer")
     assert "Let their mean do it: set ensemble of the arm" in refusal(lab, HEAD + TEST + LABELS + pair)
     dice(lab, 0.5, 0.6, 0.7)
     lab.study(HEAD + TEST + LABELS + pair + "ensemble = true\n")
