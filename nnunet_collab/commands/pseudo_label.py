@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
     write = partial(write_label, predictions, ignore_value(facts))
     write_pseudo_labeled(origin, folder, table, record, write)
     _print_summary(folder, found, kept, list(classes))
+    if origin.split is None:
+        print("There is no split, so train fold `all`: nnU-Net's own folds would validate on pseudo labels.")
     return 0
 
 

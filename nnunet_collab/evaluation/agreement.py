@@ -96,7 +96,7 @@ def measure_case(predictions: Predictions, case: str) -> Stability | CollabError
         return error
     uncertain = uncertain_voxels(ensemble, members)
     anything = np.logical_or.reduce([ensemble > 0, *(member > 0 for member in members)])
-    share = float(np.count_nonzero(uncertain) / max(1, np.count_nonzero(anything)))
+    share = int(np.count_nonzero(uncertain)) / max(1, int(np.count_nonzero(anything)))
     certain = set(np.unique(ensemble[~uncertain]).tolist())
     classes = tuple(name for name, values in predictions.classes.items() if certain & {*values})
     return Stability(case, agreement(ensemble, members, predictions.classes), share, classes)

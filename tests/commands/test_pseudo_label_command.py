@@ -247,10 +247,11 @@ def test_an_image_in_which_nothing_is_found_is_left_out(bench, capsys):
     assert names(bench.new / "imagesUn") == ["q1_x_0000.nii.gz"]
 
 
-def test_without_a_split_only_fold_all_can_be_trained(bench):
+def test_without_a_split_only_fold_all_can_be_trained(bench, capsys):
     (bench.preprocessed / "splits_final.json").unlink()
     assert bench.run("--share", "1") == 0
     assert not (bench.new / "splits_final.json").exists()
+    assert "There is no split, so train fold `all`" in capsys.readouterr().out
 
 
 def test_what_is_left_of_an_interrupted_call_does_no_harm(bench):
