@@ -69,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
             "Train longer, or keep more with --share or a lower --threshold."
         )
     table = {one.case: PseudoLabel(one.agreement, one.uncertain, one.case in kept) for one in found}
+    absent = [name for name in classes if not any(name in one.classes for one in found if one.case in kept)]
     record = {
+        "absent_classes": absent,
         "round": args.round,
         "share": args.share,
         "threshold": args.threshold,
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     }
     write = partial(write_label, predictions, ignore_value(facts))
     write_pseudo_labeled(origin, folder, table, record, write)
-    _print_summary(folder, found, kept, list(classes))
+    _print_summary(folder, found, kept, absent)
     if origin.split is None:
         print("There is no split, so train fold `all`: nnU-Net's own folds would validate on pseudo labels.")
     return 0
@@ -130,7 +132,7 @@ def _refuse_arguments(args: argparse.Namespace) -> None:
             raise CollabError(f"pseudo_label: the folder of predictions {folder} must exist; it does not. Correct it.")
 
 
-def _print_summary(folder: Path, found: Sequence[Stability], kept: Sequence[str], classes: Sequence[str]) -> None:
+def _print_summary(folder: Path, found: Sequence[Stability], kept: Sequence[str], absent: Sequence[str]) -> None:
     of = {one.case: one for one in found}
     least = min(of[case].agreement for case in kept)
     uncertain = sum(of[case].uncertain for case in kept) / len(kept)
@@ -138,7 +140,7 @@ def _print_summary(folder: Path, found: Sequence[Stability], kept: Sequence[str]
     print(f"        {100 * uncertain:.1f} % of the voxels with a class are uncertain and get the ignore label")
     if empty := [one.case for one in found if one.agreement != one.agreement]:
         print(f"Left out, because no class is found in them: {listed(empty)}.")
-    if absent := [name for name in classes if not any(name in of[case].classes for case in kept)]:
+    if absent:
         print(
             f"Warning: no pseudo label has {listed(absent)}. The unlabeled images teach nothing about it, and the "
             "network may forget it. Label a case that shows it, or train round 0 longer."

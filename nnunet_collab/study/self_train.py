@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_json
 from nnunet_collab.core.json_files import json_object_or_empty
 from nnunet_collab.core.pseudo_labels import MARK, pseudo_labeled
@@ -161,7 +161,7 @@ def conduct_self_train(work: SelfTrain) -> int:
 def summary(work: SelfTrain) -> str:
     """A table of the rounds, where the result is, and how to predict with it."""
     result = work.result()
-    lines = _aligned(_table(work.rounds, result))
+    lines = [*_aligned(_table(work.rounds, result)), *_warnings(work.rounds)]
     if result is None:
         return "\n".join([*lines, "Not finished: start the same command again to go on."]) + "\n"
     training, teacher = result.training, work.rounds.teacher
@@ -190,6 +190,19 @@ def _table(rounds: Rounds, result: Result | None) -> list[Sequence[str]]:
         dice = rounds.dice(training) if trained else None
         chosen = "result" if result is not None and result.training == training else ""
         lines.append((title, training.dataset, str(count or "-"), "-" if dice is None else f"{dice:.4f}", chosen))
+    return lines
+
+
+def _warnings(rounds: Rounds) -> list[str]:
+    """A line for each round in which a class has no pseudo label."""
+    lines = []
+    for number in range(1, rounds.options.rounds + 1):
+        mark = json_object_or_empty(rounds.raw.with_name(rounds.dataset(number)) / "dataset.json").get(MARK, {})
+        if absent := mark.get("absent_classes"):
+            lines.append(
+                f"Warning: no pseudo label of round {number} has {listed(absent)}; the unlabeled images teach nothing "
+                "about it, and the network may forget it."
+            )
     return lines
 
 

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FOLDS, CHECKPOINTS = "folds", "checkpoints"
 SHARE = 0.5  # of the images, if neither a share nor a threshold is given: the reliable half of ST++
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -55,7 +54,7 @@ class SelfTraining(BaseModel):
         Args:
             folds: Number of folds that are trained.
         """
-        return self.members == FOLDS or (self.members is None and folds > 1)
+        return self.members == "folds" or (self.members is None and folds > 1)
 
     @property
     def trainings(self) -> int:

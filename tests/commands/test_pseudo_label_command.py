@@ -230,6 +230,7 @@ def test_a_class_that_no_pseudo_label_has_is_named(bench, capsys):
             save(bench.root / folder / f"{case}.nii.gz", np.minimum(blob(), 1))
     assert bench.run("--share", "1") == 0
     assert "Warning: no pseudo label has core." in capsys.readouterr().out
+    assert bench.facts()["pseudo_labels"]["absent_classes"] == ["core"]
 
 
 def test_a_class_that_is_only_in_uncertain_voxels_is_named(bench, capsys):

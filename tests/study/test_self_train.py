@@ -186,6 +186,13 @@ def test_a_dry_run_prints_what_runs_if_every_round_gains(lab):
     assert commands_of(lab.dry()) == []
 
 
+def test_a_class_that_no_pseudo_label_has_is_named_at_the_end(lab, monkeypatch):
+    monkeypatch.setenv("FAKE_ABSENT", "core rim")
+    lab.ask(folds=(0,))
+    _, printed = lab.run()
+    assert "Warning: no pseudo label of round 1 has core, rim;" in printed
+
+
 def test_the_status_says_what_is_missing(lab):
     assert "Not finished: start the same command again" in summary(lab.check())
 
