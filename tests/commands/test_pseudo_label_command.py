@@ -366,19 +366,22 @@ def test_evaluate_refuses_pseudo_labels_alone(bench, capsys):
     assert "predictions must be compared with true labels" in found
 
 
-def test_report_leaves_pseudo_labels_out_and_names_the_dataset_of_true_labels(bench, capsys):
+def test_report_leaves_pseudo_labels_out_and_compares_with_the_dataset_of_true_labels(bench, capsys):
     bench.run("--share", "1")
     capsys.readouterr()
-    predicted = bench.root / "predicted"
-    for case in (*LABELED, *UNLABELED):
-        save(predicted / f"{case}.nii.gz", blob())
-    shutil.copy(bench.new / "dataset.json", predicted)
-    write_json(predicted / "plans.json", {"dataset_name": NEW, "plans_name": "nnUNetPlans", "configurations": {}})
+    # Of the same cases: a model of the dataset with true labels, and one that learned from pseudo labels.
+    for name, cases, source in (("plain", LABELED, bench.raw), ("rounds", (*LABELED, *UNLABELED), bench.new)):
+        for case in cases:
+            save(bench.root / name / f"{case}.nii.gz", blob())
+        shutil.copy(source / "dataset.json", bench.root / name)
+        plans = {"dataset_name": source.name, "plans_name": "nnUNetPlans", "configurations": {}}
+        write_json(bench.root / name / "plans.json", plans)
     labels = ["-l", str(bench.new / "labelsTr"), "-i", str(bench.new / "imagesTr")]
-    assert main(["report", str(predicted), "-o", str(bench.root / "report"), *labels, "-np", "1"]) == 0
+    folders = [str(bench.root / name) for name in ("plain", "rounds")]
+    assert main(["report", *folders, "-o", str(bench.root / "report"), *labels, "-np", "1"]) == 0
     with open(bench.root / "report" / "cases.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["case"] for row in rows} == set(LABELED)
+    assert {(row["result"], row["case"]) for row in rows} == {(n, c) for n in ("plain", "rounds") for c in LABELED}
     assert {row["dataset"] for row in rows} == {NAME}
 
 
