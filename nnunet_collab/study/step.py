@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,11 +96,14 @@ def train_step(
         return newer_than([*checkpoints, *summaries], [own / FINAL])() and all(map(_is_json, summaries))
 
     # With --c a training continues, or starts if there is none, or repeats an interrupted validation.
-    begun = start is None or any(own.glob("checkpoint_*.pth"))
+    begun = start is None or any(not _is_cut(path) for path in own.glob("checkpoint_*.pth"))
     first = ("--c",) if begun else ("-pretrained_weights", str(start))
     command = Command((*words, "-p", training.plans, *first, "-device", device), training.variables)
+    # nnU-Net's own trainers write checkpoints in place: a kill at that moment leaves a part, which --c would load.
+    damaged = [str(path) for path in sorted(own.glob("checkpoint_*.pth")) if _is_cut(path)]
+    commands = (Command(("rm", "-f", *damaged)), command) if damaged else (command,)
     title = f"{prefix.replace('_', ' ').strip()}: training of fold {fold}" if prefix else f"training of fold {fold}"
-    return Step(f"{prefix}train_fold_{fold}", title, (command,), is_done, needs)
+    return Step(f"{prefix}train_fold_{fold}", title, commands, is_done, needs)
 
 
 def predict_words(
@@ -147,6 +151,16 @@ def newer_than(made: Iterable[Path], made_of: Iterable[Path]) -> Callable[[], bo
             return False
 
     return is_done
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether the end of a checkpoint, a zip file, is missing."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(2)
+        return not begins or (begins == b"PK" and not zipfile.is_zipfile(path))
+    except OSError:  # removed in this moment by a training that runs
+        return False
 
 
 def _is_json(path: Path) -> bool:

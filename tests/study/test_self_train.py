@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from types import SimpleNamespace
 
 import pytest
 from self_training import SOURCE, RoundsLab
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.study import step
 from nnunet_collab.study.self_train import summary
 from nnunet_collab.study.self_training import SelfTraining
 
@@ -232,6 +234,46 @@ def test_interrupted_while_pseudo_labels_are_written(lab, monkeypatch):
     assert len(moments) == 9
     assert any("Dataset030" in name for name in expected)
     ends_as_undisturbed(lab, monkeypatch, moments[3], expected)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_latest.pth", "checkpoint_final.pth"])
+@pytest.mark.parametrize("left", [0, 60])
+def test_a_checkpoint_that_is_cut_off_is_not_continued_from(lab, name, left):
+    fold = lab.results / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0"
+    fold.mkdir(parents=True)
+    with zipfile.ZipFile(fold / name, "w") as archive:
+        archive.writestr("data.pkl", b"weights")
+    whole = (fold / name).read_bytes()
+    assert len(whole) > 100
+    (fold / name).write_bytes(whole[:left])
+    lab.ask(folds=(0,))
+    assert f"rm -f {fold / name}" in lab.dry()
+    status, printed = lab.run()
+    assert status == 0, printed
+
+
+def test_the_finish_starts_from_the_round_again_if_its_only_checkpoint_is_cut_off(lab):
+    lab.dice(0.5, 0.6, finish=0.7)
+    lab.ask(folds=(0,), finish=True)
+    fold = lab.results / "nnUNetTrainer__nnUNetPlans_test_finish__2d" / "fold_0"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_latest.pth").write_bytes(b"PK\x03\x04 cut")
+    assert lab.run()[0] == 0
+    assert brief(lab)[-1].endswith("from weights")
+
+
+def test_a_checkpoint_that_vanishes_is_none_that_is_cut_off(tmp_path):
+    assert not step._is_cut(tmp_path / "checkpoint_latest.pth")
+
+
+def test_whole_checkpoints_stay(lab):
+    lab.ask(folds=(0,))
+    lab.run()
+    fold = lab.results / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0"
+    with zipfile.ZipFile(fold / "checkpoint_latest.pth", "w") as archive:
+        archive.writestr("data.pkl", b"weights")
+    (fold / "validation" / "summary.json").unlink()
+    assert "rm -f " + str(fold) not in lab.dry()
 
 
 @pytest.mark.slow
