@@ -51,6 +51,13 @@ COMMANDS = {
     "presets": Command("nnunet_collab.commands.presets", "list the presets, which are published recipes as settings"),
     "publish": Command("nnunet_collab.commands.publish", "publish the students of a finished training"),
     "evaluate": Command("nnunet_collab.commands.evaluate", "compare predictions with labels: Dice, HD95, ASD and more"),
+    "self_train": Command(
+        "nnunet_collab.commands.self_train",
+        "train, give stable pseudo labels to the unlabeled images, train again: rounds by stock models",
+    ),
+    "pseudo_label": Command(
+        "nnunet_collab.commands.pseudo_label", "write a dataset of stable pseudo labels; a step of self_train"
+    ),
     "study": Command(
         "nnunet_collab.commands.study", "compare methods fairly: train, predict, evaluate and report, from a study file"
     ),

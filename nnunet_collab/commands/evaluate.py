@@ -128,6 +128,8 @@ def notes(plan: Plan, summary: pd.DataFrame, distance_unit: str) -> str:
         bullets.append(f"Left out, because there is no label: {listed(plan.without_label)}.")
     if plan.without_prediction:
         bullets.append(f"Left out, because there is no prediction: {listed(plan.without_prediction)}.")
+    if plan.pseudo_labeled:
+        bullets.append(f"Left out, because their labels are pseudo labels: {listed(plan.pseudo_labeled)}.")
     return "\n".join(textwrap.fill(f"- {bullet}", _WIDTH, subsequent_indent="  ") for bullet in bullets)
 
 

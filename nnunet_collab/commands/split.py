@@ -17,6 +17,7 @@ from nnunet_collab.core.nnunet_folders import (
     read_split,
 )
 from nnunet_collab.core.patients import PatientOf, PatientRule, patient_lookup, patient_rule
+from nnunet_collab.core.pseudo_labels import pseudo_labeled, refuse_pseudo_labels
 from nnunet_collab.splits.few_labels import (
     Labeled,
     check_roles,
@@ -88,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
     labeled = parse_labeled(args.labeled) if args.labeled else None
     raw, preprocessed = find_dataset(args.dataset)
     dataset_json = read_dataset_json(raw / "dataset.json", fix="Correct -d or nnUNet_raw, or the file.")
+    if labeled is not None:
+        refuse_pseudo_labels(dataset_json, f"-d {args.dataset}", "a split")
 
     from nnunet_collab.conversion.labeled_subset import training_cases
     from nnunet_collab.splits.audit import duplicates, equal_images
@@ -267,7 +270,12 @@ def _images(raw: Path, dataset_json: dict[str, Any]) -> dict[Entry, list[Path]]:
     from nnunet_collab.core.nnunet_folders import UNLABELED
     from nnunet_collab.splits.audit import Entry
 
-    images = {Entry("imagesTr", case): files.images for case, files in training_cases(raw, dataset_json).items()}
+    # An image with a pseudo label counts as unlabeled.
+    pseudo = pseudo_labeled(dataset_json)
+    images = {
+        Entry(UNLABELED if case in pseudo else "imagesTr", case): files.images
+        for case, files in training_cases(raw, dataset_json).items()
+    }
     for folder in (UNLABELED, "imagesTs"):
         found = case_images(raw / folder, dataset_json["file_ending"])
         images |= {Entry(folder, case): paths for case, paths in found.items()}

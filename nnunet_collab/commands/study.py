@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_collab.study import conduct
     from nnunet_collab.training.inspection import inspect_trainer
 
-    device = _device(args.device)
+    device = device_of(args.device)
     study = conduct.check_study(args.file, args.output, device, inspect_trainer)
     if args.dry_run:
         conduct.print_commands(study)
@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     return conduct.conduct(study, _slots(args.jobs, device), progress=True)
 
 
-def _device(asked: str) -> str:
+def device_of(asked: str) -> str:
+    """The value of nnU-Net's `-device`: `auto` is a GPU if there is one."""
     if asked != "auto":
         return asked
     import torch

@@ -221,9 +221,9 @@ def _link_cases(
     for case, files in cases.items():
         images = folder / (f"images{labeled[case]}" if case in labeled else UNLABELED)
         for channel, path in enumerate(files.images):
-            _link(path, images / f"{case}_{channel:04d}{ending}")
+            link(path, images / f"{case}_{channel:04d}{ending}")
         # The spacing of a 3D TIFF is in a file beside the image.
-        _link(files.images[0].with_name(f"{case}.json"), images / f"{case}.json")
+        link(files.images[0].with_name(f"{case}.json"), images / f"{case}.json")
         if case in labeled:
             labels = folder / f"labels{labeled[case]}"
             place = labels / f"{case}{ending}"
@@ -231,14 +231,14 @@ def _link_cases(
                 place.parent.mkdir(parents=True, exist_ok=True)
                 write_image(round_label(read_image(files.label)), place)
             else:
-                _link(files.label, place)
-            _link(files.label.with_name(f"{case}.json"), labels / f"{case}.json")
+                link(files.label, place)
+            link(files.label.with_name(f"{case}.json"), labels / f"{case}.json")
     for part in (UNLABELED, "imagesTs", "labelsTs"):
         for path in sorted((raw / part).glob("*")):
-            _link(path, folder / part / path.name)
+            link(path, folder / part / path.name)
 
 
-def _link(source: Path, place: Path) -> None:
+def link(source: Path, place: Path) -> None:
     """Make a hard link, or a copy if the file system does not support links. Do nothing if the source is missing."""
     if not source.is_file():
         return

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.nnunet_folders import PREPROCESSED, RAW, RESULTS, SPLIT_FILE, UNLABELED, Split, holds_split
+from nnunet_collab.core.nnunet_folders import (
+    PREPROCESSED,
+    RAW,
+    SPLIT_FILE,
+    UNLABELED,
+    Split,
+    folders_of_id,
+    holds_split,
+)
 from nnunet_collab.core.patients import PATIENTS_FILE
 
 MANIFEST = "manifest.jsonl"  # exists during a conversion
@@ -140,17 +148,13 @@ def _converted_unlabeled(folder: Path) -> set[str]:
 
 def _refuse_taken_id(target: Target) -> None:
     """Refuse an id of another dataset: nnU-Net searches three folders by id, and stops if the names differ."""
-    prefix = f"Dataset{target.dataset_id:03d}"
-    for variable in (RAW, PREPROCESSED, RESULTS):
-        place = Path(os.environ.get(variable) or "")
-        entries = place.iterdir() if os.environ.get(variable) and place.is_dir() else ()
-        for entry in sorted(entries):
-            if entry.is_dir() and entry.name.startswith(prefix) and entry.name != target.folder:
-                raise CollabError(
-                    f"{entry}: a dataset id must have the same name in nnUNet_raw, nnUNet_preprocessed and "
-                    f"nnUNet_results; {target.dataset_id} belongs to {entry.name}, so {target.folder} cannot have it. "
-                    "Choose another id with -d."
-                )
+    for entry in folders_of_id(target.dataset_id):
+        if entry.name != target.folder:
+            raise CollabError(
+                f"{entry}: a dataset id must have the same name in nnUNet_raw, nnUNet_preprocessed and "
+                f"nnUNet_results; {target.dataset_id} belongs to {entry.name}, so {target.folder} cannot have it. "
+                "Choose another id with -d."
+            )
 
 
 def _refuse_unwritable(variable: str, path: Path) -> None:

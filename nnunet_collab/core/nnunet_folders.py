@@ -118,6 +118,16 @@ def find_dataset(dataset: str) -> tuple[Path, Path]:
     return roots[0] / names[0], roots[1] / names[0]
 
 
+def folders_of_id(dataset_id: int) -> list[Path]:
+    """Folders of all datasets of this id in nnU-Net's three folders."""
+    found = []
+    for variable in (RAW, PREPROCESSED, RESULTS):
+        place = Path(os.environ.get(variable) or os.devnull)
+        entries = sorted(place.iterdir()) if place.is_dir() else []
+        found += [entry for entry in entries if entry.is_dir() and entry.name.startswith(f"Dataset{dataset_id:03d}")]
+    return found
+
+
 def read_dataset_json(
     path: Path, *, needs: Collection[str] = ENTRIES, fix: str = "Correct the file."
 ) -> dict[str, Any]:

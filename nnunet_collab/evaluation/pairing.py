@@ -12,6 +12,7 @@ import numpy as np
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.image_io import read_whole
 from nnunet_collab.core.patients import PatientRule, patient_rule
+from nnunet_collab.core.pseudo_labels import pseudo_labels_in
 
 SHOWN = 20  # problems or names listed before "and n more"
 
@@ -31,21 +32,33 @@ class Plan(NamedTuple):
     without_prediction: list[str]
     distance_unit: str  # "mm", or "pixel" for images without spacing
     patients: PatientRule  # see `core.patients`
+    pseudo_labeled: tuple[str, ...] = ()  # left out: their labels are pseudo labels
 
 
 def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | None = None) -> Plan:
-    """Find the classes and pair the files by name, without opening an image; see `evaluate_folders`."""
+    """Find the classes and pair the files by name, without opening an image; see `evaluate_folders`.
+
+    Cases whose label is a pseudo label are in none of the lists but `pseudo_labeled`.
+    """
     for role, folder in (("predictions", predictions), ("labels", labels)):
         if not folder.is_dir():
             raise CollabError(f"evaluate: the folder of {role} must exist; got {folder}. Check the path.")
     source = _find_dataset_json(predictions, labels, dataset_json)
-    ending, classes, ignore, reader, content = _read_dataset_json(source, labels)
+    ending, classes, ignore, reader, content = described_labels(source, labels)
     predicted, labeled = _case_names(predictions, ending), _case_names(labels, ending)
     if not predicted & labeled:
         raise CollabError(
             f"evaluate: a prediction needs a label of the same name, ending in {ending} as {source} says; got "
             f"{listed(predicted)} in {predictions} and {listed(labeled)} in {labels}. Check the two folders."
         )
+    pseudo = pseudo_labels_in(labels, ending, labeled, [source, predictions / "dataset.json"])
+    if not predicted & labeled - pseudo:
+        raise CollabError(
+            f"evaluate: predictions must be compared with true labels; those in {labels} of the predicted cases are "
+            f"pseudo labels: {listed(predicted & pseudo)}. Name a folder of true labels."
+        )
+    left_out = tuple(sorted(predicted & labeled & pseudo))
+    predicted, labeled = predicted - pseudo, labeled - pseudo
     return Plan(
         *(predictions, labels, source, ending, reader, classes, ignore),
         cases=sorted(predicted & labeled),
@@ -53,6 +66,7 @@ def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | Non
         without_prediction=sorted(labeled - predicted),
         distance_unit="pixel" if reader.__name__ == "NaturalImage2DIO" else "mm",
         patients=patient_rule(content, source.parent, labels.resolve().parent),
+        pseudo_labeled=left_out,
     )
 
 
@@ -78,10 +92,18 @@ def _find_dataset_json(predictions: Path, labels: Path, given: Path | None) -> P
     return found
 
 
-def _read_dataset_json(
+def described_labels(
     path: Path, labels: Path
 ) -> tuple[str, dict[str, tuple[int, ...]], int | None, type[Any], dict[str, Any]]:
-    """File ending, foreground classes, ignore value, reader class and the content of a dataset.json."""
+    """File ending, foreground classes, ignore value, reader class and the content of a dataset.json.
+
+    Args:
+        path: The dataset.json.
+        labels: Folder of segmentations. Two readers support .tif; only a file shows which one can read it.
+
+    Raises:
+        CollabError: If the file is not nnU-Net's.
+    """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     try:

@@ -19,6 +19,7 @@ from typing import Any
 from nnunet_collab.core.checkpoint import KEY
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.nnunet_folders import POSTPROCESSED
+from nnunet_collab.core.pseudo_labels import source_of
 from nnunet_collab.evaluation.pairing import dataset_json_places
 
 _COLUMNS = {"case", "class", "statistic", "dice"}  # columns that identify a CSV of `evaluate`
@@ -68,8 +69,13 @@ class Source:
 
     @property
     def dataset(self) -> str:
-        """Dataset of the cases; a labeled subset belongs to the dataset from which it was made."""
-        names = (self.facts.get("labeled_subset_of"), self.plans.get("dataset_name"), self.facts.get("name"))
+        """Dataset of the cases. A labeled subset, or a dataset with pseudo labels, belongs to that of its origin."""
+        names = (
+            self.facts.get("labeled_subset_of"),
+            source_of(self.facts),
+            self.plans.get("dataset_name"),
+            self.facts.get("name"),
+        )
         return next((str(name) for name in names if name), "")
 
 

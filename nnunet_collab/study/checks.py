@@ -15,6 +15,8 @@ from nnunet_collab.core.json_files import json_object_or_empty, read_json_object
 from nnunet_collab.core.nnunet_folders import RESULTS, SPLIT_FILE, case_images, find_dataset
 from nnunet_collab.core.settings import differences
 from nnunet_collab.study.description import Arm, Description
+from nnunet_collab.study.rounds import rounds_of
+from nnunet_collab.study.rounds_check import check_rounds, labels_alone
 from nnunet_collab.study.runs import Places, Run, TrainerFacts, make_run, results_folder, settings_of
 
 # (trainer, settings, plans, configuration) -> properties of its training, or a CollabError.
@@ -22,7 +24,18 @@ Inspect = Callable[[str, Mapping[str, Any], Mapping[str, Any], str], TrainerFact
 # Properties that must be equal in all arms, or be named in an arm's `differs`.
 COMPARED = ("steps", "labeled_batch_size", "patch_size")
 RECORD = "study.json"
-_OURS = ("lock", "logs", "predictions", "postprocessing", "report", "slurm.sh", "status.txt", "study.json", ".")
+_OURS = (
+    "lock",
+    "logs",
+    "predictions",
+    "postprocessing",
+    "report",
+    "self_train",
+    "slurm.sh",
+    "status.txt",
+    "study.json",
+    ".",
+)
 _SAME_STUDY = ("dataset", "configuration", "plans", "folds", "test")
 
 
@@ -56,6 +69,8 @@ def make_runs(study: Description, places: Places, inspect: Inspect) -> list[Run]
     facts: dict[str, list[TrainerFacts]] = {}
     for arm in study.arms:
         facts[arm.name] = [_facts(study, arm, seed, plans, inspect) for seed in study.seeds_of(arm)]
+        if arm.self_train is not None and facts[arm.name][0].needs_unlabeled:
+            raise CollabError(f"arm {arm.name!r}, self_train: {labels_alone(arm.trainer)}")
     baseline = next(arm for arm in study.arms if arm.name == study.baseline)
     expected = _compared(study, baseline, facts[baseline.name][0])
     for arm in study.arms:
@@ -68,6 +83,8 @@ def make_runs(study: Description, places: Places, inspect: Inspect) -> list[Run]
     ordered = [run for _, run in sorted(runs, key=lambda pair: pair[0])]
     for run in ordered:
         _refuse_other_settings(study, places, run)
+        if run.arm.self_train is not None:
+            check_rounds(rounds_of(study, places, run), f"arm {run.arm.name!r}, self_train")
     return ordered
 
 
@@ -155,7 +172,7 @@ def _facts(study: Description, arm: Arm, seed: int, plans: Mapping[str, Any], in
 
 def _compared(study: Description, arm: Arm, facts: TrainerFacts) -> dict[str, Any]:
     return {
-        "steps": study.steps_of(arm),
+        "steps": study.steps_of(arm) * (arm.self_train.trainings if arm.self_train else 1),
         "labeled_batch_size": facts.labeled_batch_size,
         "patch_size": list(facts.patch_size),
     }

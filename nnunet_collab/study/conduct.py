@@ -24,7 +24,8 @@ from nnunet_collab.study.lock import Lock
 from nnunet_collab.study.runs import Places, Run
 from nnunet_collab.study.slurm import array_script
 from nnunet_collab.study.status import Progress, progress_of, table, write_table
-from nnunet_collab.study.steps import Step, pending, reports, steps_of
+from nnunet_collab.study.step import Step, pending
+from nnunet_collab.study.steps import reports, steps_of
 
 _LOOKS_EVERY_S = 2.0
 
@@ -51,9 +52,9 @@ class Study:
     runs: list[Run]
     device: str
 
-    def steps(self, run: Run) -> list[Step]:
-        """Steps of a run."""
-        return steps_of(self.described, self.places, run, self.device)
+    def steps(self, run: Run, *, ahead: bool = False) -> list[Step]:
+        """Steps of a run; with `ahead`, also those of which it is not known yet whether they will be needed."""
+        return steps_of(self.described, self.places, run, self.device, ahead=ahead)
 
     def reports(self) -> list[Step]:
         """Steps of the reports on all runs."""
@@ -91,14 +92,21 @@ def print_commands(study: Study) -> None:
     print('# To type these commands yourself, run first: eval "$(nnunet_collab env)". Finished steps are left out.')
     left = False
     for run in study.runs:
-        steps = study.steps(run)
-        todo = pending(steps)
-        left = left or bool(todo)
-        print(f"\n# {run.name}: {'finished' if not todo else f'{len(steps) - len(todo)} of {len(steps)} steps done'}")
-        _print_steps(todo)
+        left = print_run(study, run) or left
     todo = study.reports() if left else pending(study.reports())
     print(f"\n# report{'' if todo else ': finished'}")
     _print_steps(todo)
+
+
+def print_run(study: Study, run: Run) -> bool:
+    """Print the commands of a run that are left; return whether there are any."""
+    steps = study.steps(run, ahead=True)
+    todo = pending(steps)
+    print(f"\n# {run.name}: {'finished' if not todo else f'{len(steps) - len(todo)} of {len(steps)} steps done'}")
+    if todo and run.arm.self_train is not None:
+        print("# A round starts only if the one before raised the validation Dice. These lines take that for granted.")
+    _print_steps(todo)
+    return bool(todo)
 
 
 def print_status(study: Study) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.study.self_training import SelfTraining
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -75,6 +76,7 @@ class Arm(_Table):
         differs: Properties in which this arm differs from the baseline, from `checks.COMPARED`.
         ensemble: Whether the mean of several published students is evaluated, besides each of them.
         postprocessing: Value instead of the study's.
+        self_train: Rounds of pseudo labels after the training; the arm is the model that they end with.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9]*[A-Za-z]$")]
@@ -85,6 +87,7 @@ class Arm(_Table):
     differs: list[str] = []
     ensemble: bool = False
     postprocessing: bool | None = None
+    self_train: SelfTraining | None = None
 
 
 class Description(_Table):
@@ -140,8 +143,12 @@ class Description(_Table):
         return arm.seeds if arm.seeds is not None else self.seeds
 
     def steps_of(self, arm: Arm) -> int:
-        """Its own, or the study's."""
+        """Of each of its trainings: its own, or the study's."""
         return arm.steps if arm.steps is not None else self.steps
+
+    def first_id_of(self, arm: Arm, index: int) -> int:
+        """Id of the first dataset of pseudo labels of an arm's seed, counted from 0; 0 without self_train."""
+        return arm.self_train.to + index * arm.self_train.rounds if arm.self_train else 0
 
     def postprocesses(self, arm: Arm) -> bool:
         """Whether the arm has rows with postprocessing."""
@@ -185,6 +192,8 @@ def _told(error: Any) -> str:
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     tables: dict[str, type[_Table]] = {"arms": Arm, "test": TestFolder, "slurm": Slurm}
+    if "self_train" in location[:-1]:
+        return list(SelfTraining.model_fields)
     return list((tables[str(location[0])] if len(location) > 1 else Description).model_fields)
 
 
@@ -207,7 +216,7 @@ def _contradictions(study: Description) -> list[str]:
     for arm in study.arms:
         problems += _settings_problems(f"arm {arm.name!r}, settings", arm.settings)
         problems += _arm_problems(study, arm)
-    return problems
+    return problems + _shared_ids(study)
 
 
 def _arm_problems(study: Description, arm: Arm) -> list[str]:
@@ -228,6 +237,20 @@ def _arm_problems(study: Description, arm: Arm) -> list[str]:
             "[test], and folds that are numbers. Add them, or set postprocessing = false."
         )
     return problems
+
+
+def _shared_ids(study: Description) -> list[str]:
+    """Ids of datasets that two arms with self_train would write."""
+    owner: dict[int, str] = {}
+    for arm in study.arms:
+        last = study.first_id_of(arm, len(study.seeds_of(arm))) if arm.self_train else 0
+        for number in range(arm.self_train.to, last) if arm.self_train else ():
+            if owner.setdefault(number, arm.name) != arm.name:
+                return [
+                    f"arms: every arm with self_train writes datasets of its own, one per round and seed; {arm.name!r} "
+                    f"and {owner[number]!r} would both write {number}. Set another self_train.to."
+                ]
+    return []
 
 
 def _settings_problems(where: str, settings: dict[str, Any]) -> list[str]:

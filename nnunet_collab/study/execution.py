@@ -19,7 +19,7 @@ from nnunet_collab.core.shipped import VARIABLE as DOORWAYS
 from nnunet_collab.core.shipped import doorway_folder, extended
 from nnunet_collab.study.lock import Lock
 from nnunet_collab.study.runs import Run
-from nnunet_collab.study.steps import Command, Step, pending
+from nnunet_collab.study.step import Command, Step, pending
 
 PROGRAMS = Path(sys.executable).parent  # nnU-Net's commands of this environment, for any PATH
 PATIENCE_S = 10.0  # time between SIGTERM and SIGKILL
@@ -244,8 +244,11 @@ def _work_in_slot(
             steps = work.steps_of(run)
             if not pending(steps):
                 continue
+            failure = None
             with work.lock_of(run) as lock:
-                failure = run_steps(run.name, steps, work, processes, slot, state, lock)
+                while failure is None and pending(steps):
+                    failure = run_steps(run.name, steps, work, processes, slot, state, lock)
+                    steps = work.steps_of(run)  # what follows may depend on the results
         except Stopped:
             return
         except (CollabError, OSError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ class TrainerFacts(Protocol):
     def labeled_batch_size(self) -> int: ...  # noqa: D102
     @property
     def patch_size(self) -> list[int]: ...  # noqa: D102
+    @property
+    def needs_unlabeled(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,45 @@ class Places:
 
 
 @dataclass(frozen=True)
+class Training:
+    """Trainings of all folds on one dataset, in nnU-Net's words.
+
+    Attributes:
+        results: nnUNet_results.
+        dataset: Full name of the dataset.
+        configuration: Name of the configuration.
+        plans: Name of the plans.
+        folds: The folds.
+        trainer: Value of `-tr` of nnUNetv2_train.
+        own: Trainer name under which nnU-Net stores the training.
+        models: Trainer names of the models that it publishes; (`own`,) for nnU-Net's trainers.
+        variables: Environment variables of the training.
+    """
+
+    results: Path
+    dataset: str
+    configuration: str
+    plans: str
+    folds: tuple[int | str, ...]
+    trainer: str
+    own: str
+    models: tuple[str, ...]
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    def folder(self, name: str) -> Path:
+        """`<Trainer>__<plans>__<configuration>` of the training or a model."""
+        return self.results / self.dataset / f"{name}__{self.plans}__{self.configuration}"
+
+    def fold(self, name: str, fold: int | str) -> Path:
+        """Folder of a fold of the training or a model."""
+        return self.folder(name) / f"fold_{fold}"
+
+    def files(self, name: str, file: str) -> list[Path]:
+        """A file of every fold of the training or a model."""
+        return [self.fold(name, fold) / file for fold in self.folds]
+
+
+@dataclass(frozen=True)
 class Model:
     """A model, which nnU-Net's commands find under a trainer's name.
 
@@ -82,6 +123,8 @@ class Run:
         settings: Value of `nnUNet_collab_settings`.
         models: Models that are evaluated.
         recorded: All settings, as plans.json of a training records them.
+        stored_as: Trainer name under which nnU-Net stores the training, if it is not arm and seed that name it; its
+            settings then come from the environment.
     """
 
     name: str
@@ -90,16 +133,17 @@ class Run:
     settings: Mapping[str, Any]
     models: tuple[Model, ...]
     recorded: Mapping[str, Any]
+    stored_as: str = ""
 
     @property
     def trainer(self) -> str:
         """Trainer name under which nnU-Net stores the training itself."""
-        return f"{self.arm.trainer}_{self.name}"
+        return self.stored_as or f"{self.arm.trainer}_{self.name}"
 
     @property
     def variables(self) -> dict[str, str]:
         """Environment variables of its training."""
-        return {VARIABLE: json.dumps(self.settings)}
+        return {} if self.stored_as else {VARIABLE: json.dumps(self.settings)}
 
 
 def settings_of(study: Description, arm: Arm, seed: int) -> dict[str, Any]:
@@ -136,3 +180,18 @@ def make_run(study: Description, arm: Arm, seed: int, facts: TrainerFacts) -> Ru
 def results_folder(places: Places, study: Description, trainer: str) -> Path:
     """`<Trainer>__<plans>__<configuration>` of a model or a training."""
     return places.results / f"{trainer}__{study.plans}__{study.configuration}"
+
+
+def training_of(study: Description, places: Places, run: Run) -> Training:
+    """The training of a run; of its round 0 if the arm has self_train."""
+    return Training(
+        results=places.results.parent,
+        dataset=places.dataset,
+        configuration=study.configuration,
+        plans=study.plans,
+        folds=tuple(study.folds),
+        trainer=run.arm.trainer,
+        own=run.trainer,
+        models=tuple(model.name for model in run.models),
+        variables=run.variables,
+    )

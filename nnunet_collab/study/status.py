@@ -12,8 +12,10 @@ from typing import Any
 from nnunet_collab.core.files import write_atomically
 from nnunet_collab.study.description import Description
 from nnunet_collab.study.execution import State
-from nnunet_collab.study.runs import Places, Run, results_folder
-from nnunet_collab.study.steps import FINAL, Step, pending
+from nnunet_collab.study.rounds import rounds_of
+from nnunet_collab.study.runs import Places, Run, Training, training_of
+from nnunet_collab.study.step import FINAL, Step, pending
+from nnunet_collab.study.steps import final_training
 
 _MEAN = ("mean", "mean of classes")  # row of a table of `evaluate`
 HEAD = ("run", "trainer", "steps", "state", "Dice")
@@ -42,18 +44,24 @@ class Progress:
         """The state in one or two words."""
         if not self.open:
             return "done"
-        if self.open[0].name.startswith("train"):
+        if "train_fold" in self.open[0].name:
             return "training" if self.steps else "not begun"
+        if self.open[0].name.startswith(("round", "finish")):
+            return "pseudo labels"
         return "trained"
 
 
 def progress_of(study: Description, places: Places, run: Run, steps: Sequence[Step]) -> Progress:
     """Read the progress from the disk."""
     each = study.steps_of(run.arm)
-    folder = results_folder(places, study, run.trainer)
-    made = sum(min(each, _steps_made(folder / f"fold_{fold}", study, each)) for fold in study.folds)
-    dice = [value for model in run.models if (value := _dice(study, places, model.name)) is not None]
-    return Progress(run, made, each * len(study.folds), pending(steps), dice)
+    trainings = [training_of(study, places, run)]
+    if run.arm.self_train is not None:
+        trainings = rounds_of(study, places, run).trainings()
+    folds = [training.fold(training.own, fold) for training in trainings for fold in training.folds]
+    made = sum(min(each, _steps_made(folder, study, each)) for folder in folds)
+    final = final_training(study, places, run)
+    dice = [value for model in run.models if (value := _dice(places, final, model.name)) is not None]
+    return Progress(run, made, each * len(folds), pending(steps), dice)
 
 
 def table(found: Sequence[Progress], state: State) -> str:
@@ -86,10 +94,9 @@ def _steps_made(fold: Path, study: Description, each: int) -> int:
     return len(curves.get("epochs") or ()) * study.iterations_per_epoch
 
 
-def _dice(study: Description, places: Places, model: str) -> float | None:
+def _dice(places: Places, training: Training, model: str) -> float | None:
     if places.images is None:
-        folder = results_folder(places, study, model)
-        summaries = [_json(folder / f"fold_{fold}" / "validation" / "summary.json") for fold in study.folds]
+        summaries = list(map(_json, training.files(model, "validation/summary.json")))
         values = [summary["foreground_mean"]["Dice"] for summary in summaries if "foreground_mean" in summary]
         return sum(values) / len(values) if values else None
     try:

@@ -9,6 +9,7 @@ from typing import Any
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_json
 from nnunet_collab.core.patients import patient_lookup, patient_rule
+from nnunet_collab.core.pseudo_labels import pseudo_labeled, refuse_pseudo_labels
 from nnunet_collab.splits.few_labels import check_roles
 from nnunet_collab.splits.patient_folds import patient_folds
 
@@ -57,9 +58,13 @@ def deal_by_patient(splits: Path, folder: Path, dataset_json: dict[str, Any]) ->
         Whether the split was written.
 
     Raises:
-        CollabError: If a case has no patient, or there is only one patient.
+        CollabError: If a case has no patient, there is only one patient, or cases have pseudo labels: they would become
+            validation cases.
     """
-    if splits.is_file() or (rule := patient_rule(dataset_json, splits.parent)) is None:
+    if splits.is_file():
+        return False
+    refuse_pseudo_labels(dataset_json, f"{splits}, which is missing", "a new split")
+    if (rule := patient_rule(dataset_json, splits.parent)) is None:
         return False
     cases = sorted(path.stem for path in folder.glob("*.pkl"))
     write_json(splits, patient_folds(cases, patient_lookup(rule, cases)))
@@ -87,6 +92,8 @@ def refuse_missing(where: str, missing: Sequence[str], folder: Path) -> None:
 def check_patients(where: str, roles: Mapping[str, list[str]], dataset_json: Mapping[str, Any], *folders: Path) -> None:
     """Raise if a case has two roles, or a patient if the dataset says which cases belong to one patient.
 
+    Also raise if validation cases have pseudo labels.
+
     Args:
         where: Path and fold of the split, for the message.
         roles: Role -> names of its cases.
@@ -94,8 +101,14 @@ def check_patients(where: str, roles: Mapping[str, list[str]], dataset_json: Map
         folders: Folders that may hold patients.csv.
 
     Raises:
-        CollabError: If so; the message names the case or patient and the roles.
+        CollabError: If so; the message names the case or patient and the roles. Also if a validation case has a pseudo
+            label: a training would be scored by what a network said.
     """
+    if pseudo := sorted(pseudo_labeled(dataset_json).keys() & {*roles.get("val", ())}):
+        raise CollabError(
+            f"{where}: validation cases must have true labels; these have pseudo labels: {listed(pseudo)}. Restore "
+            "the split that nnunet_collab pseudo_label wrote into the raw dataset."
+        )
     cases = [case for names in roles.values() for case in names]
     patient_of = patient_lookup(patient_rule(dataset_json, *folders), cases)
     check_roles(where, roles, patient_of, "Write the split again: nnunet_collab split.")

@@ -9,6 +9,7 @@ FAKE_WAITS_AT is a point at which a command waits to be ended.
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -64,6 +65,17 @@ def write_whole(path, content):
     aside.replace(path)
 
 
+def preprocessed(dataset, *names):
+    return Path(VARIABLES["nnUNet_preprocessed"], dataset, *names)
+
+
+def name_of(number):
+    """Name of the dataset with this id."""
+    return next(
+        p.name for p in Path(VARIABLES["nnUNet_raw"]).iterdir() if p.name.startswith(f"Dataset{int(number):03d}")
+    )
+
+
 def results(trainer, plans, configuration, dataset):
     return Path(VARIABLES["nnUNet_results"], dataset, f"{trainer}__{plans}__{configuration}")
 
@@ -71,29 +83,44 @@ def results(trainer, plans, configuration, dataset):
 def train():
     dataset, configuration, fold = ARGUMENTS[:3]
     (trainer,), (plans,) = value("-tr"), value("-p")
-    settings = json.loads(VARIABLES["nnUNet_collab_settings"])
-    run = results(f"{trainer}_{settings['run_name']}", plans, configuration, dataset)
+    stock = "nnUNet_collab_settings" not in VARIABLES
+    settings = {"epochs": 2} if stock else json.loads(VARIABLES["nnUNet_collab_settings"])
+    title = trainer if stock else f"{trainer}_{settings['run_name']}"
+    run = results(title, plans, configuration, dataset)
+    learned = dict(settings)
+    if "-pretrained_weights" in ARGUMENTS:
+        assert "--c" not in ARGUMENTS  # nnU-Net refuses both
+        learned["from"] = Path(value("-pretrained_weights")[0]).read_text()
+    learns_from = preprocessed(dataset, f"{plans}_{configuration}")
+    learned["data"] = learns_from.read_text() if learns_from.exists() else ""
     final, latest = (run / f"fold_{fold}" / f"checkpoint_{name}.pth" for name in ("final", "latest"))
     write_whole(run / "plans.json", {"nnunet_collab": {"settings": settings}})
     epochs = json.loads(latest.read_text()) if "--c" in ARGUMENTS and latest.exists() else []
     if final.exists() and "--c" in ARGUMENTS:
         epochs = json.loads(final.read_text())
     while len(epochs) < settings["epochs"]:
-        epochs.append(digest(epochs, json.dumps(settings, sort_keys=True), trainer, fold))
+        if epochs and stock:  # the weights that it started from are in its checkpoint
+            learned["from"] = epochs[0]
+        epochs.append(digest(epochs, json.dumps(learned, sort_keys=True), trainer, fold))
+        if len(epochs) == 1:
+            write_whole(run / f"fold_{fold}" / "checkpoint_best.pth", epochs)
         write_whole(latest, epochs)
         write_whole(run / f"fold_{fold}" / "curves.json", {"epochs": list(range(len(epochs)))})
     write_whole(final, epochs)
-    students = [f"{trainer}_{settings['run_name']}_{name}" for name in STUDENTS.get(trainer, ("CNN",))]
+    students = [title] if stock else [f"{title}_{name}" for name in STUDENTS.get(trainer, ("CNN",))]
     folders = [results(name, plans, configuration, dataset) for name in students]
-    for folder in folders:
+    for folder in folders if not stock else ():
         write_whole(folder / f"fold_{fold}" / "checkpoint_final.pth", [*epochs, folder.name])
+        write_whole(folder / f"fold_{fold}" / "checkpoint_best.pth", [*epochs[:1], folder.name])
     if len(folders) > 1 and settings["validate_ensemble"]:
         folders.append(run)
     for folder in folders:
         checkpoint = (folder / f"fold_{fold}" / "checkpoint_final.pth").read_text()
         for case in VALIDATION:
             write(folder / f"fold_{fold}" / "validation" / f"{case}.nii.gz", digest(checkpoint, case))
-        dice = int(digest(checkpoint), 16) / 16**12
+        dice = json.loads(VARIABLES.get("FAKE_DICE", "{}")).get(
+            f"{dataset} {plans}", int(digest(checkpoint), 16) / 16**12
+        )
         write(folder / f"fold_{fold}" / "validation" / "summary.json", {"foreground_mean": {"Dice": dice}})
 
 
@@ -105,9 +132,15 @@ def predict():
     (dataset,), (configuration,), (plans,), (trainer,) = value("-d"), value("-c"), value("-p"), value("-tr")
     (images,), (output,) = value("-i"), value("-o")
     model = results(trainer, plans, configuration, dataset)
-    weights = [(model / f"fold_{fold}" / "checkpoint_final.pth").read_text() for fold in value("-f")]
-    for name in ("dataset.json", "plans.json", "predict_from_raw_data_args.json"):
-        write(Path(output, name), {"file_ending": ".nii.gz"} if name == "dataset.json" else {})
+    checkpoint = value("-chk")[0] if "-chk" in ARGUMENTS else "checkpoint_final.pth"
+    weights = [(model / f"fold_{fold}" / checkpoint).read_text() for fold in value("-f")]
+    named = {"dataset_name": dataset, "plans_name": plans}
+    for name, content in (
+        ("dataset", {"file_ending": ".nii.gz"}),
+        ("plans", named),
+        ("predict_from_raw_data_args", {}),
+    ):
+        write(Path(output, f"{name}.json"), content)
     for case in cases_of(images):
         write(Path(output, f"{case}.nii.gz"), digest(weights, Path(images, f"{case}_0000.nii.gz").read_text()))
 
@@ -160,16 +193,56 @@ def report():
     write_whole(Path(output, "report.html"), "\n".join([baseline, *texts]))
 
 
+def preprocess():
+    (number,), (plans,), (configuration,) = value("-d"), value("-plans_name"), value("-c")
+    dataset = name_of(number)
+    assert preprocessed(dataset, f"{plans}.json").is_file()
+    raw = Path(VARIABLES["nnUNet_raw"], dataset)
+    labels = [path.read_text() for path in sorted((raw / "labelsTr").glob("*"))]
+    write(preprocessed(dataset, f"{plans}_{configuration}"), digest((raw / "dataset.json").read_text(), labels))
+
+
+def move_plans():
+    (source,), (target,), (old,), (new,) = value("-s"), value("-t"), value("-sp"), value("-tp")
+    plans = json.loads(preprocessed(source, f"{old}.json").read_text())
+    write(preprocessed(target, f"{new}.json"), {**plans, "plans_name": new})
+
+
+def pseudo_label():
+    (source,), (plans,), (number,), (name,), (turn,) = (value(f) for f in ("-d", "-p", "--to", "--name", "--round"))
+    kept = {flag: float(value(f"--{flag}")[0]) if f"--{flag}" in ARGUMENTS else None for flag in ("share", "threshold")}
+    raw = Path(VARIABLES["nnUNet_raw"], f"Dataset{int(number):03d}_{name}")
+    assert not raw.exists()
+    aside = raw.with_name(f".{raw.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    members = [Path(folder) for folder in value("--members")]
+    for path in sorted(Path(value("--ensemble")[0]).glob("*.nii.gz")):
+        write(aside / "labelsTr" / path.name, digest(path.read_text(), *((m / path.name).read_text() for m in members)))
+    cases = {path.name.removesuffix(".nii.gz"): path.read_text() for path in sorted((aside / "labelsTr").iterdir())}
+    mark = {"of": source, "round": int(turn), **kept, "members": [m.name for m in members], "cases": cases}
+    mark["absent_classes"] = VARIABLES.get("FAKE_ABSENT", "").split()
+    content = {"file_ending": ".nii.gz", "labels": {"background": 0, "organ": 1}, "pseudo_labels": mark}
+    write(aside / "dataset.json", {**content, "channel_names": {"0": "MRI"}})
+    write_whole(preprocessed(raw.name, f"{plans}.json"), json.loads(preprocessed(source, f"{plans}.json").read_text()))
+    point()
+    aside.rename(raw)
+
+
 def collab():
     globals()[ARGUMENTS[0]]()
 
 
 with open(os.environ["FAKE_LOG"], "a") as log:
     names = ("nnUNet_collab_settings", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
-    log.write(json.dumps([NAME, ARGUMENTS, {name: os.environ.get(name) for name in names}]) + "\n")
+    counter = Path(os.environ["FAKE_COUNTER"])
+    found = {name: os.environ.get(name) for name in names}
+    found["points"] = counter.stat().st_size if counter.exists() else 0  # passed before this command
+    log.write(json.dumps([NAME, ARGUMENTS, found]) + "\n")
 {
     "nnUNetv2_train": train,
     "nnUNetv2_predict": predict,
+    "nnUNetv2_preprocess": preprocess,
+    "nnUNetv2_move_plans_between_datasets": move_plans,
     "nnUNetv2_accumulate_crossval_results": accumulate,
     "nnUNetv2_determine_postprocessing": determine,
     "nnUNetv2_apply_postprocessing": apply,

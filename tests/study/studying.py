@@ -15,7 +15,7 @@ from nnunet_collab.study import conduct, execution
 FAKE = Path(__file__).with_name("fake_nnunet.py")
 COMMANDS = (
     "nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_accumulate_crossval_results", "nnUNetv2_determine_postprocessing",
-    "nnUNetv2_apply_postprocessing", "nnunet_collab",
+    "nnUNetv2_apply_postprocessing", "nnUNetv2_preprocess", "nnUNetv2_move_plans_between_datasets", "nnunet_collab",
 )  # fmt: skip
 STUDENTS = {"CrossTeachingTrainer": ["CNN", "Transformer"], "CTRCLTrainer": ["CNN", "Transformer"]}
 KNOWN = ("SupervisedTrainer", "FixMatchTrainer", *STUDENTS)
@@ -47,6 +47,7 @@ def inspect(name, settings, plans, configuration):
         published=STUDENTS.get(name, ["CNN"]),
         labeled_batch_size=settings.get("batch_size", 8),
         patch_size=[16, 16],
+        needs_unlabeled=name in ("FixMatchTrainer", "CrossTeachingTrainer"),
     )
 
 
