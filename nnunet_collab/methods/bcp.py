@@ -184,7 +184,10 @@ class BCPTrainer(HardLabelTrainer):
             views = split_output(output, [len(way.labeled) for way in ways])
             truths = [way.truths(batch.truth, pseudo) for way in ways]
             for term, weight, part in (("supervised", 1.0, 0), ("unlabeled", alpha, 1)):
-                losses = [self.hard_label_loss(view, truth[part]) for view, truth in zip(views, truths, strict=True)]
+                losses = [
+                    self.hard_label_loss(view, truth[part], labeled=part == 0)
+                    for view, truth in zip(views, truths, strict=True)
+                ]
                 terms.append(Term(name, term, weight, torch.stack(losses).mean()))
         return terms
 

@@ -38,12 +38,17 @@ class HardLabelTrainer(TeacherTrainer):
             return Truth(labels[:, 0] * 0, keep, labels.bool())
         return Truth(labels[:, 0], keep)
 
-    def hard_label_loss(self, student: StudentOutput, truth: Truth) -> Tensor:
+    def hard_label_loss(self, student: StudentOutput, truth: Truth, *, labeled: bool = False) -> Tensor:
         """nnU-Net's loss of a student on hard labels of full resolution, at all of its outputs.
 
         Args:
             student: Its outputs.
             truth: As many samples.
+            labeled: Whether it is the true labels.
         """
+
+        def loss(logits: Tensor, *maps: Tensor) -> Tensor:
+            return hard_label_loss(logits, Truth(*maps), self.form)
+
         maps = [truth.labels, truth.keep, *([] if truth.regions is None else [truth.regions])]
-        return self.through_heads(lambda logits, *at: hard_label_loss(logits, Truth(*at), self.form), student, *maps)
+        return self.through_heads(loss, student, *maps, labeled=labeled)
