@@ -1,4 +1,4 @@
-"""nnU-Net's loss on hard labels in float64, one voxel at a time, written from the equation; nothing is shared with it."""
+"""nnU-Net's loss on hard labels in float64, one voxel at a time, written from the equation."""
 
 from __future__ import annotations
 

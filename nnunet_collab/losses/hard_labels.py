@@ -43,7 +43,10 @@ class HardLabelForm(NamedTuple):
     sum_regions: bool = False
 
 
-def hard_label_loss(logits: Tensor, truth: Truth, form: HardLabelForm = HardLabelForm()) -> Tensor:
+PLAIN = HardLabelForm()
+
+
+def hard_label_loss(logits: Tensor, truth: Truth, form: HardLabelForm = PLAIN) -> Tensor:
     """Dice + cross-entropy over the voxels that `truth.keep` selects.
 
     Args:

@@ -128,7 +128,7 @@ class BCPTrainer(HardLabelTrainer):
             self.print_to_log_file("one labeled sample per batch: until 'start' there is no other to paste into it")
 
     def term_weights(self) -> dict[str, float]:
-        """alpha."""
+        """The published alpha."""
         return {"unlabeled": self.settings.unlabeled_weight * self.ramp_over(self.settings.ramp_up)}
 
     # ---------------------------------------------------------------- labels alone

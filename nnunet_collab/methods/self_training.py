@@ -83,7 +83,7 @@ class SelfTrainingTrainer(SelfTaughtTrainer, HardLabelTrainer):
         return self.settings.threshold
 
     def term_weights(self) -> dict[str, float]:
-        """w."""
+        """The weight w."""
         return {"unlabeled": self.ramp() * self.settings.unlabeled_weight}
 
     def semi_supervised_terms(self, batch: SemiSupervisedBatch) -> list[Term]:

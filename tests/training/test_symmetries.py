@@ -36,10 +36,7 @@ def test_every_symmetry_but_the_identity_is_equally_likely(size, number):
 @pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("flipped", [(), (-1,), (-2,), (-1, -2), (-1, -3)])
 def test_images_and_masks_of_voxels_are_turned_alike(turns, flipped):
-    if -3 in flipped:
-        image = torch.rand(2, 3, 2, 4, 4)
-    else:
-        image = torch.rand(2, 3, 4, 4)
+    image = torch.rand(2, 3, *(2, 4, 4)[-3 if -3 in flipped else -2 :])
     symmetry = Symmetry(turns, flipped)
     assert torch.equal(symmetry(image)[:, 1], symmetry(image[:, 1]))
     assert torch.equal(symmetry(image) > 0.5, symmetry(image > 0.5))
