@@ -22,6 +22,7 @@ from nnunet_collab.core.distributed import global_share
 from nnunet_collab.core.settings import setting
 from nnunet_collab.core.types import StudentOutput, Term
 from nnunet_collab.data.views import WeakAndStrongViews
+from nnunet_collab.training.case_dropping import CaseDroppingSettings, CaseDroppingTrainer
 from nnunet_collab.training.hard_labels import HardLabelTrainer
 from nnunet_collab.training.self_taught import SelfTaughtSettings, SelfTaughtTrainer
 from nnunet_collab.training.semi_supervised import SemiSupervisedBatch
@@ -30,7 +31,7 @@ from nnunet_collab.training.student_outputs import split_output
 from nnunet_collab.training.symmetries import draw_symmetry
 
 
-class SelfTrainingSettings(SelfTaughtSettings):
+class SelfTrainingSettings(SelfTaughtSettings, CaseDroppingSettings):
     """Settings of self-training."""
 
     students: tuple[StudentSettings, ...] = (CNN,)
@@ -61,7 +62,7 @@ class SelfTrainingSettings(SelfTaughtSettings):
     )
 
 
-class SelfTrainingTrainer(SelfTaughtTrainer, HardLabelTrainer):
+class SelfTrainingTrainer(SelfTaughtTrainer, HardLabelTrainer, CaseDroppingTrainer):
     """One or more students, each taught by its own hard labels."""
 
     settings: ClassVar[SelfTrainingSettings] = SelfTrainingSettings()
@@ -107,6 +108,7 @@ class SelfTrainingTrainer(SelfTaughtTrainer, HardLabelTrainer):
         terms = [term._replace(weight=term.weight / total) for term in labeled]
         for name in (student.name for student in self.settings.students if not student.frozen):
             self.pseudo_label_curves.add(name, clean[name], own.keep, self.settings.threshold)
+            self.note_certainty(clean[name], own.keep)
             teacher = changed(clean[name], filling.get(name))
             terms.append(Term(name, "unlabeled", weight / total, self._loss(views[name][1], teacher, keep)))
         return terms
