@@ -145,6 +145,7 @@ class BCPTrainer(HardLabelTrainer):
         box = draw_inside(image.shape[2:], self.settings.box, image.device)
 
         def paste(tensor: Tensor) -> Tensor:
+            tensor = tensor.to(box.device, non_blocking=True)
             return mix(tensor[around], tensor[inside], at_size(box, tensor.shape[2:]))
 
         return {

@@ -135,6 +135,10 @@ class CaseDroppingTrainer(SemiSupervisedTrainer):
 
     settings: ClassVar[CaseDroppingSettings] = CaseDroppingSettings()
 
+    # Attributes that nnU-Net makes, for type checkers.
+    dataloader_train: Any
+    dataloader_val: Any
+
     def initialize(self) -> None:
         """Build everything; no case is dropped yet."""
         super().initialize()
