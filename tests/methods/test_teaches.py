@@ -20,8 +20,8 @@ teacher, with the size bands at their default. As the only term the bands teach 
 act in 200 iterations lowered the Dice, even where all discs had one size.
 
 Self-training and BCP teach hard labels with full strength, so they start after 40 % of the run: on SHORT, whose network
-is far from done, self-training falls behind the labels alone (0.71 against 0.85). Images pasted into each other gain much
-by themselves here, labeled ones 0.06 on SHORT; so BCP is tested without that, and its broken form pastes labeled images
+is far from done, self-training falls behind the labels alone (0.71 against 0.85). Images pasted into each other gain
+much by themselves, labeled ones 0.06 on SHORT. So BCP is tested without that, and its broken form pastes labeled images
 into unlabeled ones and back as well, and only learns nothing from the unlabeled voxels (+0.013 against +0.060).
 """
 
@@ -37,8 +37,8 @@ from teaching import make_method
 
 from nnunet_collab.data.loaders import seeded
 from nnunet_collab.data.views import strong_intensities
-from nnunet_collab.methods.crln.trainer import CRLNTrainer
 from nnunet_collab.methods.bcp import BCPTrainer
+from nnunet_collab.methods.crln.trainer import CRLNTrainer
 from nnunet_collab.methods.cross_teaching import CPSTrainer, CrossTeachingTrainer
 from nnunet_collab.methods.crossmatch import CrossMatchTrainer
 from nnunet_collab.methods.fixmatch import FixMatchTrainer, UniMatchTrainer
