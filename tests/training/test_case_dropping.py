@@ -148,6 +148,20 @@ def test_dropped_cases_are_not_drawn_again_and_a_resumed_run_drops_the_same(make
     assert log_of(third).count("2 unlabeled ones of 2") >= 1
 
 
+@pytest.mark.slow
+def test_loader_processes_are_replaced_and_draw_the_same(make, monkeypatch):
+    alone = make()
+    torch.manual_seed(1)
+    want = train(alone, 4)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    ours = make()
+    torch.manual_seed(1)
+    assert train(ours, 4) == want
+    assert ours.dropped == alone.dropped != []
+    for loader in (ours.dataloader_train, ours.dataloader_val):
+        loader._finish()
+
+
 def test_without_moments_nothing_is_counted_or_kept(make):
     trainer = make(drop_at=[], drop_share=0.15)
     train(trainer, 1)
