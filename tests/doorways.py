@@ -19,6 +19,8 @@ CHANGES = {
         "xi": "uniform", "rectification_space": "probability_raw",
     },
     "FixMatchTrainer": {"mixing": "second_batch"},
+    "BCPTrainer": {"start": 0.0, "largest_component": False},  # the components are found on the CPU
+    "SelfTrainingTrainer": {"start": 0.0, "strong_view": "both", "threshold": 0.3},
     "CMAformerTrainer": {"students": {"CMAformer": {"arch": {"features": [4, 4, 6, 8, 8, 8], "num_heads": 2}}}},
 }  # fmt: skip
 

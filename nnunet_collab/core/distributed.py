@@ -71,6 +71,17 @@ def global_mean(local_sum: Tensor, local_count: Tensor) -> Tensor:
     return world_size() * local_sum / count.clamp(min=1)
 
 
+def global_share(part: Tensor, whole: Tensor) -> Tensor:
+    """Sum of `part` / sum of `whole` over all ranks, without gradient; 0 if the whole is 0.
+
+    Args:
+        part: Count of this rank, a scalar.
+        whole: The same.
+    """
+    some, of = all_reduce_sum(torch.stack([part, whole]).detach().float()).unbind()
+    return some / of.clamp(min=1)
+
+
 def concatenate_over_ranks(tensor: Tensor) -> tuple[Tensor, int]:
     """The rows of all ranks, differentiable, and the index of the first row of this rank.
 

@@ -8,7 +8,7 @@ files, which hold `class_locations`, are read.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,14 @@ class UnlabeledDataset:
         self.located = dict(located or {})
         known = [] if partially_labeled is None else list(partially_labeled.identifiers)
         self.identifiers = sorted({*self.folders, *known})
+
+    def without(self, cases: Collection[str]) -> UnlabeledDataset:
+        """The dataset without some of its unlabeled cases; those that are partially labeled stay."""
+        kept = {case: folder for case, folder in self.folders.items() if case not in cases}
+        located = {case: folder for case, folder in self.located.items() if case not in cases}
+        return UnlabeledDataset(
+            kept, partially_labeled=self.partially_labeled, ignore_label=self.ignore_label, located=located
+        )
 
     def load_case(self, identifier: str) -> tuple[Any, Any, None, dict[str, Any]]:
         """Image `(C, *S)`, learn mask `(1, *S)`, None, and properties with only the locations of predicted classes.

@@ -39,6 +39,7 @@ class WeakAndStrongViews(BasicTransform):  # type: ignore[misc]
     Args:
         planned: Result of `nnUNetTrainer.get_training_transforms`; its geometric transforms are used.
         strong: Number of strong views, each with its own random numbers.
+        planned_intensities: Whether the weak view has nnU-Net's changes of intensities, too.
 
     The transform takes `image` `(C, *crop)` and `segmentation` `(1, *crop)`. The segmentation is 0 where unsupervised
     losses apply, -1 outside of the image (padding, outside of a mask), and lower at annotated voxels. These are also
@@ -48,10 +49,11 @@ class WeakAndStrongViews(BasicTransform):  # type: ignore[misc]
     Nothing is changed in place.
     """
 
-    def __init__(self, planned: ComposeTransforms, strong: int) -> None:
+    def __init__(self, planned: ComposeTransforms, strong: int, *, planned_intensities: bool = False) -> None:
         super().__init__()
         masks = [t for t in planned.transforms if isinstance(t, MaskImageTransform)]
-        self.geometry = ComposeTransforms([t for t in planned.transforms if isinstance(t, GEOMETRY)])
+        kinds = (*GEOMETRY, RandomTransform) if planned_intensities else GEOMETRY
+        self.weak = ComposeTransforms([t for t in planned.transforms if isinstance(t, kinds)])
         self.strong = strong
         self.intensities = strong_intensities()
         self.mask = masks[0] if masks else None
@@ -62,7 +64,7 @@ class WeakAndStrongViews(BasicTransform):  # type: ignore[misc]
         if self.mask is not None:
             outside = (image[self.mask.apply_to_channels].abs() < OUTSIDE).all(dim=0, keepdim=True)
             where = torch.where(outside, torch.full_like(where, -1), where)
-        data = self.geometry(image=image, segmentation=where)
+        data = self.weak(image=image, segmentation=where)
         weak, where = data["image"], data["segmentation"]
         views = [weak, *(self.intensities(image=weak.clone())["image"] for _ in range(self.strong))]
         if self.mask is not None:

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_collab.core.checks import check_keep, check_same_shape
-from nnunet_collab.core.distributed import all_reduce_sum, global_mean
+from nnunet_collab.core.distributed import all_reduce_sum, global_mean, global_share
 from nnunet_collab.losses.dice import SMOOTH, soft_dice
 
 Criterion = Literal["dice", "dice_foreground", "dice_nnunet", "ce", "dice_ce", "kl"]
@@ -113,17 +113,10 @@ def pseudo_label_loss(
         kind = "dice" if criterion == "dice_ce" else criterion
         dice = _dice_loss(student, labels, used, regions=regions, criterion=kind, smooth=smooth)
         if by_share:
-            dice = dice * _share(used, keep)
+            dice = dice * global_share(used.sum(), keep.sum() * used.shape[1])
         if criterion == "dice_ce":
             return (dice + _mean_over_kept(_cross_entropy(student, labels, regions=regions), used, keep)) / 2
         return dice
-
-
-def _share(used: Tensor, keep: Tensor) -> Tensor:
-    """Share of the kept voxels of all ranks that are used."""
-    counts = torch.stack([used.sum(), keep.sum() * used.shape[1]]).float()
-    number, of = all_reduce_sum(counts).unbind()
-    return number / of.clamp(min=1)
 
 
 def _cross_entropy(student: Tensor, labels: Tensor, *, regions: bool) -> Tensor:

@@ -112,7 +112,9 @@ class SemiSupervisedTrainer(UnlabeledImagesTrainer):
             if not s.frozen
         ]
 
-    def through_heads(self, loss: Callable[..., Tensor], student: StudentOutput, *maps: Tensor) -> Tensor:
+    def through_heads(
+        self, loss: Callable[..., Tensor], student: StudentOutput, *maps: Tensor, labeled: bool = False
+    ) -> Tensor:
         """A loss on pseudo labels at every output of a student, with nnU-Net's weights of deep supervision.
 
         What the student is compared with is sampled at the nearest voxels, as nnU-Net samples labels.
@@ -121,8 +123,9 @@ class SemiSupervisedTrainer(UnlabeledImagesTrainer):
             loss: Of a student's logits and the maps, all at one resolution.
             student: With auxiliary logits of falling resolution, or none.
             maps: `(B, C, *S)` logits or masks, or `(B, *S)` masks.
+            labeled: Whether the maps are true labels, which teach all outputs whatever the settings say.
         """
-        if not (self.settings.unlabeled_deep_supervision and student.auxiliary):
+        if not (student.auxiliary and (labeled or self.settings.unlabeled_deep_supervision)):
             return loss(student.logits, *maps)
         total = torch.zeros((), device=student.logits.device)
         factors: Sequence[float] = self.loss.weight_factors  # type: ignore[assignment]

@@ -78,10 +78,14 @@ class UnlabeledImagesTrainer(CollabTrainer):
             patch_size,
             self.configuration_manager.patch_size,
             self.label_manager,
-            transforms=WeakAndStrongViews(transforms, self.strong_views),
+            transforms=self.unlabeled_views(transforms),
             centered_share=self.settings.centered_share if unlabeled.located else 0.0,
         )
         return TwoStreams(labeled, crops)
+
+    def unlabeled_views(self, planned: Any) -> WeakAndStrongViews:
+        """What makes the views of an unlabeled crop; `planned` are nnU-Net's transforms."""
+        return WeakAndStrongViews(planned, self.strong_views)
 
     def unlabeled_crops_per_batch(self) -> int:
         """Number of unlabeled patches in a batch."""

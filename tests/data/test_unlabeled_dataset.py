@@ -118,3 +118,17 @@ def test_voxels_of_the_ignore_label_are_unlabeled_data_and_no_other_label_shows(
     assert np.array_equal(where[WINDOW], whole[WINDOW])
     assert torch.from_numpy(where[WINDOW]).shape == (1, 2, 5, 7)
     assert np.array_equal(data.load_case("u")[1][(slice(None),) * 4], np.zeros((1, *SHAPE)))
+
+
+def test_cases_can_be_left_out_but_for_those_that_are_partially_labeled(tmp_path):
+    class Scribbles:
+        identifiers = ("s",)
+
+    data = UnlabeledDataset(
+        {"u": tmp_path, "v": tmp_path}, partially_labeled=Scribbles(), ignore_label=3, located={"u": tmp_path}
+    )
+    left = data.without(["u", "s"])
+    assert left.identifiers == ["s", "v"]
+    assert left.located == {}
+    assert (left.partially_labeled, left.ignore_label) == (data.partially_labeled, 3)
+    assert data.identifiers == ["s", "u", "v"]

@@ -30,7 +30,7 @@ def make_views(pipeline, strong=2, *, always=False, mask=None):
     )  # fmt: skip
     views = WeakAndStrongViews(planned, strong)
     if always:
-        for transform in views.geometry.transforms:
+        for transform in views.weak.transforms:
             if hasattr(transform, "p_rotation"):
                 transform.p_rotation = transform.p_scaling = 1.0
     return views
@@ -135,7 +135,7 @@ def test_nothing_is_changed_in_place(pipeline, mask):
 def test_beyond_the_crop_there_is_nothing_to_learn(pipeline, number):
     """A crop of the patch's own size, shrunk: what comes from outside is 0 in the image and -1."""
     views = make_views(pipeline, strong=1, always=True)
-    for transform in views.geometry.transforms:
+    for transform in views.weak.transforms:
         if hasattr(transform, "scaling"):
             transform.scaling = (1.4, 1.4)
     stacked, where = apply(views, torch.full((1, *PIPELINES[pipeline][1]), 7.0), number=number)

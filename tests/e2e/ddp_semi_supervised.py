@@ -24,7 +24,9 @@ from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_collab.core.settings import VARIABLE
 from nnunet_collab.losses import positive_supervision
+from nnunet_collab.methods import bcp
 from nnunet_collab.methods.crossmatch import CrossMatchSettings
+from nnunet_collab.training.cutmix import box_masks
 from nnunet_collab.training.semi_supervised import SemiSupervisedTrainer
 
 # Nothing random, and gradients as they are.
@@ -41,6 +43,9 @@ CMAFORMER = {"students": {"CMAformer": {"grad_clip": 0, "arch": SMALL_CMAFORMER}
 RECTIFYING = {**MATCHING, "tau": 0.3, "tau_weak": 0.2, "rectify_from_iteration": 0, "noise": 0.0, "contrast_weight": 0}
 CONTRASTING = {**RECTIFYING, "contrast_weight": 1.0}  # everything is drawn, negatives from images that all have
 DUAL = {"students": {"CNN": UNCLIPPED}, "ramp_up": 0, "multiplier_init": 0.5}
+# Each process draws the box and the pairs of BCP for itself: see `same_box` and `every_second`.
+PASTING = {"students": {"CNN": UNCLIPPED}, "start": 0.0}
+SELF_TRAINING = {**PASTING, "cutmix_probability": 0.0}
 # Name -> trainer, kind of labels, configuration, settings.
 CASES = {
     "cross teaching": ("CrossTeachingTrainer", "plain", "2d", TEACHING),
@@ -61,6 +66,12 @@ CASES = {
     "ldc": ("LDCTrainer", "plain", "2d", DUAL),
     "ldc, regions": ("LDCTrainer", "regions", "3d_fullres", {**DUAL, "logit_limit": 0.1}),
     "ldc, official": ("LDCTrainer", "plain", "2d", {**DUAL, "formulation": "official", "contrast": "off"}),
+    "bcp": ("BCPTrainer", "plain", "2d", PASTING),
+    "bcp, one way": ("BCPTrainer", "plain", "2d", {**PASTING, "both_ways": False, "batch_size": 4}),
+    "bcp, regions": ("BCPTrainer", "regions", "3d_fullres", PASTING),
+    "bcp, labels alone": ("BCPTrainer", "plain", "2d", {**PASTING, "unlabeled_weight": 0, "batch_size": 4}),
+    "self-training": ("SelfTrainingTrainer", "plain", "2d", {**SELF_TRAINING, "threshold": 0.3}),
+    "self-training, regions": ("SelfTrainingTrainer", "regions", "3d_fullres", SELF_TRAINING),
 }
 BATCH_SIZE = 2  # labeled samples, and as many unlabeled ones
 
@@ -95,6 +106,22 @@ def strengthen_relations(trainer):
         for name, parameter in group.named_parameters():
             if "heads.interaction" in name:
                 parameter.add_(0.5 * torch.randn_like(parameter))
+
+
+def same_box(size, share, device):
+    """In place of `copy_paste.draw_inside`: in the middle of the patch."""
+    corners = [[round(length * (1 - share) / 2), round(length * (1 + share) / 2)] for length in size]
+    return box_masks(torch.tensor([corners], device=device), size)
+
+
+def every_second(count):
+    """In place of `copy_paste.halves`: so the halves of a process are parts of those of the whole batch."""
+    return torch.arange(0, count, 2), torch.arange(1, count, 2)
+
+
+def neighbors(count):
+    """In place of `cutmix.draw_partners`: samples 0 and 1, 2 and 3, ..., which are in one process."""
+    return torch.arange(count) ^ 1
 
 
 def make_batch(trainer):
@@ -136,6 +163,7 @@ def main(batches_file, output):
         dist.init_process_group("gloo")
     CrossMatchSettings.drop_rates = property(lambda _: (0.0, 0.0))
     positive_supervision._draw = class_by_class(Everything(negatives=4))
+    bcp.draw_inside, bcp.halves, bcp.draw_partners = same_box, every_second, neighbors
     batches = torch.load(batches_file, weights_only=True) if dist.is_initialized() else {}
     results = {}
     for name, case in CASES.items():

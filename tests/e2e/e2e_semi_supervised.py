@@ -20,7 +20,8 @@ CNN = ("CNN",)
 STUDENTS = {
     "SupervisedTrainer": CNN, "CrossTeachingTrainer": ("CNN", "Transformer"), "CPSTrainer": ("CNN1", "CNN2"),
     "MeanTeacherTrainer": CNN, "UAMTTrainer": CNN, "FixMatchTrainer": CNN, "UniMatchTrainer": CNN,
-    "CrossMatchTrainer": CNN, "CRLNTrainer": CNN, "LDCTrainer": CNN, "CMAformerTrainer": ("CMAformer",),
+    "CrossMatchTrainer": CNN, "CRLNTrainer": CNN, "LDCTrainer": CNN, "BCPTrainer": CNN,
+    "SelfTrainingTrainer": CNN, "CMAformerTrainer": ("CMAformer",),
 }  # fmt: skip
 SUPERVISED = ("SupervisedTrainer", "CMAformerTrainer")  # without unlabeled images
 SMALL_CMAFORMER = {"features": [4, 4, 6, 8, 8, 8], "num_heads": 2, "num_layers": 1}

@@ -49,6 +49,8 @@ WITH_TEACHER = {  # what their checkpoints hold beside the students
     "UAMTTrainer": {"teacher"},
     "CRLNTrainer": {"teacher", "rectifier", "rectifier_optimizer"},
     "LDCTrainer": {"teacher", "constraints"},
+    "BCPTrainer": {"teacher"},
+    "SelfTrainingTrainer": {"teacher"},
 }
 IN_3D = ("MeanTeacherTrainer", "CRLNTrainer", "LDCTrainer", "CMAformerTrainer")
 PREDICTED = [
@@ -209,6 +211,8 @@ def variants(workspace, tmp_path_factory):
         ("UniMatchTrainer", "regions", "2d"),
         ("CRLNTrainer", "plain", "2d"),
         ("LDCTrainer", "regions", "3d_fullres"),
+        ("BCPTrainer", "regions", "2d"),
+        ("SelfTrainingTrainer", "ignore", "3d_fullres"),
     ],
 )
 def test_labels_of_unlabeled_cases_change_no_bit_of_a_training(

@@ -19,6 +19,7 @@ from nnunet_collab.core.types import Truth
 from nnunet_collab.losses import boundary_contrast as boundaries
 from nnunet_collab.losses import class_aware, class_aware_pair, collaborative_kl, collaborative_pair, duality
 from nnunet_collab.losses.consistency import squared_difference
+from nnunet_collab.losses.hard_labels import HardLabelForm, hard_label_loss
 from nnunet_collab.losses.positive_supervision import Supervision, positive_supervision
 from nnunet_collab.losses.pseudo_labels import pseudo_label_loss
 
@@ -129,6 +130,16 @@ def taught(criterion, regions):
     return Loss(lambda b: pseudo_label_loss(b.student, b.peer, b.keep, regions=regions, criterion=criterion))
 
 
+def taught_hard(form, *, regions=False):
+    """Against the peer's hard labels."""
+
+    def of(b):
+        labels = b.peer.detach().argmax(1)
+        return hard_label_loss(b.student, Truth(labels, b.keep, b.peer.detach() > 0 if regions else None), form)
+
+    return Loss(of)
+
+
 KL = collaborative_kl
 CRITERIA = ("dice", "dice_foreground", "dice_nnunet", "ce", "dice_ce", "kl")
 # module.function -> variant -> how to call it
@@ -193,6 +204,13 @@ LOSSES: dict[str, dict[str, Loss]] = {
         "": Loss(lambda b: duality.mean_excess(b.student.sigmoid(), b.peer.sigmoid(), b.keep)),
     },
     "duality.logit_excess": {"": Loss(lambda b: duality.logit_excess(b.student, 0.5), mask=None)},
+    "hard_labels.hard_label_loss": {
+        "": taught_hard(HardLabelForm()),
+        "per sample": taught_hard(HardLabelForm(batch_dice=False)),
+        "cross-entropy": taught_hard(HardLabelForm(dice=False)),
+        "regions": taught_hard(HardLabelForm(), regions=True),
+        "regions, summed": taught_hard(HardLabelForm(sum_regions=True), regions=True),
+    },
     "positive_supervision.positive_supervision": {
         # Every rank draws for itself; tests/losses/test_positive_supervision_ranks.py compares the ranks.
         "": Loss(supervised_positives, mask="reliable", one_batch=False),

@@ -69,6 +69,21 @@ CROSSMATCH_LA_STUDENT = {
     "optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "betas": [0.9, 0.999], **PER_ITERATION,
 }  # fmt: skip
 
+# BCP's released code: SGD 0.01, momentum 0.9, weight decay 1e-4 (ACDC, LA), Adam 1e-3 (Pancreas); u_weight 0.5 as
+# mix_loss has it, 2/3 of each side, teacher 0.99; halves of the batch are pasted one way each.
+BCP = {
+    "both_ways": False,
+    "unlabeled_weight": 0.5,
+    "box": 2 / 3,
+    "ema_decay": 0.99,
+    "largest_component": True,
+    **COMMON,
+}
+BCP_STUDENT = {
+    "optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, **PER_ITERATION,
+}  # fmt: skip
+CONSTANT = {"poly_power": 1e-6}  # no decay at all, where a power must be above 0
+
 PRESETS = {  # name -> trainer, settings, students
     "ctrcl_mobilenetv2_mitb0": ("CTRCLTrainer", CTRCL_ACDC, pair("fpn_mobilenetv2", "segformer_b0", 3e-4)),
     "ctrcl_resnet50_mitb2": ("CTRCLTrainer", CTRCL_ACDC, pair("fpn_resnet50", "segformer_b2", 3e-4)),
@@ -114,6 +129,55 @@ PRESETS = {  # name -> trainer, settings, students
             "loss_scale": 0.25, "image_weight": 1.0, "distillation_weight": 2.0,
         },
         {"CNN": CROSSMATCH_LA_STUDENT},
+    ),
+    "bcp_acdc": (
+        "BCPTrainer",
+        # pre_iterations 10 000, max_iterations 30 000; 24 = 12 + 12; components by all neighbors (default of skimage).
+        {
+            **BCP, "epochs": 160, "iterations_per_epoch": 250, "start": 40.0, "batch_size": 12,
+            "patch_size": [256, 256], "component_neighbors": "corners",
+        },
+        {"CNN": {**BCP_STUDENT, **CONSTANT}},
+    ),
+    "bcp_la": (
+        "BCPTrainer",
+        # pre_max_iteration 2000 and self_max_iteration 15 000; 8 = 4 + 4.
+        {
+            **BCP, "epochs": 68, "iterations_per_epoch": 250, "start": 8.0, "batch_size": 4,
+            "component_neighbors": "corners",
+        },
+        {"CNN": BCP_STUDENT},
+    ),
+    "bcp_pancreas": (
+        "BCPTrainer",
+        # pretraining_epochs 60 of 12 * 5 / 2 batches, self_training_epochs 200 of 50 / 2 (the shorter loader).
+        # Four loaders of 2; connect_mode 2.
+        {
+            **BCP, "epochs": 272, "iterations_per_epoch": 25, "start": 72.0, "batch_size": 4,
+            "patch_size": [96, 96, 96], "component_neighbors": "edges",
+        },
+        {
+            "CNN": {
+                "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0, "betas": [0.9, 0.999], **PER_ITERATION,
+                **CONSTANT,
+            },
+        },
+    ),
+    # nnFilterMatch's released trainer: 300 epochs of 250, unlabeled data from epoch 20, initial_lr 1e-2, weight_decay
+    # 3e-4; everything else is nnU-Net's own.
+    "self_training_nnfiltermatch": (
+        "SelfTrainingTrainer",
+        {
+            "epochs": 300, "iterations_per_epoch": 250, "start": 20.0, "teacher": "student", "unlabeled_weight": 1.0,
+            "as_one_batch": True, "threshold": 0.0, "strong_view": "turns", "cutmix_probability": 0.0,
+            "augmentation": "nnunet", "deep_supervision": True, "unlabeled_deep_supervision": True,
+        },
+        {
+            "CNN": {
+                "optimizer": "sgd", "lr": 1e-2, "momentum": 0.99, "nesterov": True, "weight_decay": 3e-4,
+                "warmup": 0.0, "poly_power": 0.9, "lr_per": "epoch", "grad_clip": 12.0,
+            },
+        },
     ),
     # LDC and CMAformer, section IV.A; slices of 512 x 512 in the released code; equation 2.
     "ldc_lits": (

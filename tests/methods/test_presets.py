@@ -15,13 +15,15 @@ from nnunet_collab.core.shipped import doorways
 from nnunet_collab.methods.cross_teaching import CPSTrainer
 
 TRAINERS = {  # by the first word of a preset's name
+    "bcp": "BCPTrainer",
     "crln": "CRLNTrainer",
     "cross_teaching": "CrossTeachingTrainer",
     "crossmatch": "CrossMatchTrainer",
     "ctrcl": "CTRCLTrainer",
     "ldc": "LDCTrainer",
+    "self_training": "SelfTrainingTrainer",
 }
-VOLUMES = ("crln_", "crossmatch_la")
+VOLUMES = ("bcp_la", "bcp_pancreas", "crln_", "crossmatch_la")
 
 
 def method_of(preset):

@@ -18,6 +18,11 @@ Of CRLN the rectified pseudo labels are tested, not the contrast: with it so sho
 the Dice of the two seeds is 0.81 and 0.87, with 0.1 it is 0.88 and 0.59). Of LDC it is the agreement of student and
 teacher, with the size bands at their default. As the only term the bands teach nothing here: penalties strong enough to
 act in 200 iterations lowered the Dice, even where all discs had one size.
+
+Self-training and BCP teach hard labels with full strength, so they start after 40 % of the run: on SHORT, whose network
+is far from done, self-training falls behind the labels alone (0.71 against 0.85). Images pasted into each other gain
+much by themselves, labeled ones 0.06 on SHORT. So BCP is tested without that, and its broken form pastes labeled images
+into unlabeled ones and back as well, and only learns nothing from the unlabeled voxels (+0.013 against +0.060).
 """
 
 from __future__ import annotations
@@ -32,12 +37,14 @@ from teaching import make_method
 
 from nnunet_collab.data.loaders import seeded
 from nnunet_collab.data.views import strong_intensities
+from nnunet_collab.methods.bcp import BCPTrainer
 from nnunet_collab.methods.crln.trainer import CRLNTrainer
 from nnunet_collab.methods.cross_teaching import CPSTrainer, CrossTeachingTrainer
 from nnunet_collab.methods.crossmatch import CrossMatchTrainer
 from nnunet_collab.methods.fixmatch import FixMatchTrainer, UniMatchTrainer
 from nnunet_collab.methods.ldc.trainer import LDCTrainer
 from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer, UAMTTrainer
+from nnunet_collab.methods.self_training import SelfTrainingTrainer
 from nnunet_collab.methods.supervised import SupervisedTrainer
 
 pytestmark = pytest.mark.slow
@@ -102,6 +109,8 @@ METHODS = {
     UAMTTrainer: (NOISIER, {**NOISE, "mc_passes": 4, "entropy_threshold_start": 0.5}, {"consistency_weight": 0}),
     CRLNTrainer: (OVERFIT, RECTIFIED, {"unlabeled_weight": 0}),
     LDCTrainer: (OVERFIT._replace(margin=0.012), AGREEING, {"consistency_weight": 0, "constraint": "none"}),
+    BCPTrainer: (OVERFIT, {**AVERAGE, "start": 0.4, "labeled_copy_paste": False}, {"unlabeled_weight": 1e-9}),
+    SelfTrainingTrainer: (OVERFIT, {**AVERAGE, "start": 0.4}, {"unlabeled_weight": 0}),
 }
 
 

@@ -9,11 +9,13 @@ from teaching import make_method, terms_of
 from tiny import LABELS
 
 from nnunet_collab.core.types import StudentOutput
+from nnunet_collab.methods.bcp import BCPTrainer
 from nnunet_collab.methods.cross_teaching import CPSTrainer, CrossTeachingTrainer
 from nnunet_collab.methods.crossmatch import CrossMatchTrainer
 from nnunet_collab.methods.fixmatch import FixMatchTrainer, UniMatchTrainer
 from nnunet_collab.methods.ldc.trainer import LDCTrainer
 from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer, UAMTTrainer
+from nnunet_collab.methods.self_training import SelfTrainingTrainer
 from nnunet_collab.training.student_outputs import at_size
 
 LOW = {"tau": 0.38}
@@ -26,6 +28,8 @@ METHODS = {
     UniMatchTrainer: (LOW, "strong"),
     CrossMatchTrainer: (LOW, "image"),
     LDCTrainer: ({"distance_weight": 0.0, "contrast": "off"}, "consistency"),
+    BCPTrainer: ({"start": 0.0}, "unlabeled"),
+    SelfTrainingTrainer: ({"start": 0.0}, "unlabeled"),
 }
 
 

@@ -36,7 +36,11 @@ OFF = {
     "CrossMatchTrainer": {"image_weight": 0, "distillation_weight": 0},
     "CRLNTrainer": {"relations_weight": 0, "unlabeled_weight": 0, "contrast_weight": 0, "deploy": "student"},
     "LDCTrainer": {"consistency_weight": 0, "constraint_weight": 0, "distance_weight": 0, "contrast_weight": 0},
+    "BCPTrainer": {"unlabeled_weight": 0, "labeled_copy_paste": False},
+    "SelfTrainingTrainer": {"unlabeled_weight": 0},
 }
+# What a method must not do before its start to be `SupervisedTrainer` until then.
+UNTIL_START = {"CRLNTrainer": {"deploy": "student"}, "BCPTrainer": {"labeled_copy_paste": False}}
 METHODS = [name for name, off in OFF.items() if off is not None]
 RUN = {"epochs": 4, "iterations_per_epoch": 1}
 STEPS = 3
@@ -130,8 +134,7 @@ def test_without_its_terms_a_method_is_the_supervised_trainer_bit_for_bit(make, 
 @pytest.mark.parametrize("start", [2, 0.5], ids=["epochs", "share"])
 @pytest.mark.parametrize("name", METHODS)
 def test_before_its_start_a_method_is_the_supervised_trainer_and_afterwards_it_is_not(make, name, start):
-    student = {"deploy": "student"} if name == "CRLNTrainer" else {}
-    method = make(trainer_of(name), {**student, "start": start, "batch_size": 2})
+    method = make(trainer_of(name), {**UNTIL_START.get(name, {}), "start": start, "batch_size": 2})
     baseline = type("Baseline", (SupervisedTrainer,), {
         "settings": replace(SupervisedTrainer.settings, students=method.settings.students)
     })  # fmt: skip
