@@ -180,8 +180,9 @@ def test_a_continued_run_loads_nothing_anew_and_equals_the_uninterrupted_one(by_
         return trainer
 
     uninterrupted = learned(begin("a"), 0, 4)
-    killed = learned(begin("b"), 0, 2)
-    assert same(begin("c").group["CNN"].network, weights_of(path, "CNN"))
+    killed = begin("b")
+    assert same(killed.group["CNN"].network, weights_of(path, "CNN"))
+    learned(killed, 0, 2)
     latest = tmp_path / "b" / "checkpoint_latest.pth"
     killed.save_checkpoint(str(latest))
     path.unlink()
@@ -201,7 +202,7 @@ def checkpointing_content(trainer, folder):
     trainer.save_checkpoint(str(folder / "content.pth"))
     content = checkpoints.load_training(folder / "content.pth")
     ours = content["nnunet_collab"]
-    kept = {key: content[key] for key in ("network_weights", "optimizer_state", "current_epoch")}
+    kept = {key: content[key] for key in ("network_weights", "optimizer_state")}
     return {**kept, **{key: ours[key] for key in ("settings", "iteration", "weights_from", "method")}}
 
 
@@ -293,7 +294,7 @@ def test_bad_uses_of_the_flag_are_refused_before_anything_is_written(stock, run,
         (two, [flag, file], "for one of the students A, B; it holds a single network. Set 'start_from' of each"),
         (two, [flag, run / "checkpoint_final.pth"], "it holds those of CNN, Transformer. Set 'start_from'"),
         (other, [flag, run / "checkpoint_final.pth"], "one of them must be called 'Other'; it holds CNN, Transformer"),
-        (started, [flag, file], "have one source; also set: CNN.start_from"),
+        (started, [flag, file], "come from one source; also set: CNN.start_from"),
         (imagenet, [flag, file], "come from one source; also set: CNN.pretrained"),
     ):
         assert words in refused(folder, monkeypatch, changes, *arguments), words
