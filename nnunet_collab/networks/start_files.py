@@ -126,7 +126,7 @@ def weights_for(file: StartFile, student: str, network: nn.Module) -> dict[str, 
             f"{file.path}: nnssl pretrains networks of dynamic_network_architectures, such as ResidualEncoderUNet "
             f"and Primus; student {student!r} is a {type(network).__name__}. Plan a ResEnc-L, or choose primus_m."
         )
-    prefixes = [(theirs[k], ours[k]) for k in _NNSSL_KEYS if isinstance(theirs[k], str) and isinstance(ours[k], str)]
+    prefixes = [(str(theirs[k]), str(ours[k])) for k in _NNSSL_KEYS if theirs[k] is not None and ours[k] is not None]
     renamed, others = {}, {}
     for name, weight in weights.items():
         # The longest prefix first: a stem or the positions may lie inside of the encoder.
