@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
-from tiny import finish_run, make_batch, make_trainer, unet
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from tiny import finish_run, make_batch, make_dataset_json, make_trainer, unet
+from tiny_data import full_plans, write_data
 
 from nnunet_collab.core import checkpoint as checkpoints
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.files import write_json
 from nnunet_collab.inference.publish import publish_fold
 from nnunet_collab.methods.ctrcl import CTRCLTrainer
 from nnunet_collab.methods.mean_teacher import MeanTeacherTrainer
@@ -233,10 +236,10 @@ def test_a_run_is_not_continued_with_another_start(stock, tmp_path, monkeypatch)
 # ---------------------------------------------------------------- -pretrained_weights
 
 
-def nnunet_starts(trainer_class, folder, monkeypatch, file, changes=None):
+def nnunet_starts(trainer_class, folder, monkeypatch, file, changes=None, **options):
     """What nnUNetv2_train does from its arguments to the start of the training."""
     monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "1", "2d", "0", "-pretrained_weights", str(file), "-tr", "X"])
-    trainer = make_trainer(trainer_class, folder, monkeypatch, changes=changes, initialize=False)
+    trainer = make_trainer(trainer_class, folder, monkeypatch, changes=changes, initialize=False, **options)
     maybe_load_checkpoint(trainer, False, False, str(file))
     return trainer
 
@@ -249,6 +252,25 @@ def test_a_single_student_starts_from_the_file(source, tmp_path, monkeypatch, re
     assert same(trainer.group["CNN"].network, weights)
     assert trainer.group["CNN"].origin.startswith(f"started from {path} (")
     assert trainer.wrapped is trainer.group
+
+
+def test_the_started_students_are_what_is_trained(stock, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    path, root = stock / "checkpoint_final.pth", tmp_path / "new"
+    changes = {**ONE, "epochs": 1, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1}
+    trainer = nnunet_starts(SupervisedTrainer, root, monkeypatch, path, changes, plans=full_plans())
+    own = write_data(root, full_plans(), make_dataset_json(), extra={})
+    write_json(own.parent / "dataset_fingerprint.json", {})
+    trainer.dataset_class = nnUNetDatasetBlosc2
+    trainer.run_training()
+    assert trainer.network is trainer.group
+    run = Path(trainer.output_folder)
+    trained, given = weights_of(run / "checkpoint_final.pth", "CNN"), weights_of(path)
+    changed = [name for name in given if not torch.equal(trained[name], given[name])]
+    assert len(changed) > 10
+    assert all((trained[name] - given[name]).abs().max() < 0.1 for name in given)  # two steps away, not random ones
+    origin = json.loads((run.parent / "plans.json").read_text())["nnunet_collab"]["weights_from"]["CNN"]
+    assert origin.startswith(f"started from {path} (nnUNetTrainer; ")
 
 
 def test_several_students_start_by_name_and_teachers_stay(run, stock, tmp_path, monkeypatch):
