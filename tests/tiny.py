@@ -114,7 +114,9 @@ def build_tiny_students(*settings, strides=STRIDES_2D, patch=(32, 32), residual=
     )
 
 
-def make_trainer(trainer_class, folder, monkeypatch, *, kind="plain", changes=None, configuration="2d", plans=None):
+def make_trainer(
+    trainer_class, folder, monkeypatch, *, kind="plain", changes=None, configuration="2d", plans=None, initialize=True
+):
     """A trainer after `initialize`, on the CPU, whose students are the planned UNet and a shrunk SegFormer."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(Path(folder, name)))
@@ -124,6 +126,8 @@ def make_trainer(trainer_class, folder, monkeypatch, *, kind="plain", changes=No
     settings = change(trainer_class.settings, changes, "test")
     trainer_class = type(trainer_class.__name__, (trainer_class,), {"settings": settings})
     trainer = trainer_class(plans or make_plans(), configuration, 0, make_dataset_json(kind), torch.device("cpu"))
+    if not initialize:
+        return trainer
     trainer.initialize()
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
     return trainer

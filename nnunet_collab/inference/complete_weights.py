@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.inference.stock_trainers import stock_trainer, trainer_class
 
 
 def require_complete(
@@ -39,14 +39,12 @@ def require_complete(
     manager = PlansManager(plans)
     entry = manager.get_configuration(configuration)
     with torch.random.fork_rng(devices=[]):  # building a network draws random weights
-        network = get_network_from_plans(
-            entry.network_arch_class_name,
-            entry.network_arch_init_kwargs,
-            entry.network_arch_init_kwargs_req_import,
+        network = trainer_class(stock_trainer(entry.configuration["architecture"])).build_network_architecture(
+            manager,
+            entry,
             determine_num_input_channels(manager, entry, dataset),
             manager.get_label_manager(dataset).num_segmentation_heads,
-            allow_init=False,
-            deep_supervision=False,
+            enable_deep_supervision=False,
         )
     try:
         network.load_state_dict(weights)

@@ -2,8 +2,8 @@
 
 A run in `<Trainer>__<plans>__<configuration>/fold_X` is published as
 `<Trainer>_<Student>__<plans>__<configuration>/fold_X`, with plans.json, dataset.json, dataset_fingerprint.json and the
-checkpoints. A published checkpoint names nnU-Net's own trainer. So a student with a network of nnU-Net predicts without
-this package. Any other student needs this package to be installed, but not `nnUNet_extTrainer`.
+checkpoints. A published checkpoint names a trainer of nnU-Net itself. So a student with a network of nnU-Net predicts
+without this package. Any other student needs this package to be installed, but not `nnUNet_extTrainer`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.files import write_atomically, write_json
 from nnunet_collab.core.names import require_plain_name
 from nnunet_collab.inference.complete_weights import require_complete
+from nnunet_collab.inference.stock_trainers import stock_trainer
 
 KEY = checkpoints.KEY
 # Entries that a published model keeps. The others are only for continuing the training: a teacher, multipliers, cases.
 _RECORD = ("settings", "iteration", "weights_from")
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
-STOCK_TRAINER = "nnUNetTrainer"
 
 
 def student_folder(run: Path, student: str) -> Path:
@@ -91,7 +91,8 @@ def publish_fold(fold: Path, only: Iterable[str] | None = None) -> list[Path]:
     for name in names:
         _write_folder(targets[name], fold, student_plans[name], dataset)
     for file, checkpoint in loaded.items():
-        _publish_checkpoint(checkpoint, {n: targets[n] / fold.name / file.name for n in names}, student_plans)
+        files = {n: targets[n] / fold.name / file.name for n in names}
+        _publish_checkpoint(checkpoint, files, student_plans, configuration)
     return [targets[name] / fold.name for name in names]
 
 
@@ -146,7 +147,9 @@ def _refuse_other_plans(file: Path, checkpoint: dict[str, Any], record: dict[str
         )
 
 
-def _publish_checkpoint(checkpoint: dict[str, Any], targets: dict[str, Path], plans: dict[str, dict[str, Any]]) -> None:
+def _publish_checkpoint(
+    checkpoint: dict[str, Any], targets: dict[str, Path], plans: dict[str, dict[str, Any]], configuration: str
+) -> None:
     for name, target in targets.items():
         published = {
             "network_weights": _weights(checkpoint, name),
@@ -156,7 +159,7 @@ def _publish_checkpoint(checkpoint: dict[str, Any], targets: dict[str, Path], pl
             "_best_ema": checkpoint["_best_ema"],
             "current_epoch": checkpoint["current_epoch"],
             "init_args": {**checkpoint["init_args"], "plans": plans[name]},
-            "trainer_name": STOCK_TRAINER,
+            "trainer_name": stock_trainer(plans[name]["configurations"][configuration]["architecture"]),
             "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
             KEY: {
                 **{key: checkpoint[KEY][key] for key in _RECORD if key in checkpoint[KEY]},

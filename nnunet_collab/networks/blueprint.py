@@ -7,6 +7,8 @@ Published students carry it in their plans.json, so that nnU-Net alone rebuilds 
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import pydoc
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.networks.primus_entry import PRIMUS, STOCK, primus_entry
 
 Blueprint = dict[str, Any]
 
@@ -44,8 +47,10 @@ NAMED: Mapping[str, NamedNetwork] = {
     "cmaformer": NamedNetwork("nnunet_collab.networks.cmaformer.CMAformer", takes_strides=True),
     "fpn_mobilenetv2": NamedNetwork(SEMANTIC_FPN, {"backbone": "mobilenetv2_100"}, dims=2),
     "fpn_resnet50": NamedNetwork(SEMANTIC_FPN, {"backbone": "resnet50"}, dims=2),
+    **{name: NamedNetwork(STOCK, arch, dims=3) for name, arch in PRIMUS.items()},
 }
 NETWORKS = (PLANS, *NAMED)
+_CONFIGURATIONS = {2: "2d", 3: "3d_fullres"}
 
 
 def make_blueprint(
@@ -95,7 +100,7 @@ def build_network(blueprint: Blueprint, input_channels: int, num_outputs: int, *
             input_channels,
             num_outputs,
             allow_init=True,
-            deep_supervision=deep_supervision,
+            deep_supervision=deep_supervision if _takes_deep_supervision(blueprint) else None,
         )
     except CollabError:
         raise
@@ -104,6 +109,15 @@ def build_network(blueprint: Blueprint, input_channels: int, num_outputs: int, *
             f"network {blueprint['network_class_name']}: its constructor must accept the keywords "
             f"{sorted(blueprint['arch_kwargs'])}; error: {error}. Correct 'arch' in the student's settings."
         ) from error
+
+
+def _takes_deep_supervision(blueprint: Blueprint) -> bool:
+    """Whether nnU-Net can tell the constructor how many outputs it wants; Primus has no such argument."""
+    network = pydoc.locate(blueprint["network_class_name"])
+    if network is None:
+        return True  # nnU-Net looks further for classes that have moved
+    parameters = inspect.signature(network).parameters  # type: ignore[arg-type]
+    return "deep_supervision" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def unet_encoder_stage(strides: Sequence[Sequence[int]], patch_size: Sequence[int], wanted: Sequence[int]) -> int:
@@ -138,8 +152,10 @@ def _named_entry(
         others = ", ".join((PLANS, *(name for name, other in NAMED.items() if other.dims in (None, dims))))
         raise CollabError(
             f"student {student!r}: {network} is a {named.dims}D network; got a patch of {list(patch_size)}. "
-            f"Train the {named.dims}d configuration, or choose one of {others}."
+            f"Train the {_CONFIGURATIONS[named.dims]} configuration, or choose one of {others}."
         )
+    if network in PRIMUS:
+        return _entry(*primus_entry(student, network, arch, patch_size))
     if not named.takes_strides:
         return _entry(named.path, {**named.arch, **arch})
     strides = {**planned["arch_kwargs"], **arch}.get("strides")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_collab.core.types import StudentOutput
+from nnunet_collab.networks.ensemble import mean_probability
 from nnunet_collab.networks.perturbation import OnlyTeaching, PerturbedPass
 from nnunet_collab.networks.student import Student
 
@@ -56,7 +55,4 @@ class StudentEnsemble(StudentGroup):
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
         """Logits `(B, C, *S)` of the mean probability of the students."""
         logits = torch.stack([student(image).logits.float() for student in self.students.values()])
-        if not self.regions:
-            return logits.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(self.students))
-        inside, outside = F.logsigmoid(logits).logsumexp(dim=0), F.logsigmoid(-logits).logsumexp(dim=0)
-        return inside - outside
+        return mean_probability(logits, regions=self.regions)

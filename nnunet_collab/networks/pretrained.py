@@ -20,11 +20,12 @@ from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from nnunet_collab.core import checkpoint as checkpoints
-from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.networks.segformer import SegFormer
 from nnunet_collab.networks.semantic_fpn import SemanticFPN, make_backbone
 
 _MIT_LICENCE = "NVIDIA Source Code License for SegFormer, non-commercial use only"
+_OF_ITS_SOURCE = "that of the file's source"
 _FIRST_LAYER = "encoder.stages.0.embedding.weight"
 
 # Names in the public checkpoints | in the classes of transformers 5, and ours. Applied in turn.
@@ -88,29 +89,32 @@ def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def load_imagenet_weights(network: nn.Module) -> str:
+def load_imagenet_weights(network: nn.Module, file: Path | None = None) -> str:
     """Replace the random weights of the encoder by ImageNet weights; the decoder keeps its own.
 
     Args:
         network: A `SegFormer` in two dimensions or a `SemanticFPN`, not compiled and not wrapped. Unchanged on failure.
+        file: Local file of the weights, as the hub has them: `.safetensors`, or else written by `torch.save`. No code
+            of it is run. None for the hub's.
 
     Returns:
         One line for the log and the checkpoint: what was loaded, and its license.
 
     Raises:
-        PretrainedUnavailable: If there are no weights for this network, or they are neither cached nor downloadable.
+        PretrainedUnavailable: If there are no weights for this network; if they are neither cached nor downloadable; or
+            if the file is none, or is one of another network.
     """
     if isinstance(network, SegFormer):
-        return _load_mit(network)
+        return _load_mit(network, file)
     if isinstance(network, SemanticFPN):
-        return _load_timm(network)
+        return _load_timm(network, file)
     raise PretrainedUnavailable(
         "pretrained weights: there are ImageNet weights for SegFormer and SemanticFPN only; found "
         f"{type(network).__name__}. Set 'pretrained' of this student to false."
     )
 
 
-def _load_mit(network: SegFormer) -> str:
+def _load_mit(network: SegFormer, file: Path | None) -> str:
     if network.dims != 2:
         raise PretrainedUnavailable(
             f"pretrained weights: ImageNet weights are for 2D networks; found a SegFormer in {network.dims}D. "
@@ -120,18 +124,20 @@ def _load_mit(network: SegFormer) -> str:
 
     repository = f"nvidia/mit-{network.variant}"
     try:
-        loaded = from_huggingface(_read(repository))
+        loaded = from_huggingface(_read(repository) if file is None else _read_file(file))
         loaded[_FIRST_LAYER] = adapt_input_conv(network.input_channels, loaded[_FIRST_LAYER])
     except Exception as error:  # for any error of the hub's client or of a damaged file, the weights are unavailable
-        raise _unavailable(repository, error) from error
+        raise _unusable(file, repository, error) if file else _unavailable(repository, error) from error
     own = {name: value for name, value in network.state_dict().items() if name.startswith("encoder.")}
     # Plans with few or anisotropic poolings need kernels of other sizes, which no checkpoint has.
     fitting = {name: value for name, value in loaded.items() if name in own and value.shape == own[name].shape}
+    if file is not None and (strange := [name for name in own if name not in loaded]):
+        raise _unusable(file, repository, KeyError(listed(strange)))
     network.load_state_dict(fitting, strict=False)
-    line = f"{repository}: {len(fitting)} of the encoder's {len(own)} tensors, pretrained on ImageNet-1k"
+    line = f"{file or repository}: {len(fitting)} of the encoder's {len(own)} tensors, pretrained on ImageNet-1k"
     if len(fitting) < len(own):
         line += " (the others stay random: the plans' strides need kernels of other sizes)"
-    return f"{line}; license: {_MIT_LICENCE}"
+    return f"{line}; license: {_OF_ITS_SOURCE if file else _MIT_LICENCE}"
 
 
 def _read(repository: str) -> Mapping[str, Tensor]:
@@ -155,18 +161,41 @@ def _fetch(repository: str, names: tuple[str, ...]) -> str:
     return str(hf_hub_download(repository, names[-1]))
 
 
-def _load_timm(network: SemanticFPN) -> str:
+def _load_timm(network: SemanticFPN, file: Path | None) -> str:
+    name = f"timm/{network.backbone}"
     try:
-        source = make_backbone(network.backbone, network.input_channels, pretrained=True)
-    except (
-        Exception
-    ) as error:  # for any error of timm, of the hub's client or of a damaged file, the weights are unavailable
-        raise _unavailable(f"timm/{network.backbone}", error) from error
+        weights = None if file is None else _read_file(file)
+        source = make_backbone(network.backbone, network.input_channels, pretrained=True, weights=weights)
+    except Exception as error:  # of timm, of the hub's client or of a damaged file
+        raise _unusable(file, name, error) if file else _unavailable(name, error) from error
+    if file is not None:
+        counters = ".num_batches_tracked"  # older files lack them
+        own = [key for key in source.state_dict() if not key.endswith(counters)]
+        if strange := [key for key in own if key not in (weights or {})]:  # timm ignores them
+            raise _unusable(file, name, KeyError(listed(strange)))
     network.encoder.load_state_dict(source.state_dict())
     config: Mapping[str, object] = source.pretrained_cfg  # type: ignore[assignment]
-    name = config.get("hf_hub_id") or f"timm/{network.backbone}"
-    return (
-        f"{name}: the whole encoder, pretrained on ImageNet; license: {config.get('license') or 'see its model card'}"
+    license_of = _OF_ITS_SOURCE if file else config.get("license") or "see its model card"
+    source_name = file or config.get("hf_hub_id") or name
+    return f"{source_name}: the whole encoder, pretrained on ImageNet; license: {license_of}"
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """The weights in a local file, in a dictionary of their own; `state_dict` inside of it is opened."""
+    if path.suffix == ".safetensors":
+        return dict(safetensors.torch.load_file(path))
+    content = checkpoints.read(path, "weights")
+    inner = content.get("state_dict", content)
+    if not isinstance(inner, Mapping) or not inner or not all(isinstance(value, Tensor) for value in inner.values()):
+        raise ValueError("it must hold tensors by name")
+    return dict(inner)
+
+
+def _unusable(file: Path, name: str, error: Exception) -> PretrainedUnavailable:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return PretrainedUnavailable(
+        f"pretrained weights: {file} must be a file with the weights of {name}; found {reason}. Download it from there "
+        f"(model.safetensors or pytorch_model.bin) and set 'pretrained' of this student to its path."
     )
 
 

@@ -13,7 +13,7 @@ Shapes: `B` samples, `C` classes or regions, `D` channels, `(H, W)` the patch, `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import ClassVar, cast
 
@@ -26,13 +26,16 @@ from nnunet_collab.networks.segformer import make_norm
 _STRIDES = [4, 8, 16, 32]
 
 
-def make_backbone(name: str, input_channels: int, *, pretrained: bool = False) -> nn.Module:
+def make_backbone(
+    name: str, input_channels: int, *, pretrained: bool = False, weights: Mapping[str, Tensor] | None = None
+) -> nn.Module:
     """A timm network that returns its maps at strides 4, 8, 16 and 32.
 
     Args:
         name: Name of a convolutional network in timm, e.g. `resnet50`.
         input_channels: Channels of the images. Pretrained weights of the first layer are adapted to them by timm.
         pretrained: Whether timm loads (and may download) ImageNet weights. Failures raise timm's own errors.
+        weights: Weights under timm's names, which timm loads instead; those that are missing stay random.
 
     Raises:
         CollabError: If timm has no such network, or it has no maps at these strides.
@@ -46,8 +49,14 @@ def make_backbone(name: str, input_channels: int, *, pretrained: bool = False) -
             f"Choose for example {similar}."
         )
     levels = len(_STRIDES)
+    overlay = {} if weights is None else {"pretrained_cfg_overlay": {"state_dict": dict(weights)}}
     backbone = timm.create_model(
-        name, features_only=True, out_indices=tuple(range(-levels, 0)), in_chans=input_channels, pretrained=pretrained
+        name,
+        features_only=True,
+        out_indices=tuple(range(-levels, 0)),
+        in_chans=input_channels,
+        pretrained=pretrained,
+        **overlay,
     )
     if list(backbone.feature_info.reduction()) != _STRIDES:
         raise CollabError(

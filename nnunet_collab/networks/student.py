@@ -1,8 +1,8 @@
 """A student: any network that maps an image to logits, with taps that return its inner feature maps.
 
-A tap is the dotted name of a submodule whose output is the wanted feature map, e.g. `encoder.stages.5`. Taps are
-forward hooks, so that the network stays exactly the class that the plans describe: its weights carry the same names as
-when it is trained alone, and it predicts without this wrapper.
+A tap is the dotted name of a submodule whose output is the wanted feature map, e.g. `encoder.stages.5`, or with
+`:input` after it, whose input is. Taps are forward hooks, so that the network stays exactly the class that the plans
+describe: its weights carry the same names as when it is trained alone, and it predicts without this wrapper.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.hooks import RemovableHandle
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.pooling import average_pool
 from nnunet_collab.core.types import StudentOutput
 from nnunet_collab.networks.blueprint import is_unet
 from nnunet_collab.networks.perturbation import OnlyTeaching, PerturbedPass, append_perturbed_passes
+from nnunet_collab.networks.primus_entry import INPUT, is_primus
 
 
 class Student(nn.Module):
@@ -57,14 +59,13 @@ class Student(nn.Module):
         self._only_teaching: OnlyTeaching | None = None
         self._teaching: Tensor | None = None
         self._taps = {level: _Tap(self, level) for level in taps}
-        self._hooks = [
-            _submodule(name, network, module_name).register_forward_hook(self._taps[level])
-            for level, module_name in taps.items()
-        ]
+        self._hooks = [self._hook(module_name, self._taps[level]) for level, module_name in taps.items()]
         # Features are perturbed after this layer; nnU-Net's networks and ours call it `encoder`.
-        self.can_perturb = isinstance(getattr(network, "encoder", None), nn.Module)
-        if self.can_perturb:
-            self._hooks.append(network.encoder.register_forward_hook(_Perturb(self)))  # type: ignore[union-attr]
+        encoder = "encoder" if isinstance(getattr(network, "encoder", None), nn.Module) else ""
+        encoder = f"up_projection{INPUT}" if is_primus(network) else encoder
+        self.can_perturb = bool(encoder)
+        if encoder:
+            self._hooks.append(self._hook(encoder, _Perturb(self)))
         if frozen:
             self.requires_grad_(False).eval()
 
@@ -124,7 +125,7 @@ class Student(nn.Module):
             raise CollabError(
                 f"student {self.name!r}: features are perturbed between the encoder and the decoder, so the network "
                 f"needs a submodule called 'encoder'; {type(self.network).__name__} has none. Use the planned UNet, a "
-                f"SegFormer or a semantic FPN."
+                f"SegFormer, a Primus or a semantic FPN."
             )
 
     @torch.no_grad()
@@ -164,7 +165,14 @@ class Student(nn.Module):
             level = f"further{len(self._further)}"
             setattr(self, f"_{level}_map", None)
             self._further.append(f"_{level}_map")
-            self._hooks.append(_submodule(self.name, self.network, name).register_forward_hook(_Tap(self, level)))
+            self._hooks.append(self._hook(name, _Tap(self, level)))
+
+    def _hook(self, name: str, hook: _Tap | _Perturb) -> RemovableHandle:
+        """Let the hook see the output of a submodule, or its first input, and replace it if the hook returns one."""
+        module = _submodule(self.name, self.network, name.removesuffix(INPUT))
+        if name.endswith(INPUT):
+            return module.register_forward_pre_hook(_OnInput(hook))
+        return module.register_forward_hook(hook)
 
     def train(self, mode: bool = True) -> Student:
         """Switch the mode, unless the student is frozen: a teacher is never perturbed."""
@@ -227,6 +235,20 @@ class _Perturb:
         if not perturbed_passes and only_teaching is None:
             return None
         return append_perturbed_passes(output, perturbed_passes, only_teaching)
+
+
+class _OnInput:
+    """Forward pre-hook that shows a module's first input to a hook made for outputs.
+
+    An object and not a function: when a student is copied, its hooks must belong to the copy.
+    """
+
+    def __init__(self, hook: _Tap | _Perturb) -> None:
+        self.hook = hook
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        replaced = self.hook(module, (), args[0])
+        return None if replaced is None else (replaced, *args[1:])
 
 
 def _left_out(output: StudentOutput, samples: OnlyTeaching) -> StudentOutput:

@@ -85,9 +85,10 @@ def restore(trainer: Any, path: Path) -> dict[str, Any] | None:
     checkpoint = checkpoints.load_training(path)
     checkpoints.require_finite_weights(path, checkpoint)
     checkpoints.check_fits(path, checkpoint, trainer.trainer_name, to_json(trainer.settings))
-    if not trainer.was_initialized:
-        trainer.initialize()
     ours = checkpoint[KEY]
+    if not trainer.was_initialized:
+        trainer.weights_from = ours["weights_from"]  # no file is loaded: it may have changed, or be gone
+        trainer.initialize()
     states = ours["random_states"]
     mine = states[trainer.rank] if len(states) == world_size() else None
     scaler, scaler_state = trainer.grad_scaler, checkpoint["grad_scaler_state"]

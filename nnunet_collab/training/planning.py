@@ -8,9 +8,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.settings import to_json
-from nnunet_collab.networks.blueprint import PLANS, make_blueprint
+from nnunet_collab.networks.blueprint import PLANS, Blueprint, make_blueprint
+from nnunet_collab.networks.ensemble import ensemble_of
 from nnunet_collab.training.batch_rule import WITH_UNLABELED, batch_size_with_unlabeled
-from nnunet_collab.training.settings import TrainingSettings
+from nnunet_collab.training.settings import StudentSettings, TrainingSettings
 
 KEY = "nnunet_collab"  # our entry in plans.json
 
@@ -57,11 +58,19 @@ def adapt_plans(
     plans[KEY] = {
         "trainer": trainer_name,
         "settings": to_json(settings),
-        "students": {
-            s.name: make_blueprint(s.name, s.network, s.arch, resolved["architecture"], resolved["patch_size"])
-            for s in settings.students
-        },
+        "students": {s.name: _blueprint(s, resolved, plans, dataset_json) for s in settings.students},
     }
+
+
+def _blueprint(
+    student: StudentSettings, resolved: dict[str, Any], plans: dict[str, Any], dataset_json: dict[str, Any]
+) -> Blueprint:
+    """The student's network: one, or an ensemble of frozen ones."""
+    one = make_blueprint(student.name, student.network, student.arch, resolved["architecture"], resolved["patch_size"])
+    if len(student.teachers) < 2:
+        return one
+    regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
+    return ensemble_of(one, len(student.teachers), regions=regions)
 
 
 def has_lower_outputs(plans: PlansManager, configuration: str) -> bool:

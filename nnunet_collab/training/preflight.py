@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,11 @@ from nnunet_collab.training.planning import KEY
 
 
 def check_environment() -> None:
-    """Raise unless nnU-Net's three paths are set; raise if -pretrained_weights is given.
+    """Raise unless nnU-Net's three paths are set.
 
     Raises:
-        CollabError: The message names the missing variable, or -pretrained_weights.
+        CollabError: The message names the missing variable.
     """
-    # nnU-Net does not pass this argument to trainers. It loads the weights by the names of its own single network.
-    given = [word.partition("=")[0] for word in sys.argv[1:]]
-    if any(len(word) > 3 and "-pretrained_weights".startswith(word) for word in given):
-        raise CollabError(
-            "-pretrained_weights: must not be given to a trainer of several students: nnU-Net would load the weights "
-            "of one network. Leave it out; in nnUNet_collab_settings set 'pretrained' of a "
-            "student for ImageNet weights, or 'frozen' for a trained model that teaches without learning."
-        )
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         if not os.environ.get(name):
             raise CollabError(

@@ -22,20 +22,30 @@ class StudentSettings(Settings):
     )
     network: str = setting(
         "plans",
-        "The planned network (plans), segformer_b0 to segformer_b5, cmaformer, fpn_mobilenetv2, fpn_resnet50, or the "
-        "dotted path of any network class.",
+        "The planned network (plans), segformer_b0 to segformer_b5, cmaformer, primus_s, primus_b, primus_m, primus_l, "
+        "fpn_mobilenetv2, fpn_resnet50, or the dotted path of any network class.",
     )
     arch: dict[str, Any] = setting(
         factory=dict, description="Keywords of the network's constructor, on top of the planned ones."
     )
     encoder_tap: str = setting(
-        "", "Layer whose output is the encoder's feature map. Empty: the one known for the network."
+        "",
+        "Layer whose output is the encoder's feature map; with `:input` after its name, what the layer gets. Empty: "
+        "the one known for the network.",
     )
     decoder_tap: str = setting(
         "", "Layer whose output is the decoder's feature map. Empty: the one known for the network."
     )
-    pretrained: bool = setting(
-        False, "Start from ImageNet weights, if there are any for the network. Check their licenses."
+    pretrained: bool | Annotated[str, Field(min_length=1)] = setting(
+        False,
+        "Start from ImageNet weights, if there are any for the network. Check their licenses. A text is the path of a "
+        "file of such weights (.safetensors or of torch), for machines without network.",
+        rule="true, false or the path of a file",
+    )
+    start_from: str = setting(
+        "",
+        "Fold folder or checkpoint of a model (of this package, of nnU-Net or of nnssl) whose weights the student "
+        "starts from. Those that fit by name and shape are taken; at least 80 % of the encoder must fit.",
     )
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "The optimizer.", source="nnU-Net")
     lr: float = setting(1e-2, "Highest learning rate.", gt=0, source="nnU-Net")
@@ -51,9 +61,30 @@ class StudentSettings(Settings):
     poly_power: float = setting(0.9, "Power of the polynomial decay of the learning rate.", gt=0, source="nnU-Net")
     lr_per: Literal["epoch", "iteration"] = setting("epoch", "How often the learning rate is set.", source="nnU-Net")
     grad_clip: float = setting(12.0, "Largest norm of the student's gradient. 0: no clipping.", ge=0, source="nnU-Net")
-    frozen: str = setting(
-        "", "Fold folder of a published model. The student gets its weights; it teaches and does not learn."
+    frozen: str | tuple[Annotated[str, Field(min_length=1)], ...] = setting(
+        "",
+        "Fold folder of a published model. The student gets its weights; it teaches and does not learn. Several "
+        "folders in a list teach as an ensemble: the mean of their probabilities.",
+        rule="a text or a list of texts",
     )
+
+    def __post_init__(self) -> None:
+        """Check what settings say together.
+
+        Raises:
+            CollabError: Naming the settings that exclude each other, or a folder that is named twice.
+        """
+        super().__post_init__()
+        sources = [name for name in ("frozen", "pretrained", "start_from") if getattr(self, name)]
+        rule = f"cannot be combined: the weights of student {self.name!r} have one source"
+        require(len(sources) < 2, " and ".join(sources), rule, {name: getattr(self, name) for name in sources})
+        rule = f"must name each folder once (student {self.name!r})"
+        require(len(set(self.teachers)) == len(self.teachers), "frozen", rule, list(self.teachers))
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The folders of the models that a frozen student is; empty for a student that learns."""
+        return tuple(filter(None, (self.frozen,))) if isinstance(self.frozen, str) else self.frozen
 
 
 # A CNN as nnU-Net trains it (nnUNetTrainer.configure_optimizers) and a Transformer as nnU-Net trains Primus

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from nnunet_collab.core import checkpoint as checkpoints
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.types import StudentOutput
 from nnunet_collab.networks.blueprint import Blueprint, build_network, is_unet, unet_encoder_stage
 from nnunet_collab.networks.group import StudentEnsemble, StudentGroup
-from nnunet_collab.networks.pretrained import PretrainedUnavailable, load_imagenet_weights
+from nnunet_collab.networks.primus_entry import is_primus, primus_taps
+from nnunet_collab.networks.start_files import StartFile
 from nnunet_collab.networks.student import Student
 from nnunet_collab.training.settings import StudentSettings
-
-REQUIRE_PRETRAINED = "nnUNet_collab_require_pretrained"
+from nnunet_collab.training.starting import Origin, load_start_weights
 
 
 def build_ensemble(
@@ -45,10 +42,13 @@ def build_students(
     device: torch.device,
     log: Callable[[str], None],
     levels: Collection[str] = ("encoder", "decoder"),
+    given: Mapping[str, StartFile] | None = None,
+    weights_from: Mapping[str, str] | None = None,
 ) -> StudentGroup:
     """The students for training, on `device`, tested on one empty patch.
 
-    The feature maps of the given levels are tapped, and pooled to a common size.
+    The feature maps of the given levels are tapped, and pooled to a common size. Their initial weights are loaded (see
+    `training.starting`), unless `weights_from` is given: the record of a checkpoint, whose weights will be loaded.
 
     Parameters that the loss cannot reach (nnU-Net's head of lowest resolution, an unused branch of a foreign network)
     are frozen, so that every parameter that learns has a gradient in every step, as distributed training demands.
@@ -64,11 +64,16 @@ def build_students(
         for s in students
     }
     shape = (1, input_channels, *patch_size)
+    _refuse_ensembles_with_maps(students, levels)
     encoder_sizes = {
         s.name: _encoder_size(s, networks[s.name], shape)
         for s in students
         if "encoder" in levels and "encoder" in _fixed_taps(s, networks[s.name])
     }
+    if weights_from is None:
+        origins = load_start_weights(students, networks, given or {})
+    else:
+        origins = {s.name: Origin(weights_from.get(s.name, "a checkpoint")) for s in students}
     built = []
     for s in students:
         network = networks[s.name]
@@ -79,8 +84,9 @@ def build_students(
             stage = unet_encoder_stage(strides, patch_size, peers[0]) if peers else len(strides) - 1
             taps["encoder"] = f"encoder.stages.{stage}"
         taps = {level: name for level, name in taps.items() if level in levels}
-        origin = _load_start_weights(s, network, log)
-        student = Student(s.name, network, taps, frozen=bool(s.frozen), origin=origin)
+        for line in (*origins[s.name].lines, f"student {s.name}: {origins[s.name].text}"):
+            log(line)
+        student = Student(s.name, network, taps, frozen=bool(s.frozen), origin=origins[s.name].text)
         _try_out(student, torch.zeros(shape, device=device), num_outputs, log)
         built.append(student)
     _pool_to_coarser_grids(built, torch.zeros(shape, device=device))
@@ -102,11 +108,22 @@ def _pool_to_coarser_grids(students: Sequence[Student], image: torch.Tensor) -> 
 
 def _fixed_taps(settings: StudentSettings, network: nn.Module) -> dict[str, str]:
     """Taps named by the settings or by the network; the encoder tap of a UNet depends on the other student."""
-    taps = dict(getattr(network, "taps", {}))
+    taps = primus_taps(network) if is_primus(network) else dict(getattr(network, "taps", {}))
     if is_unet(network):
         taps["decoder"] = f"decoder.stages.{len(network.decoder.stages) - 1}"  # type: ignore[union-attr, arg-type]
     chosen = {"encoder": settings.encoder_tap, "decoder": settings.decoder_tap}
     return {**taps, **{level: name for level, name in chosen.items() if name}}
+
+
+def _refuse_ensembles_with_maps(students: Sequence[StudentSettings], levels: Collection[str]) -> None:
+    """Raise if feature maps are wanted of a teacher that is several networks: their mean has no meaning."""
+    several = [s.name for s in students if len(s.teachers) > 1]
+    if several and levels:
+        raise CollabError(
+            f"student {', '.join(several)}: setting 'frozen' must name one folder in this method, which compares "
+            f"feature maps; an ensemble has none in common. Name one folder, or choose a method that compares "
+            f"predictions alone."
+        )
 
 
 def _encoder_size(settings: StudentSettings, network: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
@@ -166,37 +183,3 @@ def _checked_map(student: Student, output: StudentOutput, level: str, axes: int)
 
 def _described(output: object) -> str:
     return str(tuple(output.shape)) if isinstance(output, torch.Tensor) else type(output).__name__
-
-
-def _load_start_weights(settings: StudentSettings, network: nn.Module, log: Callable[[str], None]) -> str:
-    """Load the initial weights, and return where they come from."""
-    origin = "random initialization"
-    if settings.frozen:
-        _load_published(settings, network)
-        origin = f"frozen, from {settings.frozen}"
-    elif settings.pretrained:
-        try:
-            origin = load_imagenet_weights(network)
-        except PretrainedUnavailable as error:
-            if os.environ.get(REQUIRE_PRETRAINED, "").lower() in ("1", "true", "t"):
-                raise
-            log(
-                f"WARNING: student {settings.name} starts from RANDOM weights, not from ImageNet: {error} "
-                f"(Set {REQUIRE_PRETRAINED}=1 to make this an error.)"
-            )
-    log(f"student {settings.name}: {origin}")
-    return origin
-
-
-def _load_published(settings: StudentSettings, network: nn.Module) -> None:
-    path = Path(settings.frozen)
-    path = path / "checkpoint_final.pth" if path.is_dir() else path
-    try:
-        weights = checkpoints.read(path)["network_weights"]
-        checkpoints.require_finite(f"checkpoint {path}", weights)
-        network.load_state_dict(weights)
-    except (CollabError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise CollabError(
-            f"student {settings.name!r}: setting 'frozen' must name the fold folder of a model with the same "
-            f"network; loading {path} failed: {error}"
-        ) from error

@@ -8,6 +8,7 @@ an optimizer each, logged, checkpointed and published. nnU-Net calls the hooks i
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +34,7 @@ from nnunet_collab.data.augmentation import flips_and_rotations_only, without_ti
 from nnunet_collab.data.loaders import BatchSource, in_background
 from nnunet_collab.inference.publish import CHECKPOINTS, publish_fold
 from nnunet_collab.networks.group import StudentGroup
-from nnunet_collab.training import checkpointing, distributed, planning, preflight
+from nnunet_collab.training import checkpointing, distributed, planning, preflight, pretrained_flag
 from nnunet_collab.training.case_files import check_case_files
 from nnunet_collab.training.case_roles import CaseRoles, check_patients, deal_by_patient, refuse_missing
 from nnunet_collab.training.compilation import compile_students
@@ -90,6 +91,8 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.trainer_name = type(self).__name__
         settings = settings_from_environment(type(self).settings, type(self))
         self.check(settings)
+        self.given_weights = pretrained_flag.read_flag(sys.argv[1:], settings)
+        self.weights_from: dict[str, str] | None = None  # of the checkpoint from which the training continues
         planning.adapt_plans(plans, configuration, settings, self.trainer_name, dataset_json)
         if settings.run_name:
             # nnU-Net names the results folder after the class, so a named run gets a class of that name.
@@ -199,13 +202,18 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
             device=self.device,
             log=self.print_to_log_file,
             levels=self.feature_levels,
+            given=self.given_weights,
+            weights_from=self.weights_from,
         )
+        self.plans_manager.plans[planning.KEY]["weights_from"] = {s.name: s.origin for s in self.group}
         self.add_heads()
         self.loss = self._build_loss()
         self.supervised = supervised_loss(self.loss)
         if self._do_i_compile():
             compile_students(self.group, self.print_to_log_file)
-        self.network: nn.Module = distributed.wrap(self.group, self.device) if self.is_ddp else self.group
+        self.wrapped = distributed.wrap(self.group, self.device) if self.is_ddp else self.group
+        # nnU-Net loads the file of -pretrained_weights into `network`, once more, before the training starts.
+        self.network: nn.Module = pretrained_flag.nothing() if self.given_weights else self.wrapped
         self.optimizers = StudentOptimizers(self.group, self.settings, self.grad_scaler)
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         self.was_initialized = True
@@ -357,6 +365,7 @@ class CollabTrainer(nnUNetTrainer):  # type: ignore[misc]
         preflight.check_cases(Path(self.preprocessed_dataset_folder), None if self.fold == "all" else splits)
         preflight.check_fold(splits, self.fold)
         super().on_train_start()
+        self.network, self.given_weights = self.wrapped, {}
         if self.iteration == 0:
             cases = (path.stem for path in Path(self.preprocessed_dataset_folder).glob("*.pkl"))
             self.results.start_anew(cases, self.dataset_json["file_ending"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import huggingface_hub.constants
@@ -225,3 +226,67 @@ def test_there_are_no_weights_for_3d_nor_for_other_networks():
         load_imagenet_weights(b0(1, [[1, 1, 1], [2, 2, 2]]))
     with pytest.raises(PretrainedUnavailable, match="SegFormer and SemanticFPN only; found Conv2d"):
         load_imagenet_weights(torch.nn.Conv2d(1, 1, 1))
+
+
+# ---------------------------------------------------------------- a local file
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch", "nested"])
+def test_a_local_file_gives_the_same_weights_as_the_hub(hub, classifier, tmp_path, form):
+    hub("model.safetensors")
+    wanted, network = b0(1), b0(1)
+    load_imagenet_weights(wanted)
+    state = published_names(classifier.state_dict())
+    file = tmp_path / ("mine.safetensors" if form == "safetensors" else "mine.pth")
+    if form == "safetensors":
+        save_file(state, file)
+    else:
+        torch.save({"state_dict": state, "epoch": 3} if form == "nested" else state, file)
+    line = load_imagenet_weights(network, file)
+    assert line.startswith(f"{file}: ")
+    assert line.endswith("license: that of the file's source")
+    assert all(map(torch.equal, network.encoder.state_dict().values(), wanted.encoder.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "suffix"),
+    [("mobilenetv2_100", "safetensors"), ("mobilenetv2_100", "pth"), ("resnet50", "safetensors")],
+)
+def test_a_local_file_of_timm_gives_every_layer(tmp_path, backbone, suffix):
+    torch.manual_seed(0)
+    state = {k: v for k, v in timm.create_model(backbone).state_dict().items() if not k.endswith("batches_tracked")}
+    file = tmp_path / f"weights.{suffix}"
+    save_file(state, file) if suffix == "safetensors" else torch.save(state, file)
+    network = SemanticFPN(3, 2, backbone=backbone, width=8, branch_width=8)
+    line = load_imagenet_weights(network, file)
+    assert line.startswith(f"{file}: the whole encoder")
+    own = {k: v for k, v in network.encoder.state_dict().items() if not k.endswith("batches_tracked")}
+    assert all(torch.equal(value, state[name]) for name, value in own.items())
+
+
+class _Runs:
+    """Pickled code: it makes a folder when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("network", ["segformer", "fpn"])
+@pytest.mark.parametrize("content", ["missing", "text", "other network", "code", "numbers"])
+def test_a_local_file_that_is_none_is_refused_and_changes_nothing(tmp_path, network, content):
+    network = b0(1) if network == "segformer" else SemanticFPN(1, 2, width=8, branch_width=8)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    file, trap = tmp_path / "weights.pth", tmp_path / "code_was_run"
+    if content == "text":
+        file.write_text("not weights")
+    elif content != "missing":
+        held = {"other network": {"a": torch.ones(1)}, "code": {"a": _Runs(str(trap))}, "numbers": {"a": 1}}
+        torch.save(held[content], file)
+    with pytest.raises(PretrainedUnavailable) as caught:
+        load_imagenet_weights(network, file)
+    assert f"pretrained weights: {file} must be a file with the weights of " in str(caught.value)
+    assert not trap.exists()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -11,7 +11,7 @@ from tiny import build_tiny_students, shrink_segformer, unet
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.networks.blueprint import build_network
 from nnunet_collab.networks.pretrained import PretrainedUnavailable
-from nnunet_collab.training import students as students_module
+from nnunet_collab.training import starting as starting_module
 from nnunet_collab.training.settings import StudentSettings
 
 SEGFORMER = StudentSettings(name="Transformer", network="segformer_b0")
@@ -82,9 +82,9 @@ def unavailable(_):
 def test_imagenet_weights_are_recorded_missed_loudly_or_demanded(required, monkeypatch):
     settings = StudentSettings(name="Transformer", network="segformer_b0", pretrained=True)
     monkeypatch.setenv("nnUNet_collab_require_pretrained", required)
-    monkeypatch.setattr(students_module, "load_imagenet_weights", lambda _: "hub/mit-b0")
+    monkeypatch.setattr(starting_module, "load_imagenet_weights", lambda *_: "hub/mit-b0")
     assert build_tiny_students(settings)["Transformer"].origin == "hub/mit-b0"
-    monkeypatch.setattr(students_module, "load_imagenet_weights", unavailable)
+    monkeypatch.setattr(starting_module, "load_imagenet_weights", unavailable)
     if required in ("1", "True"):
         with pytest.raises(CollabError, match="no way to the hub"):
             build_tiny_students(settings)
@@ -95,3 +95,11 @@ def test_imagenet_weights_are_recorded_missed_loudly_or_demanded(required, monke
         "WARNING: student Transformer starts from RANDOM weights, not from ImageNet: no way to the hub. "
         "(Set nnUNet_collab_require_pretrained=1 to make this an error.)"
     )
+
+
+def test_a_local_file_that_cannot_be_loaded_is_an_error_never_a_warning(tmp_path):
+    settings = StudentSettings(
+        name="Transformer", network="segformer_b0", pretrained=str(tmp_path / "none.safetensors")
+    )
+    with pytest.raises(CollabError, match=r"none\.safetensors must be a file with the weights of nvidia/mit-b0"):
+        build_tiny_students(settings)
