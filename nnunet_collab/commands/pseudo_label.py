@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     absent = [name for name in classes if not any(name in one.classes for one in found if one.case in kept)]
     record = {
         "absent_classes": absent,
+        "all_identical": all(one.uncertain == 0 for one in found),
         "round": args.round,
         "share": args.share,
         "threshold": args.threshold,
@@ -80,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     write = partial(write_label, predictions, ignore_value(facts))
     write_pseudo_labeled(origin, folder, table, record, write)
     _print_summary(folder, found, kept, absent)
+    if record["all_identical"]:
+        print("Warning: all predictions of every image are identical, so their agreement says nothing about stability.")
     if origin.split is None:
         print("There is no split, so train fold `all`: nnU-Net's own folds would validate on pseudo labels.")
     return 0

@@ -194,7 +194,7 @@ def _table(rounds: Rounds, result: Result | None) -> list[Sequence[str]]:
 
 
 def _warnings(rounds: Rounds) -> list[str]:
-    """A line for each round in which a class has no pseudo label."""
+    """A line for each round in which a class has no pseudo label, or agreement says nothing."""
     lines = []
     for number in range(1, rounds.options.rounds + 1):
         mark = json_object_or_empty(rounds.raw.with_name(rounds.dataset(number)) / "dataset.json").get(MARK, {})
@@ -202,6 +202,11 @@ def _warnings(rounds: Rounds) -> list[str]:
             lines.append(
                 f"Warning: no pseudo label of round {number} has {listed(absent)}; the unlabeled images teach nothing "
                 "about it, and the network may forget it."
+            )
+        if mark.get("all_identical"):
+            lines.append(
+                f"Warning: the predictions that were compared in round {number} are identical, so their agreement says "
+                "nothing about stability. The best checkpoint is perhaps the last one: compare folds, or train longer."
             )
     return lines
 

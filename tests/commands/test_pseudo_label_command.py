@@ -117,6 +117,7 @@ def test_the_stable_images_get_pseudo_labels_and_the_others_stay_unlabeled(bench
     mark = facts["pseudo_labels"]
     assert (mark["of"], mark["round"], mark["share"], mark["threshold"]) == (NAME, 1, 0.75, None)
     assert mark["members"] == ["fold_0", "fold_1"]
+    assert mark["all_identical"] is False
     assert mark["cases"] == {case: file_digest(bench.new / "labelsTr" / f"{case}.nii.gz") for case in kept}
 
 
@@ -238,6 +239,12 @@ def test_a_class_that_is_only_in_uncertain_voxels_is_named(bench, capsys):
         save(bench.root / "fold_1" / f"{case}.nii.gz", np.minimum(blob(), 1))
     assert bench.run("--share", "1") == 0
     assert "Warning: no pseudo label has core." in capsys.readouterr().out
+
+
+def test_members_that_are_all_identical_to_the_ensemble_are_told(bench, capsys):
+    assert bench.run("--share", "1", members=("fold_0",)) == 0
+    assert "Warning: all predictions of every image are identical" in capsys.readouterr().out
+    assert bench.facts()["pseudo_labels"]["all_identical"] is True
 
 
 def test_an_image_in_which_nothing_is_found_is_left_out(bench, capsys):

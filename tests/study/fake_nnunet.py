@@ -220,6 +220,7 @@ def pseudo_label():
         write(aside / "labelsTr" / path.name, digest(path.read_text(), *((m / path.name).read_text() for m in members)))
     cases = {path.name.removesuffix(".nii.gz"): path.read_text() for path in sorted((aside / "labelsTr").iterdir())}
     mark = {"of": source, "round": int(turn), **kept, "members": [m.name for m in members], "cases": cases}
+    mark["all_identical"] = "FAKE_IDENTICAL" in VARIABLES
     mark["absent_classes"] = VARIABLES.get("FAKE_ABSENT", "").split()
     content = {"file_ending": ".nii.gz", "labels": {"background": 0, "organ": 1}, "pseudo_labels": mark}
     write(aside / "dataset.json", {**content, "channel_names": {"0": "MRI"}})

@@ -193,6 +193,14 @@ def test_a_class_that_no_pseudo_label_has_is_named_at_the_end(lab, monkeypatch):
     lab.ask(folds=(0,))
     _, printed = lab.run()
     assert "Warning: no pseudo label of round 1 has core, rim;" in printed
+    assert "identical" not in printed
+
+
+def test_an_agreement_that_says_nothing_is_told_at_the_end(lab, monkeypatch):
+    monkeypatch.setenv("FAKE_IDENTICAL", "1")
+    lab.ask(folds=(0,))
+    _, printed = lab.run()
+    assert "Warning: the predictions that were compared in round 1 are identical" in printed
 
 
 def test_the_status_says_what_is_missing(lab):
