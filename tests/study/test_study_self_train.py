@@ -133,7 +133,7 @@ def test_more_steps_are_named(lab):
     ("old", "new", "message"),
     [
         ("to = 30, ", "", "self_train.to: required, but missing"),
-        ("share", "shares", "self_train.shares: unknown key. Valid are: to, rounds, share, threshold, members"),
+        ("share", "shares", "self_train.shares: unknown key. Valid keys: to, rounds, share, threshold, members"),
         ("share = 0.5", "share = 2.0", "share"),
         ("share = 0.5", "share = 0.5, threshold = 0.9", "arm 'rounds', self_train: nothing was started"),
     ],
