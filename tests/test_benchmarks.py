@@ -22,10 +22,18 @@ RATIOS = {  # benchmark -> its arguments, and what it must end with
     "teacher_methods_step": (SMOKE, ["CRLN / Mean Teacher", "LDC / Mean Teacher", "CPS / peak of CRLN's step"]),
     "scaling": (
         ("--toy", "--rounds", "1", "--threads", "1"),
-        [f"{part}, {what}: exponent" for part, what in (
-            ("classes", "step, s"), ("batch", "peak, MiB"), ("patch", "step, s"), ("cases", "start-up, s"),
-            ("cases", "memory, MiB"), ("folders", "report, s"), ("report", "report, s"),
-        )],
+        [
+            f"{part}, {what}: exponent"
+            for part, what in (
+                ("classes", "step, s"),
+                ("batch", "peak, MiB"),
+                ("patch", "step, s"),
+                ("cases", "start-up, s"),
+                ("cases", "memory, MiB"),
+                ("folders", "report, s"),
+                ("report", "report, s"),
+            )
+        ],
     ),
     "metrics_time": (("--shape", "8", "32", "32", "--rounds", "1"), ["evaluate of 8 organs / plain way"]),
 }

@@ -1,8 +1,8 @@
 r"""Logit-wise collaborative learning of both students of a pair at once; equal to `collaborative_kl` called twice.
 
-Both losses need the probabilities of both students, so they are computed once, slab by slab, together with the gradients
-(`collaborative_slab`). The gradients have the size and the dtype of the logits. The backward pass only multiplies them,
-in place, so it needs no further memory.
+Both losses need the probabilities of both students, so they are computed once, slab by slab, together with the
+gradients (`collaborative_slab`). The gradients have the size and the dtype of the logits. The backward pass only
+multiplies them, in place, so it needs no further memory.
 
 Source, arithmetic and units as in `collaborative_kl`.
 """
@@ -80,7 +80,13 @@ class _SumsOfKL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, first: Tensor, second: Tensor, true: Tensor, keep: Tensor, options: Options, slab_function: SlabFunction
+        ctx: Any,
+        first: Tensor,
+        second: Tensor,
+        true: Tensor,
+        keep: Tensor,
+        options: Options,
+        slab_function: SlabFunction,
     ) -> Tensor:
         ctx.options, ctx.slab_function, ctx.learns = options, slab_function, ctx.needs_input_grad[:2]
         ctx.save_for_backward(first, second, true, keep)
@@ -145,7 +151,7 @@ def _multiply(gradient: Tensor, scale: Tensor) -> None:
 
 
 def compiled(log: Callable[[str], None], **options: Any) -> SlabFunction:
-    """`slab_losses` with its operations fused by torch.compile. If that fails, it stays uncompiled, with a line in the log.
+    """`slab_losses`, its operations fused by torch.compile. If that fails, it stays uncompiled, with a line in the log.
 
     Args:
         log: Function that logs one line.

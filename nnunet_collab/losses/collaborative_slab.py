@@ -117,9 +117,7 @@ def _probabilities(first: Tensor, second: Tensor, true: Tensor, keep: Tensor) ->
     total = p.sum(dim=2, keepdim=True)
     log_total = total.log()
     p.mul_(total.reciprocal_())
-    return _Voxels(
-        scores, p, log_total, log_true.sub_(log_total), log_mistaken.sub_(top).sub_(log_total), y, keep
-    )
+    return _Voxels(scores, p, log_total, log_true.sub_(log_total), log_mistaken.sub_(top).sub_(log_total), y, keep)
 
 
 def _share_of_peer(at: _Voxels, options: Options) -> tuple[Tensor, Tensor]:

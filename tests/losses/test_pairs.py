@@ -25,8 +25,8 @@ from nnunet_collab.losses.collaborative_pair import collaborative_pair, compiled
 MODES = {"mutual": "mutual", "rlcl": "rectified", "ensemble": "ensemble", "selective": "selective"}
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-6, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 # In float32, both writings of CFCL are off the float64 gradient by up to 2.5e-5, and so off each other: with alpha = 20
-# the slopes of "student first" reach 40 and are summed over the cells of a class with both signs, through its prototype.
-# The values, and the logit losses, agree to 2e-7.
+# the slopes of "student first" reach 40, and are summed over the cells of a class with both signs (its prototype). The
+# values, and the logit losses, agree to 2e-7.
 FEATURE_TOLERANCE = {**TOLERANCE, torch.float32: 5e-5}
 each_order = pytest.mark.parametrize("order", ORDERS)
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
