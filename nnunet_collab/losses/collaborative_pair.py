@@ -98,7 +98,8 @@ class _SumsOfKL(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:  # the graph was retained, and the gradients were used in the pass before
-            _, gradients = _run(*ctx.saved_tensors, ctx.options, ctx.slab_function, ctx.learns)
+            first, second, true, keep = ctx.saved_tensors
+            _, gradients = _run(first, second, true, keep, ctx.options, ctx.slab_function, ctx.learns)
         for gradient, scale in zip(gradients, grads[0], strict=True):
             if gradient is not None:
                 _multiply(gradient, scale)
@@ -124,7 +125,8 @@ def _run(
     with torch.autocast(first.device.type, enabled=False):
         for b, n in _slabs(logits[0]):
             filled = [None if result is None else result.flatten(2)[b, :, n] for result in results]
-            sums += slab_function(*(z[b, :, n] for z in logits), true[b, :, n], keep[b, n], options, filled)
+            own, other = (z[b, :, n] for z in logits)
+            sums += slab_function(own, other, true[b, :, n], keep[b, n], options, filled)
     return sums, results
 
 
@@ -146,7 +148,7 @@ def _multiply(gradient: Tensor, scale: Tensor) -> None:
         gradient.mul_(scale)
         return
     # In the arithmetic dtype: a loss scale may exceed the range of half precision.
-    for part in gradient.view(-1).split(SLAB_ELEMENTS["cuda"]):
+    for part in torch.split(gradient.view(-1), SLAB_ELEMENTS["cuda"]):
         part.copy_(part.to(scale.dtype).mul_(scale))
 
 
