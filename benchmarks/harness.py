@@ -60,8 +60,8 @@ class _Labels:
         self.num_segmentation_heads = classes
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """Command line of every benchmark."""
+def arguments(description: str | None, short: str | None = None) -> argparse.Namespace:
+    """Command line of every benchmark; `short` is the help of a flag `--short`, which only some have."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--scale", choices=SCALES, default="2d_small", help="small ones are for the CPU")
     parser.add_argument("--transformer", default="segformer_b0", help="network of the Transformer student")
@@ -71,6 +71,8 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile, as nnU-Net does on CUDA")
     parser.add_argument("--classes", type=int, default=CLASSES, help="with the background")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    if short:
+        parser.add_argument("--short", action="store_true", help=short)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     return args

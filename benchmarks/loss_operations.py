@@ -1,6 +1,7 @@
 """Operations that CTRCL's collaborative losses add to a step (about one GPU kernel launch each). Bar: at most 300.
 
 A whole training step of both students is run without and with the collaborative terms, uncompiled; views do not count.
+The logits are read in the slabs of a GPU, also on the CPU, where launches cost nothing and slabs are smaller.
 
     python benchmarks/loss_operations.py --scale 2d_small
 """
@@ -12,6 +13,8 @@ from typing import Any
 
 import harness
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from nnunet_collab.losses import collaborative_pair
 
 BAR = 300
 
@@ -33,6 +36,7 @@ class Operations(TorchDispatchMode):
 def main() -> None:
     """Count and print the table."""
     args = harness.arguments(__doc__)
+    collaborative_pair.SLAB_ELEMENTS["cpu"] = collaborative_pair.SLAB_ELEMENTS["cuda"]
     settings = harness.pair_settings(args)
     off = replace(settings, beta=0.0, gamma_encoder=0.0, gamma_decoder=0.0)
     variants = {

@@ -20,6 +20,21 @@ RATIOS = {  # benchmark -> its arguments, and what it must end with
         ["CrossMatch / as published", "Cross Teaching / as published", "update of the teacher / Mean Teacher step"],
     ),
     "teacher_methods_step": (SMOKE, ["CRLN / Mean Teacher", "LDC / Mean Teacher", "CPS / peak of CRLN's step"]),
+    "scaling": (
+        ("--toy", "--rounds", "1", "--threads", "1"),
+        [
+            f"{part}, {what}: exponent"
+            for part, what in (
+                ("classes", "step, s"),
+                ("batch", "peak, MiB"),
+                ("patch", "step, s"),
+                ("cases", "start-up, s"),
+                ("cases", "memory, MiB"),
+                ("folders", "report, s"),
+                ("report", "report, s"),
+            )
+        ],
+    ),
     "metrics_time": (("--shape", "8", "32", "32", "--rounds", "1"), ["evaluate of 8 organs / plain way"]),
 }
 
@@ -33,7 +48,7 @@ def test_a_benchmark_runs(name):
     )
     assert done.returncode == 0, done.stderr
     for ratio in ratios:
-        assert re.search(rf"^{re.escape(ratio)}.* = \d+\.\d+", done.stdout, flags=re.MULTILINE), done.stdout
+        assert re.search(rf"^{re.escape(ratio)}.* = -?\d+\.\d+", done.stdout, flags=re.MULTILINE), done.stdout
 
 
 @pytest.mark.slow

@@ -1,14 +1,8 @@
 r"""Logit-wise collaborative learning of both students of a pair at once; equal to `collaborative_kl` called twice.
 
-Both losses need the log-probabilities of both students, so they are computed once. With the soft label
-:math:`q = \lambda P' + (1 - \lambda)\,\mathrm{onehot}(y)` of the peer's :math:`P'` (lambda = 1 without rectification),
-
-.. math::
-    KL(q \| P) = \lambda KL(P' \| P) + (1 - P'_y) \lambda \log \lambda
-                 + q_y \log q_y - \lambda P'_y \log P'_y - (1 - \lambda) \log P_y,
-
-so the only sums over the classes are :math:`KL(P' \| P)` and the entropy in lambda. The voxels are read in slabs.
-Nothing of the size of the logits is kept for the backward pass, which computes the probabilities again.
+Both losses need the probabilities of both students, so they are computed once, slab by slab, together with the
+gradients (`collaborative_slab`). The gradients have the size and the dtype of the logits. The backward pass only
+multiplies them, in place, so it needs no further memory.
 
 Source, arithmetic and units as in `collaborative_kl`.
 """
@@ -16,50 +10,23 @@ Source, arithmetic and units as in `collaborative_kl`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nnunet_collab.core.blanking import bit_mask, blank
 from nnunet_collab.core.checks import check_same_shape, check_truth
 from nnunet_collab.core.compilation import compiled_or_eager
 from nnunet_collab.core.distributed import global_mean
 from nnunet_collab.core.types import Truth
-from nnunet_collab.losses.collaborative_kl import SOFT_LABEL_FLOOR, Order, UnsurePeer, as_two_classes, check_options
+from nnunet_collab.losses.collaborative_kl import Order, UnsurePeer, check_options
+from nnunet_collab.losses.collaborative_slab import LogitMode, Options, SlabFunction, slab_losses
 from nnunet_collab.losses.rectified import ALL_FACTORS
 
-LogitMode = Literal["rlcl", "mutual", "ensemble", "selective"]
-
-# Number of values of both students' logits in a slab: on a CPU few enough for its cache; more on a GPU, where every
-# operation has a launch cost.
-SLAB_ELEMENTS = {"cpu": 2**21, "cuda": 2**22}
-
-
-@dataclass(frozen=True)
-class _Options:
-    mode: LogitMode
-    order: Order
-    factors: frozenset[str]
-    unsure_peer: UnsurePeer
-    regions: bool
-
-
-class _Slab(NamedTuple):
-    """Results of one slab: sums of the two divergences `(2,)`, and values per student and voxel `(2, B, 1, n)`."""
-
-    sums: Tensor
-    share: Tensor  # lambda of the soft label that the student learns from
-    taught: Tensor  # bool, whether the student learns there
-
-
-class SlabFunctions(NamedTuple):
-    """The pointwise part, which a compiler can fuse."""
-
-    values: Callable[..., _Slab]
-    gradients: Callable[..., Tensor]
+# Number of values of both students' logits in a slab: on a CPU few enough for the cache of one core; more on a GPU,
+# where every operation has a launch cost.
+SLAB_ELEMENTS = {"cpu": 2**19, "cuda": 2**22}
 
 
 def collaborative_pair(
@@ -71,7 +38,7 @@ def collaborative_pair(
     factors: Collection[str] = ALL_FACTORS,
     order: Order = "target_first",
     unsure_peer: UnsurePeer = "as_published",
-    functions: SlabFunctions | None = None,
+    slab_function: SlabFunction = slab_losses,
 ) -> tuple[Tensor, Tensor]:
     """The logit loss of each student of a pair, the other's tensors being constants.
 
@@ -83,7 +50,7 @@ def collaborative_pair(
         factors: Factors of lambda, see `rectify`; only for "rlcl".
         order: Which distribution comes first in the Kullback-Leibler divergence.
         unsure_peer: See `rectified_kl`; only for "rlcl".
-        functions: `EAGER`, compiled; None for `EAGER` itself.
+        slab_function: `slab_losses`, or what `compiled` made of it.
 
     Returns:
         Two scalars: the first gives a gradient only to the first student, the second only to the second.
@@ -100,9 +67,9 @@ def collaborative_pair(
     regions = truth.regions
     if regions is not None:
         check_same_shape("collaborative_pair", regions=regions, first_logits=first_logits)
-    options = _Options(mode, order, frozenset(factors), unsure_peer, regions is not None)
+    options = Options(mode, order, frozenset(factors), unsure_peer, regions is not None)
     true = truth.labels.unsqueeze(1) if regions is None else regions
-    sums = _SumsOfKL.apply(first_logits, second_logits, true, truth.keep, options, functions or EAGER)
+    sums = _SumsOfKL.apply(first_logits, second_logits, true, truth.keep, options, slab_function)
     count = truth.keep.sum() * (1 if regions is None else regions.shape[1])
     first, second = global_mean(sums, count).unbind()
     return first, second
@@ -118,174 +85,78 @@ class _SumsOfKL(torch.autograd.Function):
         second: Tensor,
         true: Tensor,
         keep: Tensor,
-        options: _Options,
-        functions: SlabFunctions,
+        options: Options,
+        slab_function: SlabFunction,
     ) -> Tensor:
-        ctx.options, ctx.functions = options, functions
-        logits = [z.flatten(2) for z in (first, second)]
-        true, keep = true.flatten(2), keep.flatten(1)
-        dtype = torch.promote_types(first.dtype, torch.float32)
-        sums = torch.zeros(2, dtype=dtype, device=first.device)
-        learns = any(ctx.needs_input_grad[:2])
-        share = taught = None
-        if learns:
-            shape = (2, *(true.shape if options.regions else (len(true), 1, true.shape[2])))
-            share = torch.empty(shape, dtype=dtype, device=first.device)
-            taught = torch.empty(shape, dtype=torch.bool, device=first.device)
-        with torch.autocast(first.device.type, enabled=False):
-            for slab in _slabs(first):
-                z = [part[..., slab] for part in logits]
-                part = functions.values(*z, true[..., slab], keep[:, slab], options)
-                sums += part.sums
-                if share is not None and taught is not None:
-                    share[..., slab] = part.share.view(share[..., slab].shape)
-                    taught[..., slab] = part.taught.view(share[..., slab].shape)
-        ctx.save_for_backward(first, second, true, share, taught)
+        ctx.options, ctx.slab_function, ctx.learns = options, slab_function, ctx.needs_input_grad[:2]
+        ctx.save_for_backward(first, second, true, keep)
+        sums, ctx.gradients = _run(first, second, true, keep, options, slab_function, ctx.learns)
         return sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        first, second, true, share, taught = ctx.saved_tensors
-        logits = [z.flatten(2) for z in (first, second)]
-        results = [
-            torch.empty_like(z, memory_format=torch.contiguous_format) if learns else None
-            for z, learns in zip((first, second), ctx.needs_input_grad[:2], strict=True)
-        ]
-        with torch.autocast(first.device.type, enabled=False):
-            for slab in _slabs(first):
-                z = [part[..., slab] for part in logits]
-                part = ctx.functions.gradients(
-                    *z, true[..., slab], share[..., slab], taught[..., slab], grads[0], ctx.options
-                )
-                for result, gradient in zip(results, part, strict=True):
-                    if result is not None:
-                        result.flatten(2)[..., slab] = gradient
-        return (*results, None, None, None, None)
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:  # the graph was retained, and the gradients were used in the pass before
+            first, second, true, keep = ctx.saved_tensors
+            _, gradients = _run(first, second, true, keep, ctx.options, ctx.slab_function, ctx.learns)
+        for gradient, scale in zip(gradients, grads[0], strict=True):
+            if gradient is not None:
+                _multiply(gradient, scale)
+        return (*gradients, None, None, None, None)
 
 
-def _slabs(logits: Tensor) -> Iterator[slice]:
-    """Split the `n` voxels of a sample into equal parts."""
-    voxels = logits[0, 0].numel()
-    limit = SLAB_ELEMENTS.get(logits.device.type, SLAB_ELEMENTS["cuda"])
-    parts = min(max(1, voxels), -(-2 * logits.numel() // limit) or 1)
-    length = -(-voxels // parts) or 1
-    return (slice(start, min(start + length, voxels)) for start in range(0, voxels, length))
+def _run(
+    first: Tensor,
+    second: Tensor,
+    true: Tensor,
+    keep: Tensor,
+    options: Options,
+    slab_function: SlabFunction,
+    learns: tuple[bool, bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Sums `(2,)`, and the gradient of each student that learns."""
+    logits, true, keep = [z.detach().flatten(2) for z in (first, second)], true.flatten(2), keep.flatten(1)
+    sums = torch.zeros(2, dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
+    results = [
+        torch.empty_like(z, memory_format=torch.contiguous_format) if wanted else None
+        for z, wanted in zip((first, second), learns, strict=True)
+    ]
+    with torch.autocast(first.device.type, enabled=False):
+        for b, n in _slabs(logits[0]):
+            filled = [None if result is None else result.flatten(2)[b, :, n] for result in results]
+            own, other = (z[b, :, n] for z in logits)
+            sums += slab_function(own, other, true[b, :, n], keep[b, n], options, filled)
+    return sums, results
 
 
-def _both(first: Tensor, second: Tensor, true: Tensor, options: _Options) -> tuple[Tensor, Tensor]:
-    """Logits of both students `(2, B, K, n)` in the arithmetic dtype, and the truth `(2, B, 1, n)`."""
-    if options.regions:
-        first, second, true = as_two_classes(first), as_two_classes(second), true.flatten(0, 1).unsqueeze(1).long()
-    logits = torch.stack((first, second))
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)), true.expand(2, *true.shape)
+def _slabs(logits: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Split `(B, K, N)` into whole samples, or equal parts of one sample, with about SLAB_ELEMENTS per student pair."""
+    samples, classes, voxels = logits.shape
+    limit = SLAB_ELEMENTS.get(logits.device.type, SLAB_ELEMENTS["cuda"]) // (2 * max(1, classes)) or 1
+    height = max(1, limit // max(1, voxels))
+    parts = max(1, -(-voxels // limit))
+    width = max(1, -(-voxels // parts))
+    for b in range(0, samples, height):
+        for n in range(0, voxels, width):
+            yield slice(b, b + height), slice(n, n + width)
 
 
-def _slab_values(first: Tensor, second: Tensor, true: Tensor, keep: Tensor, options: _Options) -> _Slab:
-    """Sums of the divergences over the voxels of a slab, and the values per voxel.
-
-    A dropped voxel may hold an inf or a NaN, so it is removed before anything is summed over voxels.
-    """
-    log_p, y = _both(first, second, true, options)
-    log_p = log_p.log_softmax(dim=2)
-    p = log_p.exp()
-    log_true = log_p.gather(2, y)
-    closed = options.order == "target_first" and options.mode != "ensemble"
-    towards = _divergence_from_peer(log_p, p) if closed else None
-    share, right = _share_of_peer(log_p, p, log_true, y, options, spare=closed)  # log_p is of no use after it
-    taught = keep.unsqueeze(1)
-    if options.regions:
-        taught = taught.expand(-1, first.shape[1], -1).flatten(0, 1).unsqueeze(1)
-    if options.mode == "selective":
-        taught = taught & (log_true.flip(0) > log_true)
-    elif options.unsure_peer == "skip":
-        taught = taught & ~(right & (log_true.flip(0) < log_true))
-    if towards is None:
-        soft = _soft_labels(p, share, y, options)
-        values, _ = _divergence(log_p, p, soft, options.order)
-    elif options.mode == "rlcl":
-        log_peer_true = log_true.flip(0)
-        peer_true, of_truth = log_peer_true.exp(), 1 - share
-        of_peer = share * peer_true
-        q_true = of_peer + of_truth
-        values = (share * towards).addcmul_(torch.xlogy(share, share), 1 - peer_true).add_(torch.xlogy(q_true, q_true))
-        values = values.addcmul_(of_peer, log_peer_true, value=-1).addcmul_(of_truth, log_true, value=-1)
-    else:
-        values = towards
-    return _Slab(values.where(taught, 0).sum(dim=(1, 2, 3)), share, taught.expand_as(share))
+def _multiply(gradient: Tensor, scale: Tensor) -> None:
+    """`gradient` times `scale`, in place."""
+    if gradient.dtype == scale.dtype:
+        gradient.mul_(scale)
+        return
+    # In the arithmetic dtype: a loss scale may exceed the range of half precision.
+    for part in torch.split(gradient.view(-1), SLAB_ELEMENTS["cuda"]):
+        part.copy_(part.to(scale.dtype).mul_(scale))
 
 
-def _slab_gradients(
-    first: Tensor, second: Tensor, true: Tensor, share: Tensor, taught: Tensor, scale: Tensor, options: _Options
-) -> Tensor:
-    """Gradients with respect to the logits of both students, `(2, B, K, n)`, times `scale` `(2,)`."""
-    log_p, y = _both(first, second, true, options)
-    if options.regions:
-        share, taught = (t.flatten(1, 2).unsqueeze(2) for t in (share, taught))
-    if options.order == "target_first":
-        gradients = log_p.softmax(dim=2)
-        del log_p
-        gradients.sub_(_soft_labels(gradients, share, y, options))
-    else:
-        log_p = log_p.log_softmax(dim=2)
-        p = log_p.exp()
-        _, gradients = _divergence(log_p, p, _soft_labels(p, share, y, options), options.order)
-    gradients = blank(gradients.mul_(scale.view(2, 1, 1, 1)), bit_mask(taught, gradients.dtype))
-    return gradients[:, :, 1].view(2, *first.shape) if options.regions else gradients
-
-
-def _divergence_from_peer(log_p: Tensor, p: Tensor) -> Tensor:
-    """KL(peer || student) of each student, `(2, B, 1, n)`."""
-    sums = (p * (log_p[1] - log_p[0])).sum(dim=2, keepdim=True)
-    return torch.stack((sums[1], -sums[0]))
-
-
-def _share_of_peer(
-    log_p: Tensor, p: Tensor, log_true: Tensor, y: Tensor, options: _Options, *, spare: bool
-) -> tuple[Tensor, Tensor]:
-    """Lambda of the soft label that each student learns from, and whether its peer is right; `(2, B, 1, n)`.
-
-    `log_p` may be overwritten if it is `spare`.
-    """
-    if options.mode != "rlcl":
-        return torch.ones_like(log_true), torch.ones_like(log_true, dtype=torch.bool)
-    true = log_true.exp()
-    weight = true if "similarity" in options.factors else torch.ones_like(true)
-    if "certainty" in options.factors:
-        weight = weight * (p * log_p).sum(dim=2, keepdim=True).exp()
-    others = log_p.scatter_(2, y, -torch.inf) if spare else log_p.scatter(2, y, -torch.inf)
-    log_mistaken = others.amax(dim=2, keepdim=True)
-    if "alignment" in options.factors:
-        weight = weight / (1 + log_mistaken.exp() - true)
-    right = log_true > log_mistaken
-    return torch.where(right, 1, weight).flip(0), right.flip(0)
-
-
-def _soft_labels(p: Tensor, share: Tensor, y: Tensor, options: _Options) -> Tensor:
-    """The soft label of each student, made from its peer, `(2, B, K, n)`."""
-    if options.mode == "ensemble":
-        return p.mean(dim=0, keepdim=True).expand_as(p)
-    peer = p.flip(0)
-    return peer.mul_(share).scatter_add_(2, y, 1 - share) if options.mode == "rlcl" else peer
-
-
-def _divergence(log_p: Tensor, p: Tensor, q: Tensor, order: Order) -> tuple[Tensor, Tensor]:
-    """Divergence `(2, B, 1, n)` and its gradient with respect to the logits `(2, B, K, n)`."""
-    if order == "target_first":
-        return (torch.xlogy(q, q) - q * log_p).sum(dim=2, keepdim=True), p - q
-    log_ratio = log_p - q.clamp_min(SOFT_LABEL_FLOOR).log()
-    value = (p * log_ratio).sum(dim=2, keepdim=True)
-    return value, p * (log_ratio - value)
-
-
-EAGER = SlabFunctions(_slab_values, _slab_gradients)
-
-
-def compiled(log: Callable[[str], None], **options: Any) -> SlabFunctions:
-    """`EAGER` with its operations fused by torch.compile. If that fails, it stays uncompiled, with a line in the log.
+def compiled(log: Callable[[str], None], **options: Any) -> SlabFunction:
+    """`slab_losses`, its operations fused by torch.compile. If that fails, it stays uncompiled, with a line in the log.
 
     Args:
         log: Function that logs one line.
         options: Options of torch.compile.
     """
-    return SlabFunctions(*(compiled_or_eager(function, "CTRCL's logit loss", log, **options) for function in EAGER))
+    return compiled_or_eager(slab_losses, "CTRCL's logit loss", log, **options)

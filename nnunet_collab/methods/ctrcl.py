@@ -18,7 +18,8 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.settings import refuse_unused, require, setting
 from nnunet_collab.core.types import StudentOutput, Term, Truth
 from nnunet_collab.losses.class_aware_pair import class_aware_pair
-from nnunet_collab.losses.collaborative_pair import EAGER, SlabFunctions, collaborative_pair, compiled
+from nnunet_collab.losses.collaborative_pair import collaborative_pair, compiled
+from nnunet_collab.losses.collaborative_slab import SlabFunction, slab_losses
 from nnunet_collab.losses.rectified import ALL_FACTORS
 from nnunet_collab.training.settings import CollaborativeSettings
 from nnunet_collab.training.trainer import CollabTrainer
@@ -85,7 +86,7 @@ class CTRCLTrainer(CollabTrainer):
 
     settings: ClassVar[CTRCLSettings] = CTRCLSettings()
     feature_levels: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
-    slab_functions: SlabFunctions = EAGER  # the pointwise part of the logit losses
+    slab_function: SlabFunction = staticmethod(slab_losses)  # the arithmetic of the logit losses
 
     def check(self, settings: CTRCLSettings) -> None:  # type: ignore[override]
         """Refuse anything but two students, unless nothing is shared between them."""
@@ -105,7 +106,7 @@ class CTRCLTrainer(CollabTrainer):
         """
         super().initialize()
         if self.device.type == "cuda" and self._do_i_compile():
-            self.slab_functions = compiled(self.print_to_log_file)
+            self.slab_function = compiled(self.print_to_log_file)
         for level in ("encoder", "decoder"):
             weight = getattr(self.settings, f"gamma_{level}")
             for student in self.group:
@@ -154,7 +155,7 @@ class CTRCLTrainer(CollabTrainer):
             factors=s.lambda_factors,
             order=s.kl_order,
             unsure_peer=s.unsure_peer,
-            functions=self.slab_functions,
+            slab_function=self.slab_function,
         )
 
     def _feature_losses(self, first: list[Tensor], second: list[Tensor], truth: Truth) -> list[tuple[Tensor, Tensor]]:

@@ -65,28 +65,40 @@ def kl_voxel(target: Sequence[float], logits: Iterable[float], order: str) -> tu
 
 
 def target_voxel(
-    kind: str, student: Iterable[float], peer: Iterable[float], truth: int, factors: Collection[str]
+    kind: str, student: Iterable[float], peer: Iterable[float], truth: int, factors: Collection[str], *, skip: bool
 ) -> list[float] | None:
-    """What one voxel of the student is pulled to; None where `selective` has nothing to teach."""
+    """What one voxel of the student is pulled to; None where there is nothing to teach.
+
+    With `skip`, a peer that is right, but less sure of the truth than the student, teaches nothing.
+    """
     p, q = softmax(student), softmax(peer)
     if kind == "ensemble":
         return [(a + b) / 2 for a, b in zip(p, q, strict=True)]
     if kind == "rectified":
-        return rectify_voxel(q, truth, factors)
+        right = all(q[truth] > other for k, other in enumerate(q) if k != truth)
+        return None if skip and right and q[truth] < p[truth] else rectify_voxel(q, truth, factors)
     if kind == "selective" and not -log_softmax(peer)[truth] < -log_softmax(student)[truth]:
         return None
     return q
 
 
 def logit_loss(
-    kind: str, student: Array, peer: Array, labels: Labels, keep: Mask, order: str, factors: Collection[str] = FACTORS
+    kind: str,
+    student: Array,
+    peer: Array,
+    labels: Labels,
+    keep: Mask,
+    order: str,
+    factors: Collection[str] = FACTORS,
+    *,
+    skip: bool = False,
 ) -> tuple[float, Array]:
     """Mean over kept voxels, and the gradient `(B, K, *S)`; kinds `mutual`, `rectified`, `ensemble`, `selective`."""
     total, gradient = 0.0, np.zeros_like(student)
     kept = int(keep.sum())
     for b, *v in np.argwhere(keep):
         at = (b, slice(None), *v)
-        target = target_voxel(kind, student[at], peer[at], int(labels[(b, *v)]), factors)
+        target = target_voxel(kind, student[at], peer[at], int(labels[(b, *v)]), factors, skip=skip)
         if target is not None:
             kl, slope = kl_voxel(target, student[at], order)
             total += kl

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nnunet_collab.core.types import Truth, region_truth
 from nnunet_collab.losses.collaborative_kl import as_two_classes, ensemble_kl, mutual_kl, rectified_kl, selective_kl
+from nnunet_collab.losses.collaborative_pair import collaborative_pair
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "mutual": mutual_kl,
@@ -95,6 +96,24 @@ def test_rectified_with_every_subset_of_factors(order: str, shape: tuple[int, ..
     torch.testing.assert_close(slope, torch.from_numpy(want_slope), rtol=1e-9, atol=1e-14)
     if not factors:
         same([got, slope], value_and_grad(mutual_kl, student, peer, truth, order=order))
+
+
+@pytest.mark.parametrize("factors", factor_subsets())
+@each_shape
+@each_order
+def test_an_unsure_peer_that_is_skipped_teaches_nothing(
+    order: str, shape: tuple[int, ...], factors: tuple[str, ...]
+) -> None:
+    student, peer, truth = make(shape)
+    voxels = arrays(student, peer, truth)
+    want, want_slope = logit_loss("rectified", *voxels, order, factors, skip=True)
+    without, _ = logit_loss("rectified", *voxels, order, factors)
+    assert 0 < want < without
+    got = value_and_grad(rectified_kl, student, peer, truth, factors=factors, order=order, unsure_peer="skip")
+    both = collaborative_pair(student, peer, truth, factors=factors, order=order, unsure_peer="skip")
+    for value, slope in (got, (both[0], *torch.autograd.grad(both[0], student))):
+        assert value.item() == pytest.approx(want, rel=1e-9)
+        torch.testing.assert_close(slope, torch.from_numpy(want_slope), rtol=1e-9, atol=1e-14)
 
 
 def test_every_ingredient_matters_and_the_defaults_are_the_papers() -> None:

@@ -29,6 +29,7 @@ OTHERS = {
     "class_aware": {"check_features", "check_spatial_axes", "common_grid", "sample_centers"},
     "collaborative_kl": {"as_two_classes", "check_options"},
     "collaborative_pair": {"compiled"},
+    "collaborative_slab": {"slab_losses"},
     "dice": {"soft_dice"},
     "duality": {
         "activate", "augmented_lagrangian", "class_fractions", "size_band", "teacher_target",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from test_class_aware import make as make_features
 from test_collaborative_kl import LOSSES, ORDERS, SHAPES
 from test_collaborative_kl import make as make_logits
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from nnunet_collab.core.types import Truth, region_truth
 from nnunet_collab.losses import collaborative_pair as pair_of_logits
@@ -21,7 +23,11 @@ from nnunet_collab.losses.collaborative_kl import as_two_classes, rectified_kl
 from nnunet_collab.losses.collaborative_pair import collaborative_pair, compiled
 
 MODES = {"mutual": "mutual", "rlcl": "rectified", "ensemble": "ensemble", "selective": "selective"}
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-6, torch.float16: 2e-2, torch.bfloat16: 2e-2}
+# In float32, both writings of CFCL are off the float64 gradient by up to 2.5e-5, and so off each other: with alpha = 20
+# the slopes of "student first" reach 40, and are summed over the cells of a class with both signs (its prototype). The
+# values, and the logit losses, agree to 2e-7.
+FEATURE_TOLERANCE = {**TOLERANCE, torch.float32: 5e-5}
 each_order = pytest.mark.parametrize("order", ORDERS)
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
@@ -39,10 +45,10 @@ def both(loss, first, second):
     return [*values, *(leaf.grad for leaf in leaves)]
 
 
-def check_same(got, want, dtype):
+def check_same(got, want, dtype, tolerance=TOLERANCE):
     for a, b in zip(got, want, strict=True):
         assert a.dtype == b.dtype
-        torch.testing.assert_close(a.double(), b.double(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * 1e-1)
+        torch.testing.assert_close(a.double(), b.double(), rtol=tolerance[dtype], atol=tolerance[dtype] * 1e-1)
 
 
 @pytest.mark.parametrize("slab", [2**21, 40])
@@ -105,7 +111,7 @@ def test_feature_losses_equal_the_plain_ones(dtype, order, detach, classes, name
             return class_aware_pair([a, other[0]], [b, other[1]], case, num_classes=K, **options)[0]
 
         want = both(lambda a, b, one=one: (one(a, b), one(b, a)), first, second)
-        check_same(both(fast, first, second), want, dtype)
+        check_same(both(fast, first, second), want, dtype, FEATURE_TOLERANCE)
 
 
 def test_features_that_the_network_uses_get_both_gradients():
@@ -124,6 +130,17 @@ def test_features_that_the_network_uses_get_both_gradients():
     for plain, fast in zip(slopes[:3], slopes[3:], strict=True):
         for x, y in zip(plain, fast, strict=True):
             torch.testing.assert_close(torch.zeros(()) if x is None else x, torch.zeros(()) if y is None else y)
+
+
+def test_logit_losses_can_be_differentiated_again():
+    first, second, truth = make_logits(SHAPES[0])
+    second.requires_grad_()
+    values = collaborative_pair(first, second, truth)
+    slopes = [torch.autograd.grad(2 * values[0] + values[1], (first, second), retain_graph=True) for _ in range(2)]
+    for once, again in zip(*slopes, strict=True):
+        assert torch.equal(once, again)
+    with torch.no_grad():
+        assert [v.item() for v in collaborative_pair(first, second, truth)] == [v.item() for v in values]
 
 
 def test_a_frozen_peer_gets_no_gradient():
@@ -168,35 +185,60 @@ def test_two_ranks_have_the_values_and_gradients_of_one_process(on_every_rank):
 
 
 class Operations(TorchDispatchMode):
-    def __init__(self):
+    """Counts what an operation launches, and the bytes of what it makes; `given` is there before."""
+
+    def __init__(self, given):
         super().__init__()
-        self.count = 0
+        self.count = self.live = self.peak = 0
+        self.seen = {tensor.untyped_storage()._cdata for tensor in given}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.split("::")[1]
         self.count += not func.is_view and name not in ("empty", "empty_like", "new_empty", "detach", "promote_types")
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        for storage in (t.untyped_storage() for t in tree_leaves(result) if isinstance(t, torch.Tensor)):
+            if storage._cdata not in self.seen:
+                self.seen.add(storage._cdata)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def free(self, key, size):
+        self.seen.discard(key)
+        self.live -= size
 
 
-def test_both_losses_take_few_operations_and_keep_little():
+def run_both_losses():
     truth = Truth(torch.randint(0, 4, (4, 64, 64)), torch.rand(4, 64, 64) < 0.9)
     maps = [[torch.randn(4, d, s, s).requires_grad_() for d, s in sizes]
             for sizes in (((64, 4), (16, 16)), ((32, 4), (256, 16)))]  # fmt: skip
     logits = [torch.randn(4, 4, 64, 64).requires_grad_() for _ in range(2)]
-    known = {t.data_ptr() for t in (*maps[0], *maps[1], *logits, *truth[:2])}
-    kept = {}
-
-    def pack(tensor):
-        if tensor.untyped_storage().data_ptr() not in known:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with Operations() as operations, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with Operations((*maps[0], *maps[1], *logits, *truth[:2])) as operations:
         values = [v for level in class_aware_pair(*maps, truth, num_classes=4) for v in level]
         values += collaborative_pair(*logits, truth)
+        kept = operations.live
         sum(values).backward()
-    assert operations.count <= 290
-    assert sum(kept.values()) <= 1.25 * logits[0].nbytes  # lambda: 2 of 4 maps; the classes' maps are a 16th each
+    return operations, kept, logits[0].nbytes
+
+
+def test_both_losses_take_few_operations():
+    assert run_both_losses()[0].count <= 290
+
+
+def test_both_losses_keep_a_gradient_per_student():
+    _, kept, size = run_both_losses()
+    assert kept <= 2.4 * size  # and the maps over the classes, which are a 16th each
+
+
+def test_the_logit_losses_need_no_further_memory(monkeypatch):
+    # The slabs are a small share of the logits, as they are of a real patch's.
+    monkeypatch.setitem(pair_of_logits.SLAB_ELEMENTS, "cpu", 2**12)
+    first, second = (torch.randn(4, 4, 64, 64).requires_grad_() for _ in range(2))
+    truth = Truth(torch.randint(0, 4, (4, 64, 64)), torch.rand(4, 64, 64) < 0.9)
+    with Operations((first, second, *truth[:2])) as operations:
+        sum(collaborative_pair(first, second, truth)).backward()
+    assert operations.peak <= 2.5 * first.nbytes
 
 
 def test_a_compiler_that_fails_costs_one_line():
@@ -206,10 +248,10 @@ def test_a_compiler_that_fails_costs_one_line():
     torch.compiler.reset()
     z, t, truth = make_logits(SHAPES[0])
     want = both(lambda a, b: collaborative_pair(a, b, truth), z, t)
-    for backend, lines in (("eager", 0), (broken, 2)):  # values and gradients
+    for backend, lines in (("eager", 0), (broken, 1)):
         log = []
-        functions = compiled(log.append, backend=backend)
+        function = compiled(log.append, backend=backend)
         for _ in range(2):
-            got = both(lambda a, b, f=functions: collaborative_pair(a, b, truth, functions=f), z, t)
+            got = both(lambda a, b, f=function: collaborative_pair(a, b, truth, slab_function=f), z, t)
             check_same(got, want, torch.float64)
         assert len(log) == lines
