@@ -11,6 +11,7 @@ import numpy as np
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.image_io import read_whole
+from nnunet_collab.evaluation.choices import NOTHING, Choices, Options, read_choices
 
 SHOWN = 20  # problems or names listed before "and n more"
 
@@ -30,9 +31,12 @@ class Plan(NamedTuple):
     without_prediction: list[str]
     distance_unit: str  # "mm", or "pixel" for images without spacing
     patient_pattern: str | None  # from dataset.json, see `core.patients`
+    choices: Choices  # what is measured beside the usual metrics
 
 
-def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | None = None) -> Plan:
+def plan_evaluation(
+    predictions: Path, labels: Path, *, dataset_json: Path | None = None, options: Options = NOTHING
+) -> Plan:
     """Find the classes and pair the files by name, without opening an image; see `evaluate_folders`."""
     for role, folder in (("predictions", predictions), ("labels", labels)):
         if not folder.is_dir():
@@ -52,6 +56,7 @@ def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | Non
         without_prediction=sorted(labeled - predicted),
         distance_unit="pixel" if reader.__name__ == "NaturalImage2DIO" else "mm",
         patient_pattern=pattern,
+        choices=read_choices(classes, options),
     )
 
 
