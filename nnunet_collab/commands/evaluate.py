@@ -64,9 +64,7 @@ def run(args: argparse.Namespace) -> int:
         raise CollabError(
             f"evaluate: -o must be a file in a folder that exists; got {output}. Create the folder, or name a file."
         )
-    plan = plan_evaluation(
-        args.predictions, args.labels, dataset_json=args.dataset_json, options=options_of(args)
-    )
+    plan = plan_evaluation(args.predictions, args.labels, dataset_json=args.dataset_json, options=options_of(args))
     unit = "voxel" if args.voxels and plan.distance_unit == "mm" else plan.distance_unit
     print(f"reads   {plan.predictions} and {plan.labels} ({len(plan.cases)} cases in both), {plan.dataset_json}")
     print(f"writes  {output or 'nothing; -o OUT.csv would write every case'}", flush=True)
@@ -120,7 +118,9 @@ def cases_table(frame: pd.DataFrame, summary: pd.DataFrame, cases: int) -> str:
     }
     lesions = [column for column in ("lesions_true", "lesions_predicted", "lesions_matched") if column in frame]
     sums = frame.groupby("class")[lesions].sum()
-    lines = [["class", "cases", *columns, *(column.replace("lesions_true", "lesions").split("_")[-1] for column in lesions)]]
+    lines = [
+        ["class", "cases", *columns, *(column.replace("lesions_true", "lesions").split("_")[-1] for column in lesions)]
+    ]
     for name, _, _, count in _classes(summary):
         found = sums.loc[name] if name in sums.index else sums.sum()
         numbers = [*(count[column] for column in columns.values()), *(found[column] for column in lesions)]
@@ -177,8 +177,8 @@ def _chosen_notes(plan: Plan) -> list[str]:
     if choices.lesions:
         found.append(
             "Lesions: connected components (voxels that share a corner). A predicted and a true one match if their IoU "
-            f"is at least {choices.lesion_iou:g}, each once, best pair first. Lesion Dice: the mean over all lesions of "
-            "both, in which one without a partner counts as 0. Scores are means over cases, the counts are sums."
+            f"is at least {choices.lesion_iou:g}, each once, best pair first. Lesion Dice: the mean over all lesions "
+            "of both, in which one without a partner counts as 0. Scores are means over cases, the counts are sums."
         )
     return found
 

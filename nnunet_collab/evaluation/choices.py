@@ -1,4 +1,4 @@
-"""What is measured beside the usual metrics: tolerances of the surface Dice, and the classes that consist of lesions."""
+"""What is measured beside the usual metrics: surface Dice at a tolerance, and classes that consist of lesions."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Options(NamedTuple):
 NOTHING = Options()
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse._ActionsContainer) -> None:
     """Add the options to the parser of a command; `options_of` reads them."""
     parser.add_argument(
         "--nsd_tolerance",
         metavar="MM",
-        help="measure the normalized surface Dice (NSD) at this tolerance in mm (in pixels for images without spacing); "
-        "or a JSON or CSV file with a tolerance for each class",
+        help="measure the normalized surface Dice (NSD) at this tolerance in mm (in pixels for images without "
+        "spacing); or a JSON or CSV file with a tolerance for each class",
     )
     parser.add_argument(
         "--lesions",
@@ -80,7 +80,8 @@ def read_choices(classes: Iterable[str], options: Options) -> Choices:
     """Check the options against the names of the classes in dataset.json.
 
     Raises:
-        CollabError: If a file cannot be read, a class is unknown, has no tolerance or has two, a number is out of range;
+        CollabError: If a file cannot be read, a class is unknown, has no tolerance or has two, a number is out of
+        range;
             all of these together.
     """
     known = list(classes)

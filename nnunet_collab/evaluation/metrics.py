@@ -76,13 +76,14 @@ def case_metrics(
         image_size: For MAE, if the masks are a box cut from an image and both are empty outside of it: number of voxels
             of the image that are not ignored. The box must be thicker than one voxel along each axis along which the
             image is thicker. None: the masks are the image.
-        nsd_tolerance: Tolerance of the normalized surface Dice in mm, in voxels if the spacing is not known; None: it is
+        nsd_tolerance: Tolerance of the normalized surface Dice in mm, in voxels if the spacing is not known; None: it
+        is
             not measured.
         lesion_iou: Smallest IoU of matching lesions, see `lesions.py`; None: lesions are not measured.
 
     Returns:
-        `dice`, `jaccard` and `mae` in `[0, 1]`; `rve` of at least -1; `nsd` in `[0, 1]` and its `nsd_tolerance`, and the
-        columns of `lesion_metrics`, if asked for; `hd_mm`, `hd95_mm`, `asd_mm` if the spacing is known; `hd_voxel`,
+        `dice`, `jaccard` and `mae` in `[0, 1]`; `rve` of at least -1; `nsd` in `[0, 1]` and its `nsd_tolerance`, and
+        the columns of `lesion_metrics`, if asked for; `hd_mm`, `hd95_mm`, `asd_mm` if the spacing is known; `hd_voxel`,
         `hd95_voxel`, `asd_voxel`; and `missed`, `false_positive`, `both_empty`, each 0 or 1.
 
     Raises:

@@ -29,9 +29,10 @@ other one,
                             {|\partial A| + |\partial B|}
 
 Source: S. Nikolov et al., Clinically Applicable Segmentation of Head and Neck Anatomy for Radiotherapy, JMIR 23(7),
-2021. It counts surface voxels, as MONAI's `compute_surface_dice` does. `surface-distance`, by the authors, weighs points
-on voxel corners by surface area: on smooth objects it differs by up to 0.05 with cubic voxels, and by up to 0.1 with
-slices three times as thick, because each voxel of a slice counts as much as one of a steep side. Take the tolerance from how far two annotators differ; one below half a voxel measures the grid.
+2021. It counts surface voxels, as MONAI's `compute_surface_dice` does. `surface-distance`, by the authors, weighs
+points on voxel corners by surface area: on smooth objects it differs by up to 0.05 with cubic voxels, and by up to 0.1
+with slices three times as thick, because each voxel of a slice counts as much as one of a steep side. Take the
+tolerance from how far two annotators differ; one below half a voxel measures the grid.
 """
 
 from __future__ import annotations

@@ -20,11 +20,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from nnunet_collab.evaluation.metrics import ALL_CLASSES
+from nnunet_collab.evaluation.statistics import nanmean
 from nnunet_collab.figures.style import LINE_COLORS
 from nnunet_collab.report.collect import Comparison
 from nnunet_collab.report.grouping import Method
-from nnunet_collab.report.scores import classes_and_mean, distance_of, mean_over_seeds, metrics_of, nanmean
-from nnunet_collab.report.tables import title_of
+from nnunet_collab.report.measures import distance_of, metrics_of, title_of
+from nnunet_collab.report.scores import classes_and_mean, mean_over_seeds
+from nnunet_collab.report.tables import MANY
 
 _COLORS = (*LINE_COLORS, "#666666")
 _DASHES = ("", "5 2", "1 2", "5 2 1 2")
@@ -87,10 +89,14 @@ def dash_of(index: int) -> str:
 
 
 def box_plots(comparison: Comparison) -> list[Picture]:
-    """Dice, and HD95, of every class and of their mean: one box per method, over the cases."""
+    """Dice, and HD95, of every class and of their mean: one box per method, over the cases.
+
+    With many classes only of their mean.
+    """
     pictures = []
     for metric in [m for m in metrics_of(comparison) if m in ("dice", distance_of(comparison))]:
-        for columns, name in classes_and_mean(comparison):
+        shown = classes_and_mean(comparison)
+        for columns, name in shown[:1] if len(comparison.classes) > MANY else shown:
             values = [_per_case(comparison, method, metric, columns) for method in comparison.methods]
             if any(np.isfinite(v).any() for v in values):
                 pictures.append(_box_plot(comparison, metric, name, values))

@@ -14,11 +14,11 @@ from PIL import Image, features
 
 from nnunet_collab.core.image_io import read_volume, whole_numbers
 from nnunet_collab.evaluation.pairing import Plan, plan_evaluation
+from nnunet_collab.evaluation.statistics import nanmean
 from nnunet_collab.figures.overlays import OverlayRow, largest_slice, overlay_figure
 from nnunet_collab.report.collect import Comparison
 from nnunet_collab.report.figures import Picture
 from nnunet_collab.report.grouping import Method, Result
-from nnunet_collab.report.scores import nanmean
 
 _PIXELS = 600  # width of a picture on the page
 _RANKS = ("best", "median", "worst")
