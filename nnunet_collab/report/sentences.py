@@ -33,7 +33,8 @@ READING = (
     "show that two methods are equal.",
     'False: the chance that the claim "better than the baseline" is false, from the bootstrap of the paired '
     "difference; it is below 0.025 where the 95 % interval lies on the better side of 0. It is not corrected for the "
-    "number of comparisons, and it is one-sided. Ranks: how often a method would be first with other patients and seeds.",
+    "number of comparisons, and it is one-sided. Ranks: how often a method would be first with other patients and "
+    "seeds.",
     "Validation cases were predicted by checkpoint_final. It was not selected on them, but the learning curves show "
     "them. A choice based on these curves is a choice on these cases. Separate test cases are better evidence.",
 )
