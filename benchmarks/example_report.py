@@ -5,7 +5,7 @@ and are validated on 12 others: results folders with curves, pseudo labels and c
 trainings are far too short to say anything about the methods. The dataset is named after ACDC, whose images the
 phantoms imitate, so that the report shows the published numbers, too.
 
-python benchmarks/example_report.py              some minutes on one core; writes docs/report_example.html and .png
+python benchmarks/example_report.py              10 minutes on one core; writes docs/report_example.html and .png
 python benchmarks/example_report.py --epochs 1   to try it
 """
 
@@ -41,8 +41,8 @@ def main() -> None:
     """Make the data, train, report, and put the page and its picture into docs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=DOCS, help="folder of the page (default: docs)")
-    parser.add_argument("--epochs", type=int, default=14, help="length of each training (default: %(default)s)")
-    parser.add_argument("--iterations", type=int, default=10, help="iterations of an epoch (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=40, help="length of each training (default: %(default)s)")
+    parser.add_argument("--iterations", type=int, default=20, help="iterations of an epoch (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="seeds of each method (default: %(default)s)")
     parser.add_argument("--keep", type=Path, help="keep all data and results in this new folder")
     args = parser.parse_args()

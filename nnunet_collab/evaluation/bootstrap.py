@@ -108,7 +108,7 @@ def bootstrap_of_mean(values: NDArray[Any], units: Sequence[str], *, seed: int =
     """
     values = _checked("bootstrap_of_mean", values, units)
     known = np.isfinite(values).any(axis=(1, 2))
-    counts, n = _patients(units, known, seed)
+    counts, n = _patients(units, np.asarray(known), seed)
     of_seeds = _with_original(values[known], counts)  # (1 + R, seeds): first of all patients, then of the drawn ones
     center = nanmean(of_seeds, axis=1)
     return _combined(center, [(of_seeds, seed + 1)], n)

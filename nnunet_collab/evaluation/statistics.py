@@ -47,7 +47,7 @@ def weighted_means(weights: NDArray[Any], values: NDArray[Any]) -> NDArray[np.fl
     known = np.isfinite(flat)
     total, count = weights @ np.where(known, flat, 0.0), weights @ known.astype(np.float64)
     means = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-    return means.reshape(len(weights), *values.shape[1:])
+    return np.asarray(means).reshape(len(weights), *values.shape[1:])
 
 
 def nanmean(values: NDArray[Any], axis: int) -> NDArray[np.float64]:

@@ -34,6 +34,7 @@ class Comparison:
         classes: Names of the classes.
         cases: Names of the cases.
         units: The patient of each case, or the case itself if patients are not known.
+        by_patient: Whether patients are known.
         methods: At least one; the baseline, if there is one, is the first.
         baseline: The method against which the others are tested.
         no_baseline: Reason why there is no baseline, as a sentence; empty if there is one.
@@ -44,15 +45,11 @@ class Comparison:
     classes: list[str]
     cases: list[str]
     units: list[str]
+    by_patient: bool
     methods: list[Method]
     baseline: Method | None
     no_baseline: str
     distance_unit: str
-
-    @property
-    def by_patient(self) -> bool:
-        """Whether patients are known."""
-        return self.units != self.cases
 
     @property
     def nsd_tolerances(self) -> dict[str, float]:
@@ -112,14 +109,17 @@ def _by_dataset(results: dict[str, list[Result]]) -> dict[str, list[Result]]:
     return merged
 
 
-def _patients(results: Sequence[Result], cases: list[str]) -> list[str]:
-    """The patient of each case, from the first dataset.json or table that has patients; else the case itself."""
+def _patients(results: Sequence[Result], cases: list[str]) -> tuple[list[str], bool]:
+    """The patient of each case, from the first dataset.json or table that has patients; else the case itself.
+
+    Also, whether patients are known.
+    """
     pattern = next((r.source.facts["patient_pattern"] for r in results if "patient_pattern" in r.source.facts), None)
     for result in results if pattern is None else []:
         if "patient" in result.frame:
             patients = result.frame.drop_duplicates("case").set_index("case")["patient"]
-            return [str(patient) for patient in patients.loc[cases]]
-    return [*map(patient_lookup(pattern, cases), cases)]
+            return [str(patient) for patient in patients.loc[cases]], True
+    return [*map(patient_lookup(pattern, cases), cases)], pattern is not None
 
 
 def _read_table(table: Path, source: Source) -> pd.DataFrame:
@@ -199,13 +199,15 @@ def _comparison(dataset: str, results: list[Result], baseline: str | None) -> Co
         _refuse_other_cases(dataset, first, other)
     _refuse_other_tolerances(dataset, results)
     methods = group_by_method(results)
+    units, by_patient = _patients(results, cases)
     chosen, why_not = choose_baseline(methods, baseline)
     units = {str(unit) for result in results for unit in result.frame.get("distance_unit", ["mm"])}
     return Comparison(
         dataset=dataset or "unnamed dataset",
         classes=classes,
         cases=cases,
-        units=_patients(results, cases),
+        units=units,
+        by_patient=by_patient,
         methods=[*([chosen] if chosen else []), *(method for method in methods if method is not chosen)],
         baseline=chosen,
         no_baseline=why_not,

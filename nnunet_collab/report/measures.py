@@ -9,7 +9,7 @@ from nnunet_collab.evaluation.metrics import SHARES
 if TYPE_CHECKING:
     from nnunet_collab.report.collect import Comparison
 
-WIDEST = 7  # metrics beside each other on a page
+WIDEST = 8  # metrics beside each other on a page
 
 
 class Measure(NamedTuple):
@@ -33,11 +33,11 @@ MEASURES = {
     "jaccard": Measure("Jaccard", 3, "|P ∩ T| / |P ∪ T|"),
     "nsd": Measure("NSD", 3, "the share of both surfaces within {tolerance} of the other one"),
     "rve": Measure("RVE", 3, "(|P| - |T|) / |T|, below 0 if the prediction is too small"),
-    "mae": Measure("MAE", 4, "the share of wrong pixels"),
     "hd95_mm": Measure("HD95 mm", 2, _HD95),
     "hd95_voxel": Measure("HD95 voxels", 2, _HD95),
     "asd_mm": Measure("ASD mm", 2, _ASD),
     "asd_voxel": Measure("ASD voxels", 2, _ASD),
+    "mae": Measure("MAE", 4, "the share of wrong pixels"),
     "lesion_f1": Measure("lesion F1", 3, "2 TP / (2 TP + FP + FN) of the lesions"),
     "lesion_sensitivity": Measure("lesion sensitivity", 3, "the share of true lesions with a partner"),
     "lesion_precision": Measure("lesion precision", 3, "the share of predicted lesions with a partner"),

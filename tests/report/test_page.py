@@ -172,7 +172,13 @@ def test_markdown_and_latex_hold_the_same_tables(finished):
             cells = [" ".join(cell) for cell in line]
             in_markdown = " | ".join(re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", cell) for cell in cells)
             assert f"| {in_markdown} |" in markdown
-            plain = " & ".join(cells).replace("±", r"$\pm$").replace("–", "--").replace("_", r"\_")
+            plain = (
+                " & ".join(cells)
+                .replace("\\", r"\textbackslash{}")
+                .replace("±", r"$\pm$")
+                .replace("–", "--")
+                .replace("_", r"\_")
+            )
             plain = plain.replace("<", "$<$").replace("%", r"\%").replace("^", r"\textasciicircum{}")
             assert plain + r" \\" in latex
     assert latex.count(r"\begin{tabular}") == latex.count(r"\bottomrule") == len(page.tables)
