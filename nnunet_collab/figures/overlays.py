@@ -78,7 +78,7 @@ def overlay_figure(rows: Sequence[OverlayRow], out: Path, *, classes: Mapping[in
     titles = ["image", "truth", *rows[0].predictions]
     with matplotlib.rc_context(style()):
         layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.05, wspace=0.01, hspace=0.01)
-        figure = Figure(figsize=(1.9 * len(titles) + 0.4, 2.15 * len(rows) + 0.8), layout=layout)
+        figure = Figure(figsize=(1.9 * len(titles) + 0.4, 2.4 * len(rows) + 0.9), layout=layout)
         grid = figure.subplots(len(rows), len(titles), squeeze=False)
         for axes_of_row, row in zip(grid, rows, strict=True):
             window = _window(row)

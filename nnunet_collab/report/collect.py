@@ -201,7 +201,7 @@ def _comparison(dataset: str, results: list[Result], baseline: str | None) -> Co
     methods = group_by_method(results)
     units, by_patient = _patients(results, cases)
     chosen, why_not = choose_baseline(methods, baseline)
-    units = {str(unit) for result in results for unit in result.frame.get("distance_unit", ["mm"])}
+    distance_units = {str(unit) for result in results for unit in result.frame.get("distance_unit", ["mm"])}
     return Comparison(
         dataset=dataset or "unnamed dataset",
         classes=classes,
@@ -211,7 +211,7 @@ def _comparison(dataset: str, results: list[Result], baseline: str | None) -> Co
         methods=[*([chosen] if chosen else []), *(method for method in methods if method is not chosen)],
         baseline=chosen,
         no_baseline=why_not,
-        distance_unit="pixel" if units == {"pixel"} else "mm",
+        distance_unit="pixel" if distance_units == {"pixel"} else "mm",
     )
 
 

@@ -55,7 +55,9 @@ def comparisons_frame(comparison: Comparison) -> pd.DataFrame:
     """
     baseline = comparison.baseline
     rows: list[dict[str, Any]] = []
-    for metric in metrics_of(comparison) if baseline else []:
+    if baseline is None:
+        return pd.DataFrame(rows)
+    for metric in metrics_of(comparison):
         for index, name in classes_and_mean(comparison):
             for method in comparison.methods[1:]:
                 values, base = (to_compare(comparison, m, metric)[:, :, index] for m in (method, baseline))
@@ -65,7 +67,7 @@ def comparisons_frame(comparison: Comparison) -> pd.DataFrame:
                 rows.append(
                     {
                         "dataset": comparison.dataset, "metric": metric, "class": name, "method": method.label,
-                        "baseline": baseline.label if baseline else "", "difference": interval.mean,
+                        "baseline": baseline.label, "difference": interval.mean,
                         "difference_low": interval.low, "difference_high": interval.high, "units": test.units,
                         "false_claim": found.chance_of_false_claim(higher_is_better=higher_is_better(metric)),
                         "p": test.p,
