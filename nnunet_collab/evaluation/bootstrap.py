@@ -5,10 +5,12 @@ each with all its cases; they are the same for all methods, which makes differen
 of a method has a mean. The sample then draws the mean of as many new seeds: from a normal distribution around the mean
 of the seeds, with their variance divided by their number (parametric bootstrap; drawing three seeds with replacement
 would give ten different means at most, and too small a spread). Every seed predicts the same patients, so the two
-sources are crossed, as in A. Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2), 2007. Seeds of two
-methods are not
-paired: equal numbers do not make trainings alike. A method with one seed shows nothing of the second source: only its
-patients are drawn.
+sources are crossed, as in A. Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2), 2007. A method with one
+seed shows nothing of the second source: only its patients are drawn.
+
+**Paired seeds.** Where two methods have the same seeds, they start from the same weights and see the same labeled
+batches. Then the mean of new seeds is drawn for both together, from their differences seed by seed. This is right, if
+less powerful, where equal seeds mean nothing. Otherwise each method's seeds are drawn on their own.
 
 **Few of both.** Resampling :math:`n` patients makes the spread too small by :math:`\sqrt{(n - 1) / n}`, and percentiles
 ignore that it is only estimated. Two corrections:
@@ -17,11 +19,8 @@ ignore that it is only estimated. Two corrections:
   :math:`\Phi(-\sqrt{n / (n - 1)}\; t_{1 - \alpha/2,\, n - 1})`. Source: T. Hesterberg, What Teachers Should Know About
   the Bootstrap, The American Statistician 69(4), 2015, section 5.
 - Where seeds matter, fewer degrees of freedom than :math:`n - 1` are left: samples are moved away from their mean by
-  the
-  factor :math:`t_{\nu} / t_{n - 1}`, with :math:`\nu` from the variances :math:`V` of the mean due to patients and to
-  the
-  seeds of each method, :math:`\nu = (\sum V)^2 / \sum (V^2 / \nu_V)`. Source: F. Satterthwaite, Biometrics Bulletin
-  2(6), 1946.
+  the factor :math:`t_{\nu} / t_{n - 1}`, with :math:`\nu` from the variances :math:`V` of the mean due to patients and
+  to seeds, :math:`\nu = (\sum V)^2 / \sum (V^2 / \nu_V)`. Source: F. Satterthwaite, Biometrics Bulletin 2(6), 1946.
 
 **False claims.** The chance that "better than the baseline" is false: the share of samples in which the paired
 difference is 0 or of the other sign, moved from percentiles to Student's t as above, so that it is below 0.025 exactly
@@ -115,7 +114,7 @@ def bootstrap_of_mean(values: NDArray[Any], units: Sequence[str], *, seed: int =
 
 
 def bootstrap_of_difference(
-    method: NDArray[Any], baseline: NDArray[Any], units: Sequence[str], *, seed: int = 0
+    method: NDArray[Any], baseline: NDArray[Any], units: Sequence[str], *, paired_seeds: bool = False, seed: int = 0
 ) -> Bootstrap:
     """Paired difference, method minus baseline: over seeds first, then over classes, then over cases.
 
@@ -123,8 +122,9 @@ def bootstrap_of_difference(
 
     Args:
         method: `(cases, seeds, classes)`.
-        baseline: `(cases, seeds, classes)`; the number of seeds may differ.
+        baseline: `(cases, seeds, classes)`; the number of seeds may differ if they are not paired.
         units: The patient of each case, or the case itself.
+        paired_seeds: Whether the seeds of both are the same, in the same order.
         seed: Of the random draws.
 
     Raises:
@@ -137,15 +137,24 @@ def bootstrap_of_difference(
     counts, n = _patients(units, known, seed)
     center = _with_original(difference[known, None, None], counts)[:, 0]
     shared = np.isfinite(means[0] - means[1])[:, None, :]
+    if paired_seeds:
+        both = [both[0] - both[1]]
+        means = [nanmean(both[0], axis=1)]
     seeds = []
     for number, (values, mean) in enumerate(zip(both, means, strict=True)):
         effects = nanmean(np.where(shared, values - mean[:, None, :], np.nan), axis=2)  # (cases, seeds)
-        seeds.append((_with_original(effects[known, :, None], counts), seed + 1 + number))
+        of_seeds = _with_original(effects[known, :, None], counts)
+        seeds.append((-of_seeds if number else of_seeds, seed + 1 + number))
     return _combined(center, seeds, n)
 
 
 def shares_of_first_rank(
-    methods: Sequence[NDArray[Any]], units: Sequence[str], *, higher_is_better: bool, seed: int = 0
+    methods: Sequence[NDArray[Any]],
+    units: Sequence[str],
+    *,
+    higher_is_better: bool,
+    paired_seeds: bool = False,
+    seed: int = 0,
 ) -> list[float]:
     """Share of the samples in which each method is first, by the mean of `bootstrap_of_mean`; they sum to 1.
 
@@ -153,6 +162,7 @@ def shares_of_first_rank(
         methods: One `(cases, seeds, classes)` per method, of the same cases.
         units: The patient of each case, or the case itself.
         higher_is_better: Whether the largest mean is first, or the smallest.
+        paired_seeds: Whether the seeds of all are the same, in the same order.
         seed: Of the random draws.
 
     Returns:
@@ -166,7 +176,7 @@ def shares_of_first_rank(
     samples = []
     for number, values in enumerate(checked):
         of_seeds = _with_original(values[known], counts)[1:]
-        samples.append(nanmean(of_seeds, axis=1) + _seed_effects(of_seeds, seed + 1 + number))
+        samples.append(nanmean(of_seeds, axis=1) + _seed_effects(of_seeds, seed + 1 + (0 if paired_seeds else number)))
     scores = np.where(np.isfinite(samples), samples, -np.inf if higher_is_better else np.inf)
     best = scores.max(axis=0) if higher_is_better else scores.min(axis=0)
     first = (scores == best) & np.isfinite(best)
@@ -205,9 +215,17 @@ def _with_original(values: Floats, counts: Floats) -> Floats:
 
 
 def _seed_effects(of_seeds: Floats, seed: int) -> Floats:
-    """`(R,)`: drawn deviation of the mean of new seeds, for the `(R, seeds)` means of the seeds in each sample."""
-    drawn: Floats = np.random.default_rng(seed).standard_normal(len(of_seeds)) * np.sqrt(_variance_of_mean(of_seeds))
-    return drawn
+    """`(R,)`: drawn deviation of the mean of new seeds, for the `(R, seeds)` means of the seeds in each sample.
+
+    A normal number per seed weighs its deviation, which gives the variance of the mean; methods with the same `seed`
+    have the same numbers, so that what their seeds have in common cancels in a difference.
+    """
+    drawn = np.random.default_rng(seed).standard_normal(of_seeds.shape)
+    count = np.isfinite(of_seeds).sum(axis=1)
+    total = np.nansum(drawn * (of_seeds - nanmean(of_seeds, axis=1)[:, None]), axis=1)
+    return np.asarray(
+        np.divide(total, np.sqrt((count - 1.0).clip(0) * count), out=np.zeros(len(count)), where=count > 1)
+    )
 
 
 def _variance_of_mean(of_seeds: Floats) -> Floats:

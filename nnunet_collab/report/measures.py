@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from nnunet_collab.evaluation.metrics import SHARES
@@ -9,7 +10,7 @@ from nnunet_collab.evaluation.metrics import SHARES
 if TYPE_CHECKING:
     from nnunet_collab.report.collect import Comparison
 
-WIDEST = 8  # metrics beside each other on a page
+WIDEST = 6  # metrics beside each other on a page
 
 
 class Measure(NamedTuple):
@@ -79,6 +80,13 @@ def distance_of(comparison: Comparison) -> str:
 def higher_is_better(metric: str) -> bool:
     """Whether a larger value is better; of the volume error and of distances, a smaller one (in size) is."""
     return metric in SHARES
+
+
+def possible(metric: str) -> tuple[float, float]:
+    """The smallest and the largest value that a metric can have; an interval ends there."""
+    if metric in SHARES or metric == "mae":
+        return 0.0, 1.0
+    return (-1.0, math.inf) if metric == "rve" else (0.0, math.inf)
 
 
 def title_of(metric: str, comparison: Comparison) -> str:

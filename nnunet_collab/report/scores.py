@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -16,7 +17,7 @@ from nnunet_collab.evaluation.metrics import ALL_CLASSES, FLAGS
 from nnunet_collab.evaluation.statistics import holm, mean_over_cases, nanmean, paired_test
 from nnunet_collab.report.collect import Comparison
 from nnunet_collab.report.grouping import Method
-from nnunet_collab.report.measures import higher_is_better, metrics_of
+from nnunet_collab.report.measures import higher_is_better, metrics_of, possible
 
 
 def scores_frame(comparison: Comparison) -> pd.DataFrame:
@@ -35,7 +36,9 @@ def scores_frame(comparison: Comparison) -> pd.DataFrame:
                 values = comparison.over_seeds(method, metric)[:, :, index]
                 interval = bootstrap_of_mean(values, comparison.units).interval
                 per_seed = [mean_over_cases(values[:, i]) for i in range(values.shape[1])]
-                row |= {metric: interval.mean, f"{metric}_low": interval.low, f"{metric}_high": interval.high}
+                # The normal distribution of few seeds that differ much reaches values that cannot be.
+                low, high = np.clip([interval.low, interval.high], *possible(metric))
+                row |= {metric: interval.mean, f"{metric}_low": low, f"{metric}_high": high}
                 row[f"{metric}_std_seeds"] = np.std(per_seed, ddof=1) if len(per_seed) > 1 else np.nan
                 row[f"{metric}_cases"] = int(np.isfinite(values).any(axis=2).sum(axis=0).min())
             for flag in FLAGS:
@@ -61,14 +64,18 @@ def comparisons_frame(comparison: Comparison) -> pd.DataFrame:
         for index, name in classes_and_mean(comparison):
             for method in comparison.methods[1:]:
                 values, base = (to_compare(comparison, m, metric)[:, :, index] for m in (method, baseline))
-                found = bootstrap_of_difference(values, base, comparison.units)
+                found = bootstrap_of_difference(
+                    values, base, comparison.units, paired_seeds=same_seeds([method, baseline])
+                )
                 per_case = nanmean(nanmean(values, axis=1) - nanmean(base, axis=1), axis=1)
                 interval, test = found.interval, paired_test(per_case, comparison.units)
+                least, largest = possible(metric)
+                low, high = np.clip([interval.low, interval.high], least - largest, largest - least)
                 rows.append(
                     {
                         "dataset": comparison.dataset, "metric": metric, "class": name, "method": method.label,
                         "baseline": baseline.label, "difference": interval.mean,
-                        "difference_low": interval.low, "difference_high": interval.high, "units": test.units,
+                        "difference_low": low, "difference_high": high, "units": test.units,
                         "false_claim": found.chance_of_false_claim(higher_is_better=higher_is_better(metric)),
                         "p": test.p,
                     }
@@ -94,7 +101,12 @@ def ranks_frame(comparison: Comparison) -> pd.DataFrame:
         for index, name in classes_and_mean(comparison):
             of_class = [v[:, :, index] for v in values]
             means = [sign * mean_over_cases(v) for v in of_class]
-            shares = shares_of_first_rank(of_class, comparison.units, higher_is_better=higher_is_better(metric))
+            shares = shares_of_first_rank(
+                of_class,
+                comparison.units,
+                higher_is_better=higher_is_better(metric),
+                paired_seeds=same_seeds(comparison.methods),
+            )
             for method, mean, share in zip(comparison.methods, means, shares, strict=True):
                 rank = 1 + sum(other < mean for other in means) if np.isfinite(mean) else np.nan
                 rows.append(
@@ -104,6 +116,12 @@ def ranks_frame(comparison: Comparison) -> pd.DataFrame:
                     }
                 )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def same_seeds(methods: Sequence[Method]) -> bool:
+    """Whether all methods have the same known seeds; then these are in the same order, too."""
+    seeds = [[result.seed for result in method.results] for method in methods]
+    return None not in seeds[0] and all(other == seeds[0] for other in seeds)
 
 
 def to_compare(comparison: Comparison, method: Method, metric: str) -> NDArray[np.float64]:

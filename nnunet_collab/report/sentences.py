@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 READING = (
     "Scores are means over cases. The 95 % bootstrap interval is below each, in brackets. The bootstrap draws "
     "patients with all their cases if patients are known, else cases; and, of a method with several seeds, the mean of "
-    "as many new seeds. It shows what other test patients and other seeds would change. Of a method with one seed it "
+    "as many new seeds (for a difference, seed by seed where both methods have the same seeds). "
+    "It shows what other test patients and other seeds would change. Of a method with one seed it "
     "shows the patients alone.",
     "For a method with several seeds, scores are means over the seeds, and ± is their standard deviation. A single "
     "seed says nothing about this spread: differences of 0.01 to 0.02 in Dice between seeds are common.",

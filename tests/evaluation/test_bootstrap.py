@@ -126,12 +126,21 @@ def nan_mean(values):
 
 def spread_of_mean(values):
     """Standard deviation of the mean of some values; 0 for one value."""
+    return math.sqrt(math.fsum(d**2 for d in deviations(values)))
+
+
+def deviations(values):
+    """Deviation of each value from their mean, divided so that the squares sum to the variance of the mean."""
     mean, count = math.fsum(values) / len(values), len(values)
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count * (count - 1))) if count > 1 else 0.0
+    return [(v - mean) / math.sqrt(count * (count - 1)) if count > 1 else 0.0 for v in values]
+
+
+def drawn_effect(values, normal):
+    return math.fsum(n * d for n, d in zip(normal, deviations(values), strict=True))
 
 
 def loop_of_difference(method, baseline, cases):
-    """The difference on drawn cases, and the spread that seeds of each method give it, by loops in float64."""
+    """The difference on drawn cases, and what each seed of each method would change, by loops in float64."""
 
     def at(values, case, k):
         return nan_mean(values[case, :, k])
@@ -141,14 +150,14 @@ def loop_of_difference(method, baseline, cases):
 
     classes = range(method.shape[2])
     per_case = [nan_mean([at(method, c, k) - at(baseline, c, k) for k in classes]) for c in cases]
-    spreads = []
+    effects = []
     for values in (method, baseline):
         of_seed = []
         for s in range(values.shape[1]):
             cells = [[values[c, s, k] - at(values, c, k) for k in classes if in_both(c, k)] for c in cases]
             of_seed.append(nan_mean([nan_mean(cell) for cell in cells]))
-        spreads.append(spread_of_mean(of_seed))
-    return nan_mean(per_case), spreads
+        effects.append(of_seed)
+    return nan_mean(per_case), effects
 
 
 @pytest.mark.parametrize("seeds", [(3, 2), (1, 1), (3, 1)])
@@ -160,13 +169,14 @@ def test_samples_are_those_of_loops_over_drawn_patients_and_seeds(monkeypatch, s
     method[1, 0, 2] = baseline[3, 0, 0] = np.nan
     got = bootstrap_of_difference(method, baseline, units, seed=5)
     counts = np.random.default_rng(5).multinomial(5, [0.2] * 5, size=30)
-    normal = [np.random.default_rng(6 + i).standard_normal(30) for i in range(2)]
+    normal = [np.random.default_rng(6 + i).standard_normal((30, s)) for i, s in enumerate(seeds)]
     want = []
     for r in range(30):
         cases = [c for c, unit in enumerate(units) for _ in range(counts[r]["abcde".index(unit)])]
-        difference, spreads = loop_of_difference(method, baseline, cases)
-        want.append(difference + normal[0][r] * spreads[0] + normal[1][r] * spreads[1])
-    whole, spreads = loop_of_difference(method, baseline, range(6))
+        difference, (ours, theirs) = loop_of_difference(method, baseline, cases)
+        want.append(difference + drawn_effect(ours, normal[0][r]) - drawn_effect(theirs, normal[1][r]))
+    whole, effects = loop_of_difference(method, baseline, range(6))
+    spreads = [spread_of_mean(of_seed) for of_seed in effects]
     assert got.mean == pytest.approx(whole, rel=1e-12)
     factor = (got.samples - got.mean) / (np.array(want) - got.mean)
     assert factor == pytest.approx(factor[0], rel=1e-7)  # moved away from the mean alike
@@ -194,6 +204,32 @@ def test_a_planted_difference_is_found_and_its_sign_is_kept():
     assert back.interval.high < 0
     # Far more precise than two intervals would be that ignore the pairs.
     assert found.interval.high - found.interval.low < 0.3 * np.ptp(interval(baseline, named(20))[1:])
+
+
+def test_paired_seeds_take_out_what_the_seeds_have_in_common():
+    rng = np.random.default_rng(0)
+    luck = np.array([0.0, -0.3, 0.1])[None, :, None]  # the second seed fails with both methods
+    baseline = 0.6 + 0.05 * rng.normal(size=(12, 1, 2)) + luck + 0.004 * rng.normal(size=(12, 3, 2))
+    better = baseline + 0.04 + 0.004 * rng.normal(size=(12, 3, 2))
+    alone, paired = (
+        bootstrap_of_difference(better, baseline, named(12), paired_seeds=paired_seeds)
+        for paired_seeds in (False, True)
+    )
+    assert alone.mean == paired.mean == pytest.approx(0.04, abs=0.003)
+    assert alone.interval.low < 0 < 0.03 < paired.interval.low
+    assert paired.chance_of_false_claim(higher_is_better=True) < 0.01
+    shares = [
+        shares_of_first_rank([baseline, better], named(12), higher_is_better=True, paired_seeds=paired_seeds)
+        for paired_seeds in (False, True)
+    ]
+    assert shares[0][1] < 0.8
+    assert shares[1][1] > 0.99
+    # A seed by itself, as in a table of differences of the seeds.
+    of_seeds = (better - baseline).mean(axis=(0, 2))
+    patients = bootstrap_of_mean((better - baseline).mean(axis=1, keepdims=True), named(12))
+    variance = np.var(patients.samples) + of_seeds.var(ddof=1) / 3
+    scale = np.std(paired.samples) / np.sqrt(variance)
+    assert 0.9 < scale < 2  # wider by few degrees of freedom
 
 
 def test_identical_methods_have_no_difference_and_a_claim_is_false():
@@ -251,14 +287,14 @@ def test_shares_are_those_of_a_loop(monkeypatch):
     rng = np.random.default_rng(4)
     methods = [rng.random((5, s, 1)) for s in (3, 2, 1)]
     counts = np.random.default_rng(9).multinomial(5, [0.2] * 5, size=60)
-    normal = [np.random.default_rng(10 + i).standard_normal(60) for i in range(3)]
+    normal = [np.random.default_rng(10 + i).standard_normal((60, s)) for i, s in enumerate((3, 2, 1))]
     first = [0.0] * 3
     for r in range(60):
         scores = []
         for number, values in enumerate(methods):
             seeds = range(values.shape[1])
             of_seed = [math.fsum(counts[r, c] * values[c, s, 0] for c in range(5)) / 5 for s in seeds]
-            scores.append(math.fsum(of_seed) / len(seeds) + normal[number][r] * spread_of_mean(of_seed))
+            scores.append(math.fsum(of_seed) / len(seeds) + drawn_effect(of_seed, normal[number][r]))
         first[scores.index(max(scores))] += 1 / 60
     assert shares_of_first_rank(methods, named(5), higher_is_better=True, seed=9) == pytest.approx(first)
 

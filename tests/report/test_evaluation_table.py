@@ -117,7 +117,7 @@ def with_more(path, values):
     table = pd.read_csv(path, keep_default_na=False).astype(object)
     row = (table["case"] == "c1") & (table["class"] == "cyst")
     for name, value in MORE.items():
-        table[name] = value
+        table[name] = pd.Series([value] * len(table), dtype=object)
         table.loc[row, name] = values.get(name, value)
     table.to_csv(path, index=False)
     return path

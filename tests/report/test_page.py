@@ -127,7 +127,7 @@ def test_every_number_on_the_page_is_the_csvs(finished):
             checked["tests"] += check_tests(table, selected(table, finished))
         elif table["csv"] == "ranks":
             checked["ranks"] += check_ranks(table, selected(table, finished))
-    assert checked == {"scores": 3 * 3 * 8, "tests": 3 * 2 * 5, "training": 5 * 10, "ranks": 3 * 5}
+    assert checked == {"scores": 3 * 3 * 9, "tests": 3 * 2 * 5, "training": 5 * 10, "ranks": 3 * 5}
     scores = pd.read_csv(finished / "scores.csv")
     tests = pd.read_csv(finished / "tests.csv").set_index(["metric", "class", "method"])
     for row in scores[scores["class"] == ALL_CLASSES].to_dict("records"):
@@ -408,6 +408,22 @@ def test_the_table_for_a_paper_is_complete_and_its_numbers_are_the_csvs(finished
             assert cells[2:] == [f"${test['difference']:+.3f}$ [{', '.join(ends)}]", *p]
         else:
             assert cells[2:] == ["baseline", "--", "--"]
+
+
+def test_intervals_hold_only_values_that_can_be(tmp_path, world):
+    """Three seeds of which one has failed: a normal distribution around their mean leaves the range of Dice."""
+    for seed, quality in enumerate((0.98, 0.97, 0.1)):
+        world.train("MeanTeacherTrainer", f"s{seed}", seed, quality=quality)
+        world.train("SupervisedTrainer", f"s{seed}", seed, quality=0.9)
+    folder = report(world.results, "-o", world.root / "report")
+    scores, tests = (pd.read_csv(folder / f"{name}.csv") for name in ("scores", "tests"))
+    for metric, (least, largest) in {"dice": (0, 1), "rve": (-1, np.inf), "hd95_mm": (0, np.inf)}.items():
+        assert (scores[f"{metric}_low"] >= least).all()
+        assert (scores[f"{metric}_high"] <= largest).all()
+    failed = scores[scores["method"] == "MeanTeacher / CNN"]
+    assert (failed["dice_high"] == 1).any()
+    shares = tests[tests["metric"].isin(["dice", "jaccard"])]
+    assert shares[["difference_low", "difference_high"]].abs().max().max() <= 1
 
 
 def test_surface_dice_at_two_tolerances_is_not_in_one_table(tmp_path):
