@@ -72,7 +72,7 @@ def _baseline(comparison: Comparison) -> str:
 def _comparison_cell(test: Mapping[str, Any], metric: str) -> Cell:
     digits = MEASURES[metric].decimals
     below = interval_of(test["difference_low"], test["difference_high"], digits, sign=True)
-    p = (f"p {p_value(test['p'])}, corrected {p_value(test['p_holm'])}",) if known(test["p"]) else ()
+    p = (f"p {p_value(test['p'])}", f"corrected {p_value(test['p_holm'])}") if known(test["p"]) else ()
     false = (f"false {p_value(test['false_claim'])}",) if known(test["false_claim"]) else ()
     return Cell(number(test["difference"], digits, sign=True), below + p + false)
 

@@ -14,7 +14,7 @@ from nnunet_collab.report.sources import Source
 _EPOCH = re.compile(r"epoch time: ([\d.]+) s", re.IGNORECASE)
 _SPLIT = re.compile(r"This split has (\d+) training and (\d+) validation cases")
 _SOFTWARE = {"nnunet_collab": "nnunet_collab_version", "torch": "torch_version", "cuDNN": "cudnn_version"}
-_STREAMS = re.compile(r"labeled samples of (\d+) cases and \d+ unlabeled ones of (\d+)")
+_STREAMS = re.compile(r"labeled samples of (\d+) cases(?:, as nnU-Net has them,)? and \d+ unlabeled ones of (\d+)")
 
 
 @dataclass(frozen=True)

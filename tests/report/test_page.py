@@ -80,7 +80,8 @@ def check_tests(table, frame):
             assert text == rounded(row["difference"], digits, "+")
             assert below == [
                 f"[{rounded(row['difference_low'], digits, '+')}, {rounded(row['difference_high'], digits, '+')}]",
-                f"p {p_of(row['p'])}, corrected {p_of(row['p_holm'])}",
+                f"p {p_of(row['p'])}",
+                f"corrected {p_of(row['p_holm'])}",
                 f"false {p_of(row['false_claim'])}",
             ]
             assert line[-1] == [str(row["units"])]
