@@ -74,6 +74,8 @@ def _impossible(frame: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.Seri
     if column in _RANGES:
         rule, within = _RANGES[column]
         yield rule, ~values.isna() & ~within(values)
+    if column == "nsd_tolerance":
+        yield "a tolerance above 0", values.isna()
     if column in FLAGS:
         yield "0 or 1", ~values.isin([0, 1])
     if set(FLAGS) <= set(frame.columns):
