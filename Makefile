@@ -9,18 +9,22 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo test test-fast check format clean
+.PHONY: help demo example-report test test-fast check format clean
 
 help:
-	@echo 'make demo       train, predict and evaluate on a small made-up dataset'
-	@echo 'make test       run all tests'
-	@echo 'make test-fast  run the tests that take seconds'
-	@echo 'make check      look for faults without running anything: ruff, mypy'
-	@echo 'make format     let ruff format the code'
-	@echo 'make clean      remove .venv and what the tools left behind'
+	@echo 'make demo            train, predict and evaluate on a small made-up dataset'
+	@echo 'make example-report  train on phantoms and write docs/report_example.html and .png'
+	@echo 'make test            run all tests'
+	@echo 'make test-fast       run the tests that take seconds'
+	@echo 'make check           look for faults without running anything: ruff, mypy'
+	@echo 'make format          let ruff format the code'
+	@echo 'make clean           remove .venv and what the tools left behind'
 
 demo: $(STAMP)
 	$(BIN)/nnunet_collab demo $(ARGS)
+
+example-report: $(STAMP)
+	$(BIN)/python benchmarks/example_report.py $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.demo.phantom import make_case
 from nnunet_collab.figures.learning_curves import learning_curves_figure
-from nnunet_collab.figures.overlays import OverlayRow, largest_slice, overlay_figure
+from nnunet_collab.figures.overlays import OverlayRow, largest_slice, overlay_figure, scale_length
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def row(seed=0, names=("CNN", "Transformer", "ensemble"), spacing_mm=(3.0, 3.0))
     image, labels = make_case(np.random.default_rng(seed), shape=(4, 48, 48), spacing_mm=(12.0, 3.0, 3.0))
     z = largest_slice(labels)
     predictions = {name: np.roll(labels[z], i, axis=1) for i, name in enumerate(names)}
-    return OverlayRow(f"case{seed}", image[z], labels[z], predictions, {n: 0.9123 for n in names}, spacing_mm)
+    return OverlayRow(f"case{seed}", image[z], labels[z], predictions, {n: 0.9123 for n in names}, spacing_mm, (2, 4))
 
 
 def curves(n_epochs=5, *, agreement=True, factor=100.0):
@@ -70,7 +70,7 @@ def test_overlay_has_a_panel_per_row_and_prediction(n_rows, names, tmp_path, sav
     assert 0.7 < (rows / n_rows) / (columns / (2 + len(names))) < 2, "panels are about square"
     assert len(saved[-1].axes) == n_rows * (2 + len(names))
     assert [a.get_title() for a in saved[-1].axes[: 2 + len(names)]] == ["image", "truth", *names]
-    assert texts(saved[-1]).count("Dice 0.912") == n_rows * len(names)
+    assert texts(saved[-1]).count("volume Dice 0.912,\nslice 2 of 4") == n_rows * len(names)
     assert {"case0", "right ventricle", "myocardium", "left ventricle"} <= set(texts(saved[-1]))
     assert [p.name for p in out.parent.iterdir()] == ["overlay.png"]
     assert (imread(out)[0, :, :3] > 0.99).all(), "a white margin"
@@ -101,11 +101,43 @@ def test_spacing_sets_the_aspect_and_the_crop(tmp_path, saved):
         assert axes.get_images()[0].get_array().shape == (15, 30), "30 mm by 30 mm"
 
 
+@pytest.mark.parametrize(
+    ("width", "want"), [(100, 20), (12.4, 2), (12.5, 5), (50, 20), (2.6, 1), (0.3, 0.1), (1000, 200)]
+)
+def test_the_scale_bar_is_a_round_length_of_at_most_two_fifths(width, want):
+    assert scale_length(width) == pytest.approx(want)
+
+
+def test_the_scale_bar_is_as_long_as_it_says_and_2d_images_have_pixels(tmp_path, saved):
+    image, truth = np.ones((40, 80)), np.zeros((40, 80), int)
+    truth[15:25, 30:50] = 1
+    one = OverlayRow(
+        "x", image, truth, {"a method with a long name / CNN": truth}, {"a method with a long name / CNN": 1.0}
+    )
+    for spacing, unit, slice_of in (((2.0, 0.5), "mm", (3, 9)), ((1.0, 1.0), "pixels", None)):
+        overlay_figure([replace(one, spacing_mm=spacing, unit=unit, slice_of=slice_of)], tmp_path / "a.png")
+        first, _, last = saved[-1].axes
+        (bar,) = [line for line in first.lines if line.get_gid() == "scale"]
+        length, shown_in = first.texts[0].get_text().split()
+        assert np.ptp(bar.get_xdata()) * spacing[1] == pytest.approx(float(length))
+        assert shown_in == unit
+        assert last.get_xlabel() == ("volume Dice 1.000,\nslice 3 of 9" if slice_of else "Dice 1.000")
+        assert last.get_title() == "a method with a long\nname / CNN"
+
+
+def test_the_legend_has_the_colors_of_the_picture(tmp_path, saved):
+    overlay_figure([row()], tmp_path / "a.png")
+    tint = saved[-1].axes[1].get_images()[1].get_array()
+    shown = {tuple(np.round(color, 6)) for color in tint.reshape(-1, 4) if color[3] > 0}
+    legend = {tuple(np.round(patch.get_facecolor(), 6)) for patch in saved[-1].legends[0].get_patches()}
+    assert shown == legend
+
+
 def test_undefined_dice_nameless_classes_and_no_foreground_at_all(tmp_path, saved):
     one = row()
     extra = {**one.predictions, "CNN": np.full_like(one.truth, 7)}
     overlay_figure([replace(one, predictions=extra, dice={**one.dice, "CNN": float("nan")})], tmp_path / "a.png")
-    assert {"Dice not defined", "class 7"} <= set(texts(saved[-1]))
+    assert {"Dice not defined,\nslice 2 of 4", "class 7"} <= set(texts(saved[-1]))
     empty = {name: np.zeros_like(one.truth) for name in one.predictions}
     overlay_figure([replace(one, truth=empty["CNN"], predictions=empty)], tmp_path / "b.png", classes={})
     assert saved[-1].axes[0].get_images()[0].get_array().shape == one.image.shape, "not cropped"
@@ -186,7 +218,8 @@ def test_variables_of_a_method_have_a_panel_per_group_and_pseudo_labels_a_color_
     given["variables"] = {"mu": values[2], "kkt/primal": values[3], "kkt/dual": values[4], "size/1": values[5]}
     learning_curves_figure(given, tmp_path / "a.png")
     axes = saved[-1].axes
-    titles = ["Pseudo Dice", "Loss terms", "Pseudo labels", "mu", "kkt", "size"]
+    titles = ["Pseudo Dice", "Loss terms", "Pseudo labels", "mu (CRLN)", "kkt", "size"]
+    assert axes[3].get_ylabel() == "1: predictions stay, 0: rectified most"
     assert [a.get_title() for a in axes] == titles
     per_curve = 1 if n_epochs == 5 else 2
     shown = [line.get_ydata() for a in axes[3:] for line in a.get_lines()][::per_curve]
@@ -195,6 +228,10 @@ def test_variables_of_a_method_have_a_panel_per_group_and_pseudo_labels_a_color_
     assert [t.get_text() for t in axes[2].get_legend().get_texts()] == ["CNN before", "CNN after", "share used"]
     assert len({line.get_color() for line in axes[2].get_lines()}) == 2
     assert axes[3].get_legend() is None  # its title says it
+    for panel in axes:
+        if panel.get_legend() is not None:
+            legend, curves_ = (thing.get_window_extent() for thing in (panel.get_legend(), panel))
+            assert not legend.overlaps(curves_), "a legend covers no curve"
 
 
 def test_long_curves_are_smoothed_around_each_epoch_and_gaps_stay_gaps(tmp_path, saved):

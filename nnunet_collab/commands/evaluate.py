@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_collab.core import csv_text
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.evaluation.choices import add_options, options_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
 
 _WIDTH = 100
 _TITLES = {"dice": "Dice", "jaccard": "Jaccard", "hd": "HD", "hd95": "HD95", "asd": "ASD", "mae": "MAE"}
-_DECIMALS = {"dice": 3, "jaccard": 3, "hd": 2, "hd95": 2, "asd": 2, "mae": 4}
+_FURTHER_TITLES = {
+    "nsd": "NSD",
+    "rve": "RVE",
+    "lesion_f1": "lesion F1",
+    "lesion_sensitivity": "sensitivity",
+    "lesion_precision": "precision",
+    "lesion_dice": "lesion Dice",
+}
+_DECIMALS = {"hd": 2, "hd95": 2, "asd": 2, "mae": 4}  # of the others: 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-missing", action="store_true", help="leave out predictions or labels that have no partner"
     )
+    add_options(parser)
     parser.add_argument("--voxels", action="store_true", help="print distances in voxels; the CSV has both")
 
 
@@ -54,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         raise CollabError(
             f"evaluate: -o must be a file in a folder that exists; got {output}. Create the folder, or name a file."
         )
-    plan = plan_evaluation(args.predictions, args.labels, dataset_json=args.dataset_json)
+    plan = plan_evaluation(args.predictions, args.labels, dataset_json=args.dataset_json, options=options_of(args))
     unit = "voxel" if args.voxels and plan.distance_unit == "mm" else plan.distance_unit
     print(f"reads   {plan.predictions} and {plan.labels} ({len(plan.cases)} cases in both), {plan.dataset_json}")
     print(f"writes  {output or 'nothing; -o OUT.csv would write every case'}", flush=True)
@@ -64,10 +74,11 @@ def run(args: argparse.Namespace) -> int:
         dataset_json=args.dataset_json,
         processes=args.np,
         allow_missing=args.allow_missing,
+        options=options_of(args),
     )
     summary = summarize(frame)
-    tables = (scores_table(summary, unit), cases_table(summary, len(plan.cases)), notes(plan, summary, unit))
-    print("", *tables, sep="\n\n")
+    tables = (scores_table(summary, unit), further_table(summary), cases_table(frame, summary, len(plan.cases)))
+    print("", *tables, notes(plan, summary, unit), sep="\n\n")
     if output is not None:
         write_csv(frame, summary, output)
         print(f"\nwrote   {output}")
@@ -82,13 +93,22 @@ def scores_table(summary: pd.DataFrame, distance_unit: str) -> str:
     units = {short: f" {distance_unit}" for short in ("hd", "hd95", "asd")}
     lines = [["class", *(_TITLES[short] + units.get(short, "") for short in metrics.values())]]
     for name, mean, spread, _ in _classes(summary):
-        cells = [_score(mean[column], spread[column], _DECIMALS[short]) for column, short in metrics.items()]
+        cells = [_score(mean[column], spread[column], _DECIMALS.get(short, 3)) for column, short in metrics.items()]
         lines.append([name, *cells])
     return _aligned(lines)
 
 
-def cases_table(summary: pd.DataFrame, cases: int) -> str:
-    """One line per class: the number of `cases` that its means include, and the numbers of the excluded ones."""
+def further_table(summary: pd.DataFrame) -> str:
+    """One line per class: the metrics that do not fit beside the usual ones."""
+    metrics = {column: title for column, title in _FURTHER_TITLES.items() if column in summary}
+    lines = [["class", *metrics.values()]]
+    for name, mean, spread, _ in _classes(summary):
+        lines.append([name, *(_score(mean[column], spread[column], 3) for column in metrics)])
+    return _aligned(lines)
+
+
+def cases_table(frame: pd.DataFrame, summary: pd.DataFrame, cases: int) -> str:
+    """One line per class: the number of `cases` that its means include, of the excluded ones, and of lesions."""
     columns = {
         "in Dice": "dice",
         "in distances": "hd95_voxel",
@@ -96,9 +116,15 @@ def cases_table(summary: pd.DataFrame, cases: int) -> str:
         "false positive": "false_positive",
         "both empty": "both_empty",
     }
-    lines = [["class", "cases", *columns]]
+    lesions = [column for column in ("lesions_true", "lesions_predicted", "lesions_matched") if column in frame]
+    sums = frame.groupby("class")[lesions].sum()
+    lines = [
+        ["class", "cases", *columns, *(column.replace("lesions_true", "lesions").split("_")[-1] for column in lesions)]
+    ]
     for name, _, _, count in _classes(summary):
-        lines.append([name, str(cases), *(str(int(count[column])) for column in columns.values())])
+        found = sums.loc[name] if name in sums.index else sums.sum()
+        numbers = [*(count[column] for column in columns.values()), *(found[column] for column in lesions)]
+        lines.append([name, str(cases), *(str(int(number)) for number in numbers)])
     return _aligned(lines)
 
 
@@ -118,6 +144,11 @@ def notes(plan: Plan, summary: pd.DataFrame, distance_unit: str) -> str:
         f"label has it ({total['missed']}), false positive if only the prediction has it ({total['false_positive']}). "
         "The last line is the sum over all classes.",
     ]
+    bullets.append(
+        "RVE: relative volume error, (predicted - true) / true; below 0 if the prediction is too small. Errors of both "
+        "signs cancel in the mean."
+    )
+    bullets += _chosen_notes(plan)
     if distance_unit == "pixel":
         bullets.append("These images have no spacing: distances are in pixels, in the columns named _voxel.")
     if distance_unit == "voxel":
@@ -131,6 +162,27 @@ def notes(plan: Plan, summary: pd.DataFrame, distance_unit: str) -> str:
     if plan.pseudo_labeled:
         bullets.append(f"Left out, because their labels are pseudo labels: {listed(plan.pseudo_labeled)}.")
     return "\n".join(textwrap.fill(f"- {bullet}", _WIDTH, subsequent_indent="  ") for bullet in bullets)
+
+
+def _chosen_notes(plan: Plan) -> list[str]:
+    """Notes on the measures that were asked for."""
+    choices = plan.choices
+    found = []
+    if choices.nsd_tolerance:
+        values = set(choices.nsd_tolerance.values())
+        each = ", ".join(f"{name} {value:g}" for name, value in choices.nsd_tolerance.items())
+        stated = f"{values.pop():g} {plan.distance_unit}" if len(values) == 1 else f"({plan.distance_unit}) {each}"
+        found.append(
+            "NSD: normalized surface Dice, the share of both surfaces within the tolerance of the other one; tolerance "
+            f"{stated}. A class in only one mask has 0."
+        )
+    if choices.lesions:
+        found.append(
+            "Lesions: connected components (voxels that share a corner). A predicted and a true one match if their IoU "
+            f"is at least {choices.lesion_iou:g}, each once, best pair first. Lesion Dice: the mean over all lesions "
+            "of both, in which one without a partner counts as 0. Scores are means over cases, the counts are sums."
+        )
+    return found
 
 
 def write_csv(frame: pd.DataFrame, summary: pd.DataFrame, path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.evaluation.choices import add_options, options_of
 from nnunet_collab.report.output import refuse_output, remove_leftovers, write_folder
 
 
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-np", type=int, default=2, metavar="N", help="worker processes for computing metrics (default: 2)"
     )
+    add_options(parser.add_argument_group("for predictions without a table"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"writes  {output}", flush=True)
     for line in left_out:
         print(f"- {line}")
-    comparisons = collect(sources, baseline=args.baseline, processes=args.np)
+    comparisons = collect(sources, baseline=args.baseline, processes=args.np, options=options_of(args))
 
     def write(folder: Path) -> None:
         write_report(folder, [make_dataset_report(comparison) for comparison in comparisons], left_out)

@@ -80,7 +80,9 @@ def run_demo(folder: Path, *, method: str, device: str, overwrite: bool) -> None
     # Both ways to combine the students give similar results; the figure shows one.
     drawn = {name: path for name, path in predictions.items() if name != "both"}
     titles = _titles(chosen)
+    learned = training.trainer.removesuffix("Trainer")
     short = {name: title.removesuffix(" student").removeprefix("nnUNetv2_") for name, title in titles.items()}
+    short = {name: title if name == "labels" else f"{learned} / {title}" for name, title in short.items()}
     _draw_overlays(folder, raw, {short[n]: path for n, path in drawn.items()}, {short[n]: f for n, f in frames.items()})
     fold = paths["nnUNet_results"] / DATASET / f"{training.trainer}__{PLANS}__{CONFIGURATION}" / "fold_0"
     learning_curves_figure(json.loads((fold / "curves.json").read_text()), folder / "learning_curves.png")
@@ -160,6 +162,7 @@ def _row(case: str, raw: Path, predictions: Mapping[str, Path], frames: Mapping[
         predictions={name: labels[z] for name, labels in read.items()},
         dice=dice,
         spacing_mm=(image.GetSpacing()[1], image.GetSpacing()[0]),
+        slice_of=(z + 1, len(truth)),
     )
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.patients import patient_lookup
+from nnunet_collab.evaluation.choices import NOTHING, Options
 from nnunet_collab.evaluation.one_case import CaseResult, evaluate_case
 from nnunet_collab.evaluation.pairing import SHOWN, Plan, plan_evaluation, unpaired
 
@@ -36,6 +37,7 @@ def evaluate_folders(
     processes: int = 2,
     allow_missing: bool = False,
     progress: bool = True,
+    options: Options = NOTHING,
 ) -> pd.DataFrame:
     """Measure every prediction against the label of the same name.
 
@@ -49,6 +51,7 @@ def evaluate_folders(
         processes: Number of processes; 1: without worker processes.
         allow_missing: Leave out files without a partner instead of raising.
         progress: Show progress bars.
+        options: What to measure beside the usual metrics.
 
     Returns:
         One row per case and class: `case`, `class`, the metrics and flags of `case_metrics`, and `distance_unit`: `mm`,
@@ -57,13 +60,14 @@ def evaluate_folders(
 
     Raises:
         CollabError: If a folder or dataset.json is missing or unusable, no prediction has a label, files lack a
-            partner, cannot be read completely, lie on different grids, or hold values that dataset.json does not name.
+            partner, cannot be read completely, lie on different grids, or hold values that dataset.json does not name,
+            or the options do not fit the classes.
     """
     import pandas as pd
 
     if processes < 1:
         raise CollabError(f"evaluate: the number of processes must be at least 1; got {processes}. Set it with -np.")
-    plan = plan_evaluation(predictions, labels, dataset_json=dataset_json)
+    plan = plan_evaluation(predictions, labels, dataset_json=dataset_json, options=options)
     problems = [] if allow_missing else unpaired(plan)
     rows: list[dict[str, Any]] = []
     result: CaseResult

@@ -10,11 +10,15 @@ For a prediction :math:`P` and a truth :math:`T`, both sets of voxels of an imag
 MAE is the mean absolute error between the two binary images, which is the share of wrong pixels (not in percent). It is
 meant for 2D images such as Kvasir-SEG; for a volume it mostly depends on the share of background. HD, HD95 and ASD are
 defined in `surface.py`; they are Euclidean, in mm and, in separate columns, in voxels. The latter are for comparison
-with papers that ignore the spacing: a step along a thick axis counts as much as a step in the plane.
+with papers that ignore the spacing: a step along a thick axis counts as much as a step in the plane. The normalized
+surface Dice (NSD) at a stated tolerance is defined there, too; lesion-wise metrics are in `lesions.py`. The relative
+volume error has a sign, below 0 if the prediction is too small:
+
+.. math:: \mathrm{RVE} = \frac{|P| - |T|}{|T|}
 
 **Empty masks.** Published codes use different conventions, which change the means. Ours is:
 
-- Neither mask has the class: Dice, Jaccard and the distances are NaN and left out of the means. Counted in
+- Neither mask has the class: Dice, Jaccard, NSD, RVE and the distances are NaN and left out of the means. Counted in
   `both_empty`.
 - Only the truth has it: Dice and Jaccard are 0, the distances NaN. Counted in `missed`.
 - Only the prediction has it: the same, counted in `false_positive`.
@@ -34,12 +38,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_collab.evaluation.surface import Mask, check_masks, surface_distances_at
+from nnunet_collab.evaluation.lesions import LESION_COUNTS, LESION_SCORES, lesion_metrics
+from nnunet_collab.evaluation.surface import Mask, check_masks, directed_distances, summary_of, surface_dice
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OVERLAPS = ("dice", "jaccard")
+SHARES = (*OVERLAPS, "nsd", *LESION_SCORES)  # 0 to 1, higher is better
 DISTANCES = ("hd_mm", "hd95_mm", "asd_mm")
 FLAGS = ("missed", "false_positive", "both_empty")
 ALL_CLASSES = "mean of classes"
@@ -57,6 +63,8 @@ def case_metrics(
     *,
     keep: Mask | None = None,
     image_size: int | None = None,
+    nsd_tolerance: float | None = None,
+    lesion_iou: float | None = None,
 ) -> dict[str, float]:
     """All metrics of one class in one case. The module's docstring has the rules for empty masks.
 
@@ -68,14 +76,19 @@ def case_metrics(
         image_size: For MAE, if the masks are a box cut from an image and both are empty outside of it: number of voxels
             of the image that are not ignored. The box must be thicker than one voxel along each axis along which the
             image is thicker. None: the masks are the image.
+        nsd_tolerance: Tolerance of the normalized surface Dice in mm, in voxels if the spacing is not known; None: it
+        is
+            not measured.
+        lesion_iou: Smallest IoU of matching lesions, see `lesions.py`; None: lesions are not measured.
 
     Returns:
-        `dice`, `jaccard` and `mae` in `[0, 1]`; `hd_mm`, `hd95_mm`, `asd_mm` if the spacing is known; `hd_voxel`,
+        `dice`, `jaccard` and `mae` in `[0, 1]`; `rve` of at least -1; `nsd` in `[0, 1]` and its `nsd_tolerance`, and
+        the columns of `lesion_metrics`, if asked for; `hd_mm`, `hd95_mm`, `asd_mm` if the spacing is known; `hd_voxel`,
         `hd95_voxel`, `asd_voxel`; and `missed`, `false_positive`, `both_empty`, each 0 or 1.
 
     Raises:
         TypeError: If a mask is not boolean.
-        ValueError: If shapes differ or `spacing_mm` does not fit them.
+        ValueError: If shapes differ, `spacing_mm` does not fit them, or a tolerance or an IoU is out of range.
     """
     if keep is None:
         check_masks("case_metrics", prediction=prediction, truth=truth)
@@ -89,10 +102,18 @@ def case_metrics(
     both = int(np.count_nonzero(prediction & truth))
     either = predicted + true - both
     spacings: list[Sequence[float]] = [[1.0] * prediction.ndim, *([] if spacing_mm is None else [spacing_mm])]
-    voxels, *mm = surface_distances_at(prediction, truth, spacings)
+    directed = directed_distances(prediction, truth, spacings)
+    voxels, *mm = map(summary_of, directed)
+    nsd: dict[str, float] = {}
+    if nsd_tolerance is not None:
+        value = surface_dice(directed[-1], nsd_tolerance)
+        nsd = {"nsd": 0.0 if either and directed[-1] is None else value, "nsd_tolerance": nsd_tolerance}
     return {
         "dice": 2 * both / (predicted + true) if either else np.nan,
         "jaccard": both / either if either else np.nan,
+        **nsd,
+        **({} if lesion_iou is None else lesion_metrics(prediction, truth, lesion_iou)),
+        "rve": (predicted - true) / true if true else np.nan,
         **(mm[0]._asdict() if mm else {}),
         **{in_voxels(name): value for name, value in voxels._asdict().items()},
         "mae": (either - both) / size if size else np.nan,
@@ -120,7 +141,7 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    names = (*OVERLAPS, *DISTANCES, *map(in_voxels, DISTANCES), "mae")
+    names = (*SHARES, *LESION_COUNTS, "rve", *DISTANCES, *map(in_voxels, DISTANCES), "mae")
     metrics = [name for name in names if name in frame.columns]
     parts = []
     for name, rows in frame.groupby("class", sort=False):

@@ -136,6 +136,8 @@ def _measure(plan: Plan, case: str, prediction: _Labels, truth: _Labels) -> list
             spacing_mm,
             keep=None if keep is None else keep[box],
             image_size=size,
+            nsd_tolerance=plan.choices.nsd_tolerance.get(name),
+            lesion_iou=plan.choices.lesion_iou if name in plan.choices.lesions else None,
         )
         rows.append({"case": case, "class": name, **metrics, "distance_unit": plan.distance_unit})
     return rows

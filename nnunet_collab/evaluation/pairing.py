@@ -13,6 +13,7 @@ from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.image_io import read_whole
 from nnunet_collab.core.patients import PatientRule, patient_rule
 from nnunet_collab.core.pseudo_labels import pseudo_labels_in
+from nnunet_collab.evaluation.choices import NOTHING, Choices, Options, read_choices
 
 SHOWN = 20  # problems or names listed before "and n more"
 
@@ -32,10 +33,13 @@ class Plan(NamedTuple):
     without_prediction: list[str]
     distance_unit: str  # "mm", or "pixel" for images without spacing
     patients: PatientRule  # see `core.patients`
+    choices: Choices  # what is measured beside the usual metrics
     pseudo_labeled: tuple[str, ...] = ()  # left out: their labels are pseudo labels
 
 
-def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | None = None) -> Plan:
+def plan_evaluation(
+    predictions: Path, labels: Path, *, dataset_json: Path | None = None, options: Options = NOTHING
+) -> Plan:
     """Find the classes and pair the files by name, without opening an image; see `evaluate_folders`.
 
     Cases whose label is a pseudo label are in none of the lists but `pseudo_labeled`.
@@ -66,6 +70,7 @@ def plan_evaluation(predictions: Path, labels: Path, *, dataset_json: Path | Non
         without_prediction=sorted(labeled - predicted),
         distance_unit="pixel" if reader.__name__ == "NaturalImage2DIO" else "mm",
         patients=patient_rule(content, source.parent, labels.resolve().parent),
+        choices=read_choices(classes, options),
         pseudo_labeled=left_out,
     )
 

@@ -1,15 +1,7 @@
-r"""Intervals of means and paired tests; the sampling unit is the patient, not the case.
+r"""Means and paired tests; the sampling unit is the patient, not the case. Intervals are in `bootstrap.py`.
 
-Cases of one patient (two phases, two lesions) are similar, so they are less evidence than cases of two patients. Both
-functions below therefore take a unit per case: its patient if that is known, else the case itself.
-
-**Interval.** Units are drawn with replacement, each with all its cases, and the mean is computed again; the interval
-lies between two percentiles of the means. With few units plain percentiles give intervals that are too narrow, so they
-are moved outward as if for Student's t with :math:`n` units ("expanded percentile"): the lower one is
-
-.. math:: \Phi\left(-\sqrt{n / (n - 1)}\; t_{1 - \alpha/2,\, n - 1}\right)
-
-Source: T. Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69(4), 2015, section 5.
+Cases of one patient (two phases, two lesions) are similar, so they are less evidence than cases of two patients. Tests
+and intervals therefore take a unit per case: its patient if that is known, else the case itself.
 
 **Test.** Wilcoxon's signed-rank test, two-sided, of the differences between two methods on the same cases, averaged per
 unit. With n units no p below 2 / 2^n is possible: 0.0625 for five patients.
@@ -19,30 +11,13 @@ unit. With n units no p below 2 / 2^n is possible: 0.0625 for five patients.
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-
-RESAMPLES = 5000
-LEVEL = 0.95
-
-
-class Interval(NamedTuple):
-    """A mean and its confidence interval.
-
-    Attributes:
-        mean: Mean of the values; NaN without any.
-        low: Lower end; NaN if fewer than two units have a value.
-        high: Upper end; NaN if fewer than two units have a value.
-    """
-
-    mean: float
-    low: float
-    high: float
 
 
 class PairedTest(NamedTuple):
@@ -57,56 +32,30 @@ class PairedTest(NamedTuple):
     units: int
 
 
-def bootstrap_interval(values: NDArray[Any], units: Sequence[str], *, seed: int = 0) -> Interval:
-    """Mean and confidence interval (95 %) over cases.
-
-    Args:
-        values: `(cases, *K)`; the mean is taken over the cases first and then over the axes `K` from the last to the
-            first, such as `(cases, seeds, classes)`: over classes, then over seeds. NaN is left out of every mean.
-        units: One unit per case.
-        seed: Seed of the random draws.
-
-    Raises:
-        ValueError: If there is not one unit per case.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim == 0 or len(values) != len(units):
-        raise ValueError(
-            f"bootstrap_interval: there must be one unit per case; got {values.shape} values and {len(units)} units"
-        )
-    mean = mean_over_cases(values)
-    known, shape = np.isfinite(values), values.shape[1:]
-    flat, flat_known = np.where(known, values, 0.0).reshape(len(units), -1), known.reshape(len(units), -1).astype(float)
-    has_value = flat_known.any(axis=1)
-    names, of_case = np.unique(np.asarray(units)[has_value], return_inverse=True)
-    n = len(names)
-    if n < 2:
-        return Interval(mean, np.nan, np.nan)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    means = _means(counts[:, of_case], flat[has_value], flat_known[has_value], shape)
-    tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.ppf((1 + LEVEL) / 2, n - 1))
-    low, high = np.nanquantile(means, [tail, 1 - tail])
-    return Interval(mean, float(low), float(high))
-
-
 def mean_over_cases(values: NDArray[Any]) -> float:
-    """The mean of `(cases, *K)` values, as in `bootstrap_interval`."""
+    """Mean of `(cases, *K)` values over cases, then over the axes `K` from the last to the first; NaN is left out."""
     values = np.asarray(values, dtype=np.float64)
-    known = np.isfinite(values).reshape(len(values), -1)
-    flat = np.where(known, values.reshape(len(values), -1), 0.0)
-    return float(_means(np.ones((1, len(values))), flat, known.astype(float), values.shape[1:])[0])
+    means = weighted_means(np.ones((1, len(values))), values)
+    while means.ndim > 1:
+        means = nanmean(means, axis=means.ndim - 1)
+    return float(means[0])
 
 
-def _means(
-    weights: NDArray[Any], values: NDArray[Any], known: NDArray[Any], shape: tuple[int, ...]
-) -> NDArray[np.float64]:
-    """`(R,)` means of `(cases, K)` values, for `(R, cases)` weights; NaN if there is no value."""
-    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a class without any value
-        means: NDArray[np.float64] = ((weights @ values) / (weights @ known)).reshape(len(weights), *shape)
-        while means.ndim > 1:
-            means = np.nanmean(means, axis=-1)
-    return means
+def weighted_means(weights: NDArray[Any], values: NDArray[Any]) -> NDArray[np.float64]:
+    """`(R, *K)` means of `(cases, *K)` values over the cases, for `(R, cases)` weights; NaN if there is no value."""
+    flat = values.reshape(len(values), math.prod(values.shape[1:]))
+    known = np.isfinite(flat)
+    total, count = weights @ np.where(known, flat, 0.0), weights @ known.astype(np.float64)
+    means = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    return np.asarray(means).reshape(len(weights), *values.shape[1:])
+
+
+def nanmean(values: NDArray[Any], axis: int) -> NDArray[np.float64]:
+    """Mean without NaN along an axis; NaN, without a warning, if there is no value."""
+    known = np.isfinite(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0).sum(axis=axis)
+    return np.asarray(np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0))
 
 
 def paired_test(differences: NDArray[Any], units: Sequence[str]) -> PairedTest:

@@ -20,6 +20,19 @@ transform with `sampling=spacing`, but its time and memory do not depend on the 
 transform, one stray voxel in the far corner of a CT would require a transform of the whole volume.
 
 Range: `[0, inf)` mm; 0 exactly where the surfaces agree. An empty mask has no surface: the three distances are NaN.
+
+**Normalized surface Dice** at a tolerance :math:`\tau`: the share of both surfaces that lies within :math:`\tau` of the
+other one,
+
+.. math::
+    \mathrm{NSD}_\tau = \frac{|\{a \in \partial A : d(a, B) \le \tau\}| + |\{b \in \partial B : d(b, A) \le \tau\}|}
+                            {|\partial A| + |\partial B|}
+
+Source: S. Nikolov et al., Clinically Applicable Segmentation of Head and Neck Anatomy for Radiotherapy, JMIR 23(7),
+2021. It counts surface voxels, as MONAI's `compute_surface_dice` does. `surface-distance`, by the authors, weighs
+points on voxel corners by surface area: on smooth objects it differs by up to 0.05 with cubic voxels, and by up to 0.1
+with slices three times as thick, because each voxel of a slice counts as much as one of a steep side. Take the
+tolerance from how far two annotators differ; one below half a voxel measures the grid.
 """
 
 from __future__ import annotations
@@ -66,26 +79,72 @@ def surface_distances(prediction: Mask, truth: Mask, spacing_mm: Sequence[float]
         TypeError: If a mask is not boolean.
         ValueError: If the shapes differ or `spacing_mm` does not fit them.
     """
-    return surface_distances_at(prediction, truth, [spacing_mm])[0]
+    return summary_of(*directed_distances(prediction, truth, [spacing_mm]))
 
 
-def surface_distances_at(
+class Directed(NamedTuple):
+    """Distances from every surface voxel of each mask to the surface of the other, in the unit of the spacing.
+
+    Attributes:
+        there: `(N,)`, from the prediction to the truth.
+        back: `(M,)`, from the truth to the prediction.
+    """
+
+    there: NDArray[np.float64]
+    back: NDArray[np.float64]
+
+
+def directed_distances(
     prediction: Mask, truth: Mask, spacings: Sequence[Sequence[float]]
-) -> tuple[SurfaceDistances, ...]:
-    """`surface_distances` at several spacings, such as the true one and ones; the surfaces are found once."""
+) -> tuple[Directed | None, ...]:
+    """All distances between the two surfaces, at each of the spacings; None for each if either mask is empty.
+
+    The surfaces are found once. Shapes and errors are those of `surface_distances`.
+    """
     check_masks(_WHERE, prediction=prediction, truth=truth)
     checked = [_checked_spacing(spacing, prediction.ndim) for spacing in spacings]
     if not (prediction.any() and truth.any()):
-        return tuple(SurfaceDistances(np.nan, np.nan, np.nan) for _ in checked)
+        return (None,) * len(checked)
 
     thick = [axis for axis, size in enumerate(prediction.shape) if size > 1]
-    if not thick:
-        return tuple(SurfaceDistances(0.0, 0.0, 0.0) for _ in checked)  # an image of one voxel, which is in both masks
+    if not thick:  # an image of one voxel, which is in both masks
+        return tuple(Directed(np.zeros(1), np.zeros(1)) for _ in checked)
     prediction, truth = _crop_to_union(prediction.squeeze(), truth.squeeze())
     ours, theirs = _surface(prediction), _surface(truth)
     both = ours & theirs
     points = _Points(_where(ours), both[ours]), _Points(_where(theirs), both[theirs])
     return tuple(_between(*points, spacing[thick]) for spacing in checked)
+
+
+def summary_of(directed: Directed | None) -> SurfaceDistances:
+    """The three distances of the module's equations; NaN without surfaces."""
+    if directed is None:
+        return SurfaceDistances(np.nan, np.nan, np.nan)
+    there, back = directed
+    return SurfaceDistances(
+        hd_mm=float(max(there.max(), back.max())),
+        hd95_mm=float(max(np.percentile(there, 95), np.percentile(back, 95))),
+        asd_mm=float((there.sum() + back.sum()) / (there.size + back.size)),
+    )
+
+
+def surface_dice(directed: Directed | None, tolerance: float) -> float:
+    """Normalized surface Dice in `[0, 1]`; NaN without surfaces.
+
+    Args:
+        directed: From `directed_distances`.
+        tolerance: In the unit of the spacing, >= 0. Distances that exceed it by rounding alone are within it.
+
+    Raises:
+        ValueError: If the tolerance is negative or not finite.
+    """
+    if not (np.isfinite(tolerance) and tolerance >= 0):
+        raise ValueError(f"surface_dice: the tolerance must be a number of at least 0; got {tolerance}")
+    if directed is None:
+        return float("nan")
+    reach = tolerance * (1 + 1e-9)
+    within = sum(int(np.count_nonzero(distances <= reach)) for distances in directed)
+    return within / (directed.there.size + directed.back.size)
 
 
 class _Points(NamedTuple):
@@ -95,14 +154,9 @@ class _Points(NamedTuple):
     shared: NDArray[np.bool_]
 
 
-def _between(ours: _Points, theirs: _Points, spacing: NDArray[np.float64]) -> SurfaceDistances:
+def _between(ours: _Points, theirs: _Points, spacing: NDArray[np.float64]) -> Directed:
     """The distances between two surfaces, neither empty."""
-    there, back = _nearest(ours, theirs, spacing), _nearest(theirs, ours, spacing)
-    return SurfaceDistances(
-        hd_mm=float(max(there.max(), back.max())),
-        hd95_mm=float(max(np.percentile(there, 95), np.percentile(back, 95))),
-        asd_mm=float((there.sum() + back.sum()) / (there.size + back.size)),
-    )
+    return Directed(_nearest(ours, theirs, spacing), _nearest(theirs, ours, spacing))
 
 
 def check_masks(where: str, **masks: Mask) -> None:

@@ -19,7 +19,18 @@ from nnunet_collab.figures.style import LINE_COLORS, save, style
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (10, 2)), (0, (2, 3)))
 _GREY = "#555555"
 _IN_A_ROW = 4
-_LEGEND: Mapping[str, Any] = {"fontsize": 9, "framealpha": 0.7, "edgecolor": "none"}  # curves behind it stay visible
+# Below its panel, where no curve can be behind it.
+_LEGEND: Mapping[str, Any] = {
+    "fontsize": 9, "frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 1,
+    "handlelength": 2.6,
+}  # fmt: skip
+# Group of variables that a method learns -> title of its panel, and what its values mean.
+_MEANINGS = {
+    "mu": ("mu (CRLN)", "1: predictions stay, 0: rectified most"),
+    "multipliers": ("Lagrange multipliers (LDC)", "weight of each constraint, no unit"),
+    "distance from KKT": ("Distance from the optimum (LDC)", "largest violation of each KKT condition, 0: none"),
+    "sizes asked for": ("Sizes asked for (LDC)", "size of each class in the constraints"),
+}
 
 
 def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
@@ -48,7 +59,8 @@ def learning_curves_figure(curves: Mapping[str, Any], out: Path) -> None:
     count = 2 + (agreement is not None) + bool(pseudo_labels) + len(groups)
     rows = -(-count // _IN_A_ROW)
     with matplotlib.rc_context(style()):
-        figure = Figure(figsize=(12.0, 4.3 * rows), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
+        height = 4.3 + (0.9 if pseudo_labels or groups else 0)  # room for the legends below the panels
+        figure = Figure(figsize=(12.0, height * rows), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
         grid = figure.subplots(rows, min(count, _IN_A_ROW), squeeze=False).ravel()
         panels = grid[:count]
         for axes in grid[count:]:
@@ -114,7 +126,8 @@ def _draw_variables(axes: Axes, epochs: Sequence[float], group: str, curves: Map
     for i, values in enumerate(curves.values()):
         dash = _DASHES[i // len(LINE_COLORS) % len(_DASHES)]
         _draw_curve(axes, epochs, values, LINE_COLORS[i % len(LINE_COLORS)], dash)
-    axes.set(title=group, ylabel="value")
+    title, meaning = _MEANINGS.get(group, (group, "value, no unit"))
+    axes.set(title=title, ylabel=meaning)
     if any(curves):
         lines = axes.get_lines()[:: 2 if _smoothed_over(epochs) > 1 else 1]
         axes.legend(lines, [name.replace("_", " ") for name in curves], **_LEGEND)

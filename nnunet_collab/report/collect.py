@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nnunet_collab.core.errors import CollabError
 from nnunet_collab.core.patients import patient_lookup, patient_rule
+from nnunet_collab.evaluation.choices import NOTHING, Options
 from nnunet_collab.evaluation.folders import evaluate_folders
 from nnunet_collab.evaluation.pairing import listed, plan_evaluation
 from nnunet_collab.report.evaluation_table import read_evaluation
@@ -33,6 +34,7 @@ class Comparison:
         classes: Names of the classes.
         cases: Names of the cases.
         units: The patient of each case, or the case itself if patients are not known.
+        by_patient: Whether patients are known.
         methods: At least one; the baseline, if there is one, is the first.
         baseline: The method against which the others are tested.
         no_baseline: Reason why there is no baseline, as a sentence; empty if there is one.
@@ -43,15 +45,17 @@ class Comparison:
     classes: list[str]
     cases: list[str]
     units: list[str]
+    by_patient: bool
     methods: list[Method]
     baseline: Method | None
     no_baseline: str
     distance_unit: str
 
     @property
-    def by_patient(self) -> bool:
-        """Whether patients are known."""
-        return self.units != self.cases
+    def nsd_tolerances(self) -> dict[str, float]:
+        """Tolerance of the surface Dice of each class; empty if no method has one."""
+        frames = [r.frame for m in self.methods for r in m.results if "nsd_tolerance" in r.frame]
+        return _tolerances(frames[0]) if frames else {}
 
     def values(self, result: Result, metric: str) -> NDArray[np.float64]:
         """`(cases, classes)` values of one metric; NaN if it is not defined or was not measured."""
@@ -66,7 +70,9 @@ class Comparison:
         return np.stack([self.values(result, metric) for result in method.results], axis=1)
 
 
-def collect(sources: Sequence[Source], *, baseline: str | None = None, processes: int = 2) -> list[Comparison]:
+def collect(
+    sources: Sequence[Source], *, baseline: str | None = None, processes: int = 2, options: Options = NOTHING
+) -> list[Comparison]:
     """Measure the sources without a table, and group everything into comparisons, one per dataset.
 
     Raises:
@@ -77,7 +83,7 @@ def collect(sources: Sequence[Source], *, baseline: str | None = None, processes
     for source in sources:
         folds = read_folds(source)
         _refuse_stale_validation(source, folds)
-        frame = _read_table(source.table, source) if source.table else _measure(source, processes)
+        frame = _read_table(source.table, source) if source.table else _measure(source, processes, options)
         seed = source.record.get("settings", {}).get("seed")
         results.setdefault(source.dataset, []).append(Result(source, seed, frame, folds))
     if len(results) == 2 and "" in results:  # tables without a dataset.json: they are checked against the others
@@ -103,15 +109,18 @@ def _by_dataset(results: dict[str, list[Result]]) -> dict[str, list[Result]]:
     return merged
 
 
-def _patients(results: Sequence[Result], cases: list[str]) -> list[str]:
-    """The patient of each case, from the first dataset.json or table that has patients; else the case itself."""
+def _patients(results: Sequence[Result], cases: list[str]) -> tuple[list[str], bool]:
+    """The patient of each case, from the first dataset.json or table that has patients; else the case itself.
+
+    Also, whether patients are known.
+    """
     rules = (patient_rule(result.source.facts, *result.source.dataset_folders) for result in results)
     rule = next((rule for rule in rules if rule is not None), None)
     for result in results if rule is None else []:
         if "patient" in result.frame:
             patients = result.frame.drop_duplicates("case").set_index("case")["patient"]
-            return [str(patient) for patient in patients.loc[cases]]
-    return [*map(patient_lookup(rule, cases), cases)]
+            return [str(patient) for patient in patients.loc[cases]], True
+    return [*map(patient_lookup(rule, cases), cases)], rule is not None
 
 
 def _read_table(table: Path, source: Source) -> pd.DataFrame:
@@ -141,7 +150,7 @@ def _refuse_stale_validation(source: Source, folds: Sequence[Fold]) -> None:
             )
 
 
-def _measure(source: Source, processes: int) -> pd.DataFrame:
+def _measure(source: Source, processes: int, options: Options) -> pd.DataFrame:
     if source.labels is None:
         raise CollabError(
             f"report: the labels of the predictions must be found; those of {source.name} are neither in the folder "
@@ -150,7 +159,7 @@ def _measure(source: Source, processes: int) -> pd.DataFrame:
     frames = []
     for folder in source.predictions:
         dataset_json = _dataset_json(folder)
-        plan = plan_evaluation(folder, source.labels, dataset_json=dataset_json)
+        plan = plan_evaluation(folder, source.labels, dataset_json=dataset_json, options=options)
         if plan.without_label:
             raise CollabError(
                 f"report: every prediction must have a label in {source.labels}; without one: "
@@ -160,7 +169,12 @@ def _measure(source: Source, processes: int) -> pd.DataFrame:
         # The labels of other folds have no prediction here.
         frames.append(
             evaluate_folders(
-                folder, source.labels, dataset_json=dataset_json, processes=processes, allow_missing=bool(source.folds)
+                folder,
+                source.labels,
+                dataset_json=dataset_json,
+                processes=processes,
+                allow_missing=bool(source.folds),
+                options=options,
             )
         )
     frame = pd.concat(frames, ignore_index=True)
@@ -184,19 +198,37 @@ def _comparison(dataset: str, results: list[Result], baseline: str | None) -> Co
     cases, classes = sorted(first.frame["case"].unique()), list(first.frame["class"].unique())
     for other in results[1:]:
         _refuse_other_cases(dataset, first, other)
+    _refuse_other_tolerances(dataset, results)
     methods = group_by_method(results)
+    units, by_patient = _patients(results, cases)
     chosen, why_not = choose_baseline(methods, baseline)
-    units = {str(unit) for result in results for unit in result.frame.get("distance_unit", ["mm"])}
+    distance_units = {str(unit) for result in results for unit in result.frame.get("distance_unit", ["mm"])}
     return Comparison(
         dataset=dataset or "unnamed dataset",
         classes=classes,
         cases=cases,
-        units=_patients(results, cases),
+        units=units,
+        by_patient=by_patient,
         methods=[*([chosen] if chosen else []), *(method for method in methods if method is not chosen)],
         baseline=chosen,
         no_baseline=why_not,
-        distance_unit="pixel" if units == {"pixel"} else "mm",
+        distance_unit="pixel" if distance_units == {"pixel"} else "mm",
     )
+
+
+def _tolerances(frame: pd.DataFrame) -> dict[str, float]:
+    return {str(name): float(rows["nsd_tolerance"].iloc[0]) for name, rows in frame.groupby("class", sort=False)}
+
+
+def _refuse_other_tolerances(dataset: str, results: Sequence[Result]) -> None:
+    """Raise unless all surface Dice of a table were measured at one tolerance per class."""
+    measured = {r.source.name: _tolerances(r.frame) for r in results if "nsd_tolerance" in r.frame}
+    if len({tuple(sorted(tolerances.items())) for tolerances in measured.values()}) > 1:
+        told = "; ".join(f"{name}: {tolerances}" for name, tolerances in measured.items())
+        raise CollabError(
+            "report: surface Dice in one table must have been measured at the same tolerances; of "
+            f"{dataset or 'an unnamed dataset'}: {told}. Run nnunet_collab evaluate --nsd_tolerance again for some."
+        )
 
 
 def _refuse_other_cases(dataset: str, first: Result, other: Result) -> None:

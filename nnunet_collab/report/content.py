@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nnunet_collab.evaluation.statistics import smallest_p
+from nnunet_collab.report.checklist import checklist_table
+from nnunet_collab.report.comparison_tables import comparison_tables, rank_table
 from nnunet_collab.report.costs import training_frame, training_table
 from nnunet_collab.report.figures import Picture, box_plots, learning_curves, pseudo_label_curves
 from nnunet_collab.report.overlays import overlays
-from nnunet_collab.report.scores import cases_frame, comparisons_frame, published_frame, scores_frame
+from nnunet_collab.report.paper import paper_table
+from nnunet_collab.report.scores import cases_frame, comparisons_frame, published_frame, ranks_frame, scores_frame
 from nnunet_collab.report.sentences import facts, summary, warnings, without_voxels
 from nnunet_collab.report.settings import settings_of, settings_table
 from nnunet_collab.report.tables import (
+    MANY,
     Table,
     caveats,
-    comparison_tables,
     empty_mask_table,
     published_table,
     score_tables,
@@ -64,6 +67,7 @@ class DatasetReport:
         methods: Labels of the methods, in the order of their colors.
         sections: Sections in order.
         frames: Name of a CSV file -> its rows.
+        paper: LaTeX of the one table that a paper needs.
     """
 
     title: str
@@ -74,12 +78,13 @@ class DatasetReport:
     methods: list[str]
     sections: list[Section]
     frames: dict[str, pd.DataFrame]
+    paper: str
 
 
 def make_dataset_report(comparison: Comparison) -> DatasetReport:
     """Compute, draw and write everything on one dataset."""
     scores, tests, training = scores_frame(comparison), comparisons_frame(comparison), training_frame(comparison)
-    published = published_frame(comparison.dataset)
+    published, ranks = published_frame(comparison.dataset), ranks_frame(comparison)
     return DatasetReport(
         title=comparison.dataset,
         facts=facts(comparison),
@@ -89,23 +94,32 @@ def make_dataset_report(comparison: Comparison) -> DatasetReport:
         methods=[method.label for method in comparison.methods],
         sections=[
             Section("Scores", without_voxels(scores), score_tables(comparison, scores)),
-            Section("Scores, case by case", ["Each dot is a case."], pictures=box_plots(comparison), legend=True),
+            Section("Scores, case by case", [_dots(comparison)], pictures=box_plots(comparison), legend=True),
             _tests_section(comparison, tests),
+            *_ranks_section(comparison, ranks),
             _empty_masks_section(comparison, scores),
             _overlays_section(comparison),
             *_curve_sections(comparison),
             _training_section(comparison, training),
             _settings_section(comparison),
+            _checklist_section(comparison, training),
             _published_section(published),
         ],
         frames={
             "scores": scores,
             "tests": tests,
+            "ranks": ranks,
             "training": training,
             "published": published,
             "cases": cases_frame(comparison),
         },
+        paper=paper_table(comparison, scores, tests),
     )
+
+
+def _dots(comparison: Comparison) -> str:
+    of_mean = f" Of the mean of {len(comparison.classes)} classes; the values of each are in cases.csv."
+    return "Each dot is a case." + (of_mean if len(comparison.classes) > MANY else "")
 
 
 def _tests_section(comparison: Comparison, tests: pd.DataFrame) -> Section:
@@ -114,10 +128,23 @@ def _tests_section(comparison: Comparison, tests: pd.DataFrame) -> Section:
     n = int(tests["units"].max())
     text = [
         f"Baseline: {comparison.baseline.label}. Differences are means over the cases of both methods, with "
-        f"95 % intervals in brackets. With {n} {'patients' if comparison.by_patient else 'cases'} no p can be below "
+        f"95 % intervals in brackets: over patients and, of methods with several seeds, over seeds. "
+        f"With {n} {'patients' if comparison.by_patient else 'cases'} no p can be below "
         f"{smallest_p(n):.4g}, before correction."
     ]
     return Section("Against the baseline", text, tables=comparison_tables(comparison, tests))
+
+
+def _ranks_section(comparison: Comparison, ranks: pd.DataFrame) -> list[Section]:
+    if len(comparison.methods) < 2:
+        return []
+    text = "The less often a method is first with other patients and seeds, the less its rank says."
+    return [Section("Rank stability", [text], [rank_table(comparison, ranks)])]
+
+
+def _checklist_section(comparison: Comparison, training: pd.DataFrame) -> Section:
+    text = "Filled from dataset.json, plans.json and the logs of the trainings. Add what is marked as not known."
+    return Section("Reproducibility checklist", [text], [checklist_table(comparison, training)])
 
 
 def _empty_masks_section(comparison: Comparison, scores: pd.DataFrame) -> Section:
@@ -131,7 +158,7 @@ def _empty_masks_section(comparison: Comparison, scores: pd.DataFrame) -> Sectio
 def _overlays_section(comparison: Comparison) -> Section:
     pictures, missing = overlays(comparison)
     text = (
-        ["Selected by the mean Dice of a case. The slice with most foreground in the truth is shown."]
+        ["Selected by the mean Dice of a case in its volume. The slice with most foreground in the truth is shown."]
         if pictures
         else []
     )

@@ -77,7 +77,11 @@ def training_table(comparison: Comparison, frame: pd.DataFrame) -> Table:
         for row in frame.to_dict("records")
     ]
     head = ["method", *(title for title, _ in columns.values())]
-    return Table("training", "Trainings", head, rows, {"dataset": comparison.dataset})
+    note = (
+        "Hours are the sum over all epochs with their validation steps, GPU hours are hours times GPUs, and the peak "
+        "is that of the first GPU."
+    )
+    return Table("training", "Trainings", head, rows, {"dataset": comparison.dataset}, note)
 
 
 def _or_nan(value: float | None) -> float:

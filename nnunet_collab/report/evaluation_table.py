@@ -9,13 +9,26 @@ import pandas as pd
 
 from nnunet_collab.core.csv_text import restored
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.evaluation.metrics import DISTANCES, FLAGS, OVERLAPS, in_voxels
+from nnunet_collab.evaluation.lesions import LESION_COUNTS
+from nnunet_collab.evaluation.metrics import DISTANCES, FLAGS, OVERLAPS, SHARES, in_voxels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _TEXTS = ["case", "class", "patient", "distance_unit"]
 _DISTANCES = (*DISTANCES, *map(in_voxels, DISTANCES))
+_INFINITE = float("inf")
+# Column -> rule and test of a value that is there.
+_RANGES: dict[str, tuple[str, Callable[[pd.Series], pd.Series]]] = {
+    **dict.fromkeys((*SHARES, "mae"), ("between 0 and 1", lambda v: v.between(0, 1))),
+    **dict.fromkeys(
+        _DISTANCES,
+        ("a distance, finite and not below 0", lambda v: v.between(0, _INFINITE, inclusive="left")),
+    ),
+    **dict.fromkeys(LESION_COUNTS, ("a number of lesions", lambda v: (v >= 0) & (v % 1 == 0))),
+    "rve": ("finite and at least -1", lambda v: v.between(-1, _INFINITE, inclusive="left")),
+    "nsd_tolerance": ("a tolerance above 0", lambda v: v.between(0, _INFINITE, inclusive="neither")),
+}
 
 
 def read_evaluation(path: Path) -> pd.DataFrame:
@@ -23,9 +36,9 @@ def read_evaluation(path: Path) -> pd.DataFrame:
 
     Raises:
         CollabError: If the file is not such a table, a case lacks a class or has it twice, or a value is invalid: not a
-            number, a Dice, Jaccard or MAE outside of 0 to 1, a distance below 0, an infinite value, a flag that is not
-            0 or 1, a required value that is missing, or a value where there must be none (`evaluation.metrics` has the
-            rules).
+            number, a Dice, Jaccard, NSD, lesion score or MAE outside of 0 to 1, a distance below 0, a volume error
+            below -1, an infinite value, a flag that is not 0 or 1, a required value that is missing, or a value where
+            there must be none (`evaluation.metrics` has the rules).
     """
     rule = f"report: {path} must be a table of `nnunet_collab evaluate`"
     try:
@@ -58,23 +71,33 @@ def read_evaluation(path: Path) -> pd.DataFrame:
 def _impossible(frame: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.Series]]:
     """Rules for the values of a column, each with a mask of the rows that break it."""
     values = frame[column]
-    missing = values.isna()
-    if column in (*OVERLAPS, "mae"):
-        yield "between 0 and 1", ~missing & ~values.between(0, 1)
-    if column in _DISTANCES:
-        yield "a distance, finite and not below 0", ~missing & ~values.between(0, float("inf"), inclusive="left")
+    if column in _RANGES:
+        rule, within = _RANGES[column]
+        yield rule, ~values.isna() & ~within(values)
+    if column == "nsd_tolerance":
+        yield "a tolerance above 0", values.isna()
     if column in FLAGS:
         yield "0 or 1", ~values.isin([0, 1])
-    if not set(FLAGS) <= set(frame.columns):
-        return
+    if set(FLAGS) <= set(frame.columns):
+        yield from _against_flags(frame, column)
+
+
+def _against_flags(frame: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.Series]]:
+    """Rules that the flags of empty masks set."""
+    values, missing = frame[column], frame[column].isna()
     missed, false_positive, neither = (pd.to_numeric(frame[flag], errors="coerce") == 1 for flag in FLAGS)
     one = missed | false_positive
     if column in FLAGS:
         yield "the only flag that is 1", (values == 1) & (missed.astype(int) + false_positive + neither > 1)
-    if column in OVERLAPS:
+    if column in (*OVERLAPS, "nsd"):
         yield "empty, because neither mask has the class (both_empty)", neither & ~missing
         yield "present, because a mask has the class (both_empty is 0)", ~neither & missing
         yield "0, because only one mask has the class (missed or false_positive)", one & (values != 0)
+    if column == "rve":
+        without = false_positive | neither
+        yield "empty, because the label lacks the class (false_positive or both_empty)", without & ~missing
+        yield "present, because the label has the class", ~without & missing
+        yield "-1, because the prediction lacks the class (missed)", missed & (values != -1)
     if column in _DISTANCES:
         yield "empty, because a mask lacks the class (missed, false_positive or both_empty)", (one | neither) & ~missing
         yield "present, because both masks have the class", ~(one | neither) & missing

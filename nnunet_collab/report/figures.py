@@ -20,11 +20,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from nnunet_collab.evaluation.metrics import ALL_CLASSES
+from nnunet_collab.evaluation.statistics import nanmean
 from nnunet_collab.figures.style import LINE_COLORS
 from nnunet_collab.report.collect import Comparison
 from nnunet_collab.report.grouping import Method
-from nnunet_collab.report.scores import classes_and_mean, distance_of, mean_over_seeds, metrics_of, nanmean
-from nnunet_collab.report.tables import title_of
+from nnunet_collab.report.measures import distance_of, metrics_of, title_of
+from nnunet_collab.report.scores import classes_and_mean, mean_over_seeds
+from nnunet_collab.report.tables import MANY
 
 _COLORS = (*LINE_COLORS, "#666666")
 _DASHES = ("", "5 2", "1 2", "5 2 1 2")
@@ -87,10 +89,14 @@ def dash_of(index: int) -> str:
 
 
 def box_plots(comparison: Comparison) -> list[Picture]:
-    """Dice, and HD95, of every class and of their mean: one box per method, over the cases."""
+    """Dice, and HD95, of every class and of their mean: one box per method, over the cases.
+
+    With many classes only of their mean.
+    """
     pictures = []
     for metric in [m for m in metrics_of(comparison) if m in ("dice", distance_of(comparison))]:
-        for columns, name in classes_and_mean(comparison):
+        shown = classes_and_mean(comparison)
+        for columns, name in shown[:1] if len(comparison.classes) > MANY else shown:
             values = [_per_case(comparison, method, metric, columns) for method in comparison.methods]
             if any(np.isfinite(v).any() for v in values):
                 pictures.append(_box_plot(comparison, metric, name, values))
@@ -114,7 +120,7 @@ def _box_plot(comparison: Comparison, metric: str, name: str, values: Sequence[N
         if metric == "dice":
             axes.set_xlim(-0.02, 1.02)
         else:
-            axes.set_xlim(left=0)
+            axes.set_xlim(left=-0.02 * axes.get_xlim()[1])  # a box may end at 0
         axes.grid(axis="x", color="#E3E3E3", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -130,13 +136,14 @@ def _draw_box(axes: Axes, row: int, values: NDArray[np.float64], color: str) -> 
     low, median, high = np.percentile(values, (25, 50, 75))
     reach = 1.5 * (high - low)
     ends = values[(values >= low - reach) & (values <= high + reach)]
-    axes.plot([ends.min(), low], [y, y], color=color, linewidth=1.4)
-    axes.plot([high, ends.max()], [y, y], color=color, linewidth=1.4)
-    axes.barh(y, high - low, left=low, height=0.36, facecolor="white", edgecolor=color, linewidth=1.4)
-    axes.plot([median, median], [y - 0.18, y + 0.18], color=color, linewidth=2.5)
+    whole: Any = {"clip_on": False}  # where a quartile is the largest value there can be, half its line is beyond
+    axes.plot([min(ends.min(), low), low], [y, y], color=color, linewidth=1.4, **whole)
+    axes.plot([high, max(ends.max(), high)], [y, y], color=color, linewidth=1.4, **whole)
+    axes.barh(y, high - low, left=low, height=0.36, facecolor="white", edgecolor=color, linewidth=1.4, **whole)
+    axes.plot([median, median], [y - 0.18, y + 0.18], color=color, linewidth=2.5, **whole)
     # At fixed offsets, not random ones, so that neighbors do not cover each other.
     shifts = np.resize([0.0, 0.08, -0.08, 0.04, -0.04], len(values))
-    axes.plot(np.sort(values), y + shifts, "o", color=color, markersize=2.5, alpha=0.6, zorder=3)
+    axes.plot(np.sort(values), y + shifts, "o", color=color, markersize=2.5, alpha=0.6, zorder=3, **whole)
 
 
 def learning_curves(comparison: Comparison) -> list[Picture]:

@@ -14,11 +14,11 @@ from PIL import Image, features
 
 from nnunet_collab.core.image_io import read_volume, whole_numbers
 from nnunet_collab.evaluation.pairing import Plan, plan_evaluation
+from nnunet_collab.evaluation.statistics import nanmean
 from nnunet_collab.figures.overlays import OverlayRow, largest_slice, overlay_figure
 from nnunet_collab.report.collect import Comparison
 from nnunet_collab.report.figures import Picture
 from nnunet_collab.report.grouping import Method, Result
-from nnunet_collab.report.scores import nanmean
 
 _PIXELS = 600  # width of a picture on the page
 _RANKS = ("best", "median", "worst")
@@ -62,17 +62,17 @@ def _image_file(result: Result, case: str) -> Path:
 def _picture(comparison: Comparison, method: Method, number: int) -> Picture:
     result = method.results[0]
     chosen = ranked_cases(comparison, result)
-    shown = {"prediction": result}  # the caption names the method, because its name may be too long for a column
+    shown = {method.label: result}
     baseline = comparison.baseline
     if baseline is not None and baseline is not method and not _what_is_missing(baseline.results[0]):
-        shown["baseline"] = baseline.results[0]
+        shown[baseline.label] = baseline.results[0]
     rows = [_row(comparison, f"{rank}\n{case}", case, shown) for rank, case in chosen.items()]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "overlay.png")
         overlay_figure(rows, path, classes=_class_names(result.source.facts))
         full, (kind, content) = path.read_bytes(), _small(path)
     seed = f", seed {result.seed}" if result.seed is not None and len(method.results) > 1 else ""
-    beside = ", with the baseline" if "baseline" in shown else ""
+    beside = ", with the baseline" if len(shown) > 1 else ""
     alt = f"Best, median and worst case of {method.label}: image, truth and prediction{beside}"
     return Picture(f"overlay_{number}", kind, content, alt, f"{method.label}{seed}{beside}", full)
 
@@ -101,6 +101,8 @@ def _row(comparison: Comparison, title: str, case: str, shown: Mapping[str, Resu
         predictions={name: _read(result, case, "predictions")[0][z] for name, result in shown.items()},
         dice=means,
         spacing_mm=(float(spacing[1]), float(spacing[2])),
+        slice_of=(z + 1, len(truth)) if len(truth) > 1 else None,
+        unit="mm" if comparison.distance_unit == "mm" else "pixels",
     )
 
 
@@ -145,5 +147,5 @@ def _small(path: Path) -> tuple[str, bytes]:
     if features.check("webp"):
         small.save(buffer, "WEBP", quality=75, method=6)
         return "webp", buffer.getvalue()
-    small.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    small.save(buffer, "PNG", optimize=True)  # not quantized, which would change the colors of classes
     return "png", buffer.getvalue()

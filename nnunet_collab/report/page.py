@@ -16,20 +16,17 @@ from nnunet_collab import __version__
 from nnunet_collab.core.csv_text import write_csv
 from nnunet_collab.report.content import DatasetReport
 from nnunet_collab.report.figures import Picture, color_of, dash_of
+from nnunet_collab.report.paper import latex_text
 from nnunet_collab.report.sentences import READING
 from nnunet_collab.report.tables import Cell, Table
-
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "<": "$<$", ">": "$>$",
-}  # fmt: skip
 
 
 def write_report(folder: Path, reports: Sequence[DatasetReport], left_out: Sequence[str]) -> None:
     """Write everything into an existing, empty folder.
 
     Args:
-        folder: Folder for report.html, report.md, report.tex, one CSV per kind of number, and figures/.
+        folder: Folder for report.html, report.md, report.tex, paper_table.tex, one CSV per kind of number,
+            and figures/.
         reports: One report per dataset.
         left_out: A sentence for each training without predictions.
     """
@@ -43,6 +40,7 @@ def write_report(folder: Path, reports: Sequence[DatasetReport], left_out: Seque
     (folder / "report.html").write_text(html(reports, left_out), encoding="utf-8")
     (folder / "report.md").write_text(markdown(reports, left_out), encoding="utf-8")
     (folder / "report.tex").write_text(latex(reports), encoding="utf-8")
+    (folder / "paper_table.tex").write_text("\n".join(report.paper for report in reports), encoding="utf-8")
 
 
 def html(reports: Sequence[DatasetReport], left_out: Sequence[str]) -> str:
@@ -82,6 +80,7 @@ def markdown(reports: Sequence[DatasetReport], left_out: Sequence[str]) -> str:
             lines += [line for text in section.text for line in (_markdown_text(text), "")]
             for table in section.tables:
                 lines += [f"**{_markdown_text(table.caption)}**", "", *_markdown_table(table), ""]
+                lines += [_markdown_text(table.note), ""] if table.note else []
             for picture in section.pictures:
                 lines += [f"![{_markdown_text(picture.alt)}](figures/{next(names)})", ""]
     return "\n".join([*lines, "## How to read the numbers", "", *(f"- {line}" for line in READING), ""])
@@ -106,13 +105,13 @@ def _markdown_table(table: Table) -> list[str]:
 
 def _latex_table(table: Table, caption: str) -> list[str]:
     def row(cells: Iterable[str]) -> str:
-        return " & ".join(map(_latex_text, cells)) + r" \\"
+        return " & ".join(map(latex_text, cells)) + r" \\"
 
     return [
         "",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{_latex_text(caption)}}}",
+        rf"\caption{{{latex_text(caption)}}}",
         r"\resizebox{\textwidth}{!}{%",
         rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
         r"\toprule",
@@ -121,6 +120,7 @@ def _latex_table(table: Table, caption: str) -> list[str]:
         *(row(_flat(cell) for cell in cells) for cells in table.rows),
         r"\bottomrule",
         r"\end{tabular}}",
+        *([rf"\par\smallskip{{\footnotesize {latex_text(table.note)}}}"] if table.note else []),
         r"\end{table}",
     ]
 
@@ -131,10 +131,6 @@ def _flat(cell: Cell) -> str:
 
 def _markdown_text(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)
-
-
-def _latex_text(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)
 
 
 def _title(reports: Sequence[DatasetReport]) -> str:

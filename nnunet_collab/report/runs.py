@@ -13,7 +13,8 @@ from nnunet_collab.report.sources import Source
 
 _EPOCH = re.compile(r"epoch time: ([\d.]+) s", re.IGNORECASE)
 _SPLIT = re.compile(r"This split has (\d+) training and (\d+) validation cases")
-_STREAMS = re.compile(r"labeled samples of (\d+) cases and \d+ unlabeled ones of (\d+)")
+_SOFTWARE = {"nnunet_collab": "nnunet_collab_version", "torch": "torch_version", "cuDNN": "cudnn_version"}
+_STREAMS = re.compile(r"labeled samples of (\d+) cases(?:, as nnU-Net has them,)? and \d+ unlabeled ones of (\d+)")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Fold:
         on_gpu: Whether the device is a GPU.
         processes: Number of processes that trained together.
         peak_memory_bytes: Peak memory allocated on the first GPU, in bytes.
+        software: Name -> version, as far as the training recorded it.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Fold:
     on_gpu: bool = False
     processes: int = 1
     peak_memory_bytes: int | None = None
+    software: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_folds(source: Source) -> list[Fold]:
@@ -72,6 +75,7 @@ def _read_fold(folder: Path, all_cases: int | None) -> Fold:
         on_gpu=device.startswith("cuda"),
         processes=int(curves.get("processes") or 1),
         peak_memory_bytes=curves.get("peak_memory_bytes"),
+        software={name: str(debug[key]) for name, key in _SOFTWARE.items() if debug.get(key, "None") != "None"},
     )
 
 

@@ -14,19 +14,28 @@ if TYPE_CHECKING:
 
 READING = (
     "Scores are means over cases. The 95 % bootstrap interval is below each, in brackets. The bootstrap draws "
-    "patients with all their cases if patients are known, else cases. The intervals show the effect of the choice of "
-    "test cases. They do not show how another training (another seed) would differ.",
+    "patients with all their cases if patients are known, else cases; and, of a method with several seeds, the mean of "
+    "as many new seeds (for a difference, seed by seed where both methods have the same seeds). "
+    "It shows what other test patients and other seeds would change. Of a method with one seed it "
+    "shows the patients alone.",
     "For a method with several seeds, scores are means over the seeds, and ± is their standard deviation. A single "
     "seed says nothing about this spread: differences of 0.01 to 0.02 in Dice between seeds are common.",
     "Dice and Jaccard: 0 to 1, higher is better. HD95 (the larger of the two directed 95th percentiles) and ASD (mean "
     "over both surfaces): distances between surface voxels, lower is better. In mm they use the true spacing. In "
     "voxels all axes count equally: use them only for comparison with papers that report voxels.",
+    "RVE: relative volume error, (predicted - true) / true. Errors of both signs cancel in its mean; differences to "
+    "the baseline are of its size. NSD: normalized surface Dice at the stated tolerance. Lesions: connected "
+    "components; a predicted and a true one match if they overlap enough (IoU), each once.",
     "Empty masks: a class in neither mask of a case is left out. A class in only one mask has Dice and Jaccard 0 "
     "and no distance. So read distances together with the number of cases that have one.",
     "Tests: Wilcoxon signed-rank, two-sided, on the differences between two methods on the same cases (averaged per "
     "patient and over seeds). For each metric, p is corrected by Holm's method: for all methods on the mean of the "
     "classes, and for all methods on all classes. With n patients no p below 2 / 2^n is possible. A large p does not "
     "show that two methods are equal.",
+    'False: the chance that the claim "better than the baseline" is false, from the bootstrap of the paired '
+    "difference; it is below 0.025 where the 95 % interval lies on the better side of 0. It is not corrected for the "
+    "number of comparisons, and it is one-sided. Ranks: how often a method would be first with other patients and "
+    "seeds.",
     "Validation cases were predicted by checkpoint_final. It was not selected on them, but the learning curves show "
     "them. A choice based on these curves is a choice on these cases. Separate test cases are better evidence.",
 )
@@ -85,6 +94,9 @@ def summary(comparison: Comparison, scores: pd.DataFrame, tests: pd.DataFrame) -
             sentence += f", difference {number(test['difference'], 3, sign=True)}"
             sentence += f" [{', '.join(interval)}]" if known(test["difference_low"]) else ""
             sentence += f", p {p_value(test['p_holm'])}"
+            sentence += (
+                f", chance of a false claim {p_value(test['false_claim'])}" if known(test["false_claim"]) else ""
+            )
         sentences.append(sentence)
     return sentences
 

@@ -26,7 +26,8 @@ def settings_table(comparison: Comparison) -> Table | None:
     differing = [key for key in keys if _differs(key, list(flat.values()))]
     rows = [[Cell(key), *(Cell(_text(values.get(key, EMPTY))) for values in flat.values())] for key in differing]
     title = "Settings that differ between the methods that have them"
-    return Table("", title, ["setting", *flat], rows, {"dataset": comparison.dataset})
+    note = "Of the first seed; a setting that only one method has is in the foldable parts below."
+    return Table("", title, ["setting", *flat], rows, {"dataset": comparison.dataset}, note)
 
 
 def _differs(key: str, settings: list[dict[str, Any]]) -> bool:

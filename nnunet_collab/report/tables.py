@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_collab.evaluation.metrics import ALL_CLASSES, FLAGS
 from nnunet_collab.report.collect import Comparison
-from nnunet_collab.report.scores import distance_of, metrics_of
+from nnunet_collab.report.measures import (
+    MEASURES,
+    definitions,
+    distance_of,
+    in_groups,
+    main_metrics,
+    metrics_of,
+    title_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 EMPTY = "–"
-TITLES = {
-    "dice": "Dice",
-    "jaccard": "Jaccard",
-    "hd95_mm": "HD95 mm",
-    "hd95_voxel": "HD95 voxels",
-    "asd_mm": "ASD mm",
-    "asd_voxel": "ASD voxels",
-    "mae": "MAE",
-}
-DECIMALS = {"dice": 3, "jaccard": 3, "hd95_mm": 2, "hd95_voxel": 2, "asd_mm": 2, "asd_voxel": 2, "mae": 4}
+MANY = 6  # more classes than these get one table per metric, with a line per class
+_ROWS, _COLUMNS = 30, 5  # of such a table; more are split, so that a page holds them
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Table:
         head: Titles of the columns.
         rows: Rows of cells, one cell per column.
         selects: Values of CSV columns that all rows of this table share.
+        note: One sentence below the table that defines its numbers.
     """
 
     source: str
@@ -52,52 +53,71 @@ class Table:
     head: list[str]
     rows: list[list[Cell]]
     selects: Mapping[str, str]
-
-
-def title_of(metric: str, comparison: Comparison) -> str:
-    """Name of a metric with its unit."""
-    return TITLES[metric].replace("voxels", "pixels") if comparison.distance_unit == "pixel" else TITLES[metric]
+    note: str = ""
 
 
 def score_tables(comparison: Comparison, scores: pd.DataFrame) -> list[Table]:
-    """The mean of the classes, then each class."""
+    """The mean of the classes, then each class; with many classes, one table per metric."""
+    if len(comparison.classes) > MANY:
+        of_all = [t for t in _tables_of_classes(comparison, scores) if t.selects["class"] == ALL_CLASSES]
+        return of_all + _by_class(comparison, scores)
+    return _tables_of_classes(comparison, scores)
+
+
+def _tables_of_classes(comparison: Comparison, scores: pd.DataFrame) -> list[Table]:
     tables = []
-    metrics = metrics_of(comparison)
     for name in dict.fromkeys(scores["class"]):
-        rows = []
-        for row in scores[scores["class"] == name].to_dict("records"):
-            cells = [Cell(row["method"]), *(_score_cell(row, metric) for metric in metrics)]
-            rows.append([*cells, Cell(str(row["dice_cases"]))])
-        head = ["method", *(title_of(metric, comparison) for metric in metrics), "cases with a Dice"]
-        selects = {"dataset": comparison.dataset, "class": name}
-        tables.append(Table("scores", _capitalized(name), head, rows, selects))
+        for metrics in in_groups(metrics_of(comparison)):
+            rows = []
+            for row in scores[scores["class"] == name].to_dict("records"):
+                cells = [Cell(row["method"]), *(_score_cell(row, metric) for metric in metrics)]
+                rows.append([*cells, Cell(str(row[f"{metrics[0]}_cases"]))])
+            counted = "cases with a Dice" if metrics[0] == "dice" else f"cases with {_article(metrics[0], comparison)}"
+            head = ["method", *(title_of(metric, comparison) for metric in metrics), counted]
+            selects = {"dataset": comparison.dataset, "class": name}
+            note = f"Means over cases and 95 % intervals over patients and seeds: {definitions(metrics, comparison)}"
+            tables.append(Table("scores", capitalized(name), head, rows, selects, note))
     return tables
 
 
-def comparison_tables(comparison: Comparison, tests: pd.DataFrame) -> list[Table]:
-    """For the mean of the classes, then each class: every method against the baseline, in mm (or pixels)."""
-    metrics = [m for m in metrics_of(comparison) if comparison.distance_unit == "pixel" or not m.endswith("_voxel")]
+def _article(metric: str, comparison: Comparison) -> str:
+    title = title_of(metric, comparison).split(" ")[0]
+    return f"an {title}" if title[0] in "AHN" else f"a {title}"
+
+
+def _by_class(comparison: Comparison, scores: pd.DataFrame) -> list[Table]:
+    """Per metric: a line per class, a column per method, in pieces that fit a page."""
     tables = []
-    for name in dict.fromkeys(tests["class"]) if len(tests) else []:
-        of_class = tests[tests["class"] == name]
-        rows = []
-        for method in dict.fromkeys(of_class["method"]):
-            by_metric = of_class[of_class["method"] == method].set_index("metric").to_dict("index")
-            cells = [_comparison_cell(by_metric[metric], metric) for metric in metrics]
-            rows.append([Cell(str(method)), *cells, Cell(str(by_metric["dice"]["units"]))])
-        head = ["method", *(title_of(metric, comparison) for metric in metrics)]
-        head.append("patients" if comparison.by_patient else "cases")
-        baseline = comparison.baseline.label if comparison.baseline else ""
-        caption = f"{_capitalized(str(name))}, difference to {baseline}"
-        tables.append(Table("tests", caption, head, rows, {"dataset": comparison.dataset, "class": str(name)}))
+    for metric in main_metrics(comparison):
+        cells = {(r["class"], r["method"]): _score_cell(r, metric) for r in scores.to_dict("records")}
+        note = f"Means over cases and 95 % intervals over patients and seeds: {definitions([metric], comparison)}"
+        labels = [method.label for method in comparison.methods]
+        tables += pieces(comparison, "scores", title_of(metric, comparison), metric, labels, cells, note)
     return tables
 
 
-def _comparison_cell(test: Mapping[str, Any], metric: str) -> Cell:
-    digits = DECIMALS[metric]
-    below = _interval(test["difference_low"], test["difference_high"], digits, sign=True)
-    p = (f"p {p_value(test['p'])}, corrected {p_value(test['p_holm'])}",) if known(test["p"]) else ()
-    return Cell(number(test["difference"], digits, sign=True), below + p)
+def pieces(
+    comparison: Comparison,
+    source: str,
+    caption: str,
+    metric: str,
+    labels: list[str],
+    cells: Mapping[tuple[str, str], Cell],
+    note: str,
+) -> list[Table]:
+    """A table with a line per class and a column per method, split where it has too many of either."""
+    tables = []
+    classes = comparison.classes
+    for first in range(0, len(labels), _COLUMNS):
+        for start in range(0, len(classes), _ROWS):
+            of_piece = labels[first : first + _COLUMNS]
+            rows = [
+                [Cell(name), *(cells[name, label] for label in of_piece)] for name in classes[start : start + _ROWS]
+            ]
+            continued = ", continued" if first or start else ""
+            selects = {"dataset": comparison.dataset, "by class": metric}
+            tables.append(Table(source, f"{caption}, by class{continued}", ["class", *of_piece], rows, selects, note))
+    return tables
 
 
 def empty_mask_table(comparison: Comparison, scores: pd.DataFrame) -> Table | None:
@@ -114,9 +134,14 @@ def empty_mask_table(comparison: Comparison, scores: pd.DataFrame) -> Table | No
             Cell(str(row.get(f"{distance}_cases", EMPTY))),
         ]
         for row in scores[scores["class"] != ALL_CLASSES].to_dict("records")
+        if len(comparison.classes) <= MANY or any(row[flag] for flag in titles)  # a page has room for those
     ]
     head = ["method", "class", *titles.values(), "cases with a distance"]
-    return Table("scores", "Empty masks", head, rows, {"dataset": comparison.dataset})
+    note = (
+        "Cases and seeds together: missed is in the label only, false positive in the prediction only; distances exist "
+        "where both masks have the class."
+    )
+    return Table("scores", "Empty masks", head, rows, {"dataset": comparison.dataset}, note)
 
 
 def caveats(frame: pd.DataFrame) -> dict[str, str]:
@@ -141,19 +166,22 @@ def published_table(frame: pd.DataFrame) -> Table:
         rows.append([*names, *numbers, Cell(row["source"]), Cell(letters[row["caveat"]])])
     head = ["method", "network", "labels", *(titles[m] for m in metrics), "source", "caveat"]
     dataset = str(frame["dataset"].iloc[0])
-    return Table("published", f"Reported by papers for {dataset}; not measured here", head, rows, {"dataset": dataset})
+    caption = f"Reported by papers for {dataset}; not measured here"
+    note = "As printed in the papers, with their own definitions of the metrics, which the caveats tell."
+    return Table("published", caption, head, rows, {"dataset": dataset}, note)
 
 
 def _score_cell(row: Mapping[str, Any], metric: str) -> Cell:
-    digits = DECIMALS[metric]
-    below = _interval(row[f"{metric}_low"], row[f"{metric}_high"], digits)
+    digits = MEASURES[metric].decimals
+    below = interval_of(row[f"{metric}_low"], row[f"{metric}_high"], digits)
     spread = row[f"{metric}_std_seeds"]
     if known(spread):
         below += (f"± {spread:.{digits}f} over {row['seeds']} seeds",)
     return Cell(number(row[metric], digits), below)
 
 
-def _interval(low: float, high: float, digits: int, *, sign: bool = False) -> tuple[str, ...]:
+def interval_of(low: float, high: float, digits: int, *, sign: bool = False) -> tuple[str, ...]:
+    """The interval as a line of a cell; none if it is not known."""
     return (f"[{number(low, digits, sign=sign)}, {number(high, digits, sign=sign)}]",) if known(low) else ()
 
 
@@ -172,5 +200,6 @@ def known(value: Any) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _capitalized(name: str) -> str:
+def capitalized(name: str) -> str:
+    """With a capital letter first."""
     return name[0].upper() + name[1:]

@@ -15,6 +15,7 @@ from skimage import io
 
 from nnunet_collab.commands import evaluate as command
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.evaluation.choices import Options
 from nnunet_collab.evaluation.folders import evaluate_folders, workers
 from nnunet_collab.evaluation.metrics import ALL_CLASSES, case_metrics, summarize
 from nnunet_collab.evaluation.pairing import listed, plan_evaluation
@@ -233,6 +234,7 @@ def test_command_names_pixels_voxels_and_a_single_case(tmp_path, capsys):
     run_command("-p", tmp_path / "p", "-l", tmp_path / "p")
     printed = " ".join(capsys.readouterr().out.split())
     one_case = "polyp 1.000 1.000 0.00 0.00 0.00 0.0000"  # without a spread
+    assert "polyp 0.000 mean of classes 0.000" in printed  # the volume error
     for part in (
         "HD95 pixel",
         "share of wrong pixels",
@@ -249,6 +251,61 @@ def test_command_prints_voxels_where_asked(folders, capsys):
     assert "HD95 voxel ASD voxel" in printed
     assert " mm " not in printed.split("cases in Dice")[0].split("class")[-1]
     assert f"{frame[frame['class'] == 'liver']['asd_voxel'].mean():.2f}±" in printed
+
+
+def test_command_measures_surface_dice_and_lesions_where_asked(folders, tmp_path, capsys):
+    predictions, labels = folders
+    tolerances = tmp_path / "tolerances.csv"
+    tolerances.write_text("class,tolerance\ncyst,2.5\nliver,5\n")
+    output = tmp_path / "out.csv"
+    run_command("-p", predictions, "-l", labels, "-o", output, "--nsd_tolerance", tolerances, "--lesions", "cyst")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert max(map(len, printed.splitlines()[2:]), default=0) <= 100
+    for part in (
+        "class NSD RVE lesion F1 sensitivity precision lesion Dice",
+        "tolerance (mm) cyst 2.5, liver 5.",
+        "lesions predicted matched",
+        "match if their IoU is at least 0.1, each once",
+    ):
+        assert part in printed
+    table = pd.read_csv(output)
+    cases = table[table["statistic"] == "case"].set_index(["case", "class"])
+    for (seed, case), (value, name) in product(enumerate("ab"), ((1, "liver"), (2, "cyst"))):
+        options = {"nsd_tolerance": 5.0} if name == "liver" else {"nsd_tolerance": 2.5, "lesion_iou": 0.1}
+        masks = random_labels(seed) == value, random_labels(seed + 10) == value
+        want = case_metrics(*masks, SPACING_XYZ[::-1], **options)
+        assert cases.loc[(case, name), list(want)].astype(float).to_dict() == pytest.approx(want, rel=1e-12)
+        if name == "liver":
+            assert np.isnan(cases.loc[(case, name), "lesion_f1"])
+    cyst = cases.xs("cyst", level="class")
+    total = [str(int(cyst[f"lesions_{which}"].sum())) for which in ("true", "predicted", "matched")]
+    assert f"cyst 2 2 2 0 0 0 {' '.join(total)}" in printed
+
+
+def test_options_that_do_not_fit_the_classes_are_told_at_once(folders, tmp_path):
+    file = tmp_path / "t.json"
+    file.write_text('{"liver": 0, "spleen": 2, "spleen": 3}')
+    options = Options(str(file), ("cyst", "polyp"), 1.5)
+    assert complaint(folders, options=options) == (
+        "evaluate: the options must fit the classes; 6 do not. Correct them:\n"
+        f"- {file} must hold every class once; spleen is there twice\n"
+        f"- {file} must name classes of dataset.json; got spleen\n"
+        f"- {file} must hold every class; cyst is missing\n"
+        f"- {file} must hold tolerances above 0; that of liver is 0\n"
+        "- --lesions must name classes of dataset.json (liver, cyst); got polyp\n"
+        "- --lesion_iou must be above 0 and at most 1; got 1.5"
+    )
+    for given, told in (("-1", "that of liver is -1.0"), ("nan", "that of liver is nan"), ("inf", "of cyst is inf")):
+        assert told in complaint(folders, options=Options(given))
+    for name, text, told in (
+        ("a.json", "[1]", "does not hold a JSON object"),
+        ("a.json", "{", "JSONDecodeError"),
+        ("a.csv", "class;tolerance\nliver;2", "KeyError"),
+        ("no.csv", None, "FileNotFoundError"),
+    ):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        assert told in complaint(folders, options=Options(str(tmp_path / name)))
 
 
 def test_csv_is_whole_or_not_there(folders, tmp_path, monkeypatch):

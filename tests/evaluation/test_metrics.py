@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 
 from nnunet_collab.evaluation.metrics import ALL_CLASSES, case_metrics, summarize
-from nnunet_collab.evaluation.surface import surface_distances
+from nnunet_collab.evaluation.surface import directed_distances, surface_dice, surface_distances
 
 SHAPES = [((9, 11), (0.7, 2.5)), ((6, 7, 5), (5.0, 0.8, 1.3))]
 
@@ -28,19 +28,21 @@ def smooth_blob(shape, center, radii):
     return sum(((x - c) / r) ** 2 for x, c, r in zip(grid, center, radii, strict=True)) < 1
 
 
+def boundary(mask, spacing):
+    """Centers of the voxels with a face neighbor outside, in mm."""
+    points = []
+    for voxel in map(tuple, np.argwhere(mask)):
+        for axis, step in product(range(mask.ndim), (-1, 1)):
+            n = list(voxel)
+            n[axis] += step
+            if not 0 <= n[axis] < mask.shape[axis] or not mask[tuple(n)]:
+                points.append([v * s for v, s in zip(voxel, spacing, strict=True)])
+                break
+    return points
+
+
 def reference(prediction, truth, spacing):
     """HD, HD95 and ASD, one voxel and one pair at a time; shares no code with the package."""
-
-    def surface(mask):
-        points = []
-        for voxel in map(tuple, np.argwhere(mask)):
-            for axis, step in product(range(mask.ndim), (-1, 1)):
-                n = list(voxel)
-                n[axis] += step
-                if not 0 <= n[axis] < mask.shape[axis] or not mask[tuple(n)]:
-                    points.append([v * s for v, s in zip(voxel, spacing, strict=True)])
-                    break
-        return points
 
     def percentile95(values):
         ordered = sorted(values)
@@ -48,7 +50,7 @@ def reference(prediction, truth, spacing):
         low = math.floor(rank)
         return ordered[low] + (rank - low) * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])
 
-    a, b = surface(prediction), surface(truth)
+    a, b = boundary(prediction, spacing), boundary(truth, spacing)
     there, back = [min(math.dist(p, q) for q in b) for p in a], [min(math.dist(p, q) for q in a) for p in b]
     return max(there + back), max(map(percentile95, (there, back))), sum(there + back) / len(there + back)
 
@@ -68,6 +70,81 @@ def test_surface_distances_equal_the_equations_and_monai(shape, spacing, seed, d
         compute_average_surface_distance(a, b, symmetric=True, **options),
     ]
     assert got == pytest.approx([value.item() for value in monai], rel=1e-5)  # MONAI works in float32
+
+
+def surface_dice_of_loops(prediction, truth, spacing, tolerance):
+    """Share of surface voxels within the tolerance, one voxel and one pair at a time, in float64."""
+    near, total = 0, 0
+    for one, other in ((prediction, truth), (truth, prediction)):
+        points, others = (boundary(mask, spacing) for mask in (one, other))
+        near += sum(min(math.dist(p, q) for q in others) <= tolerance for p in points)
+        total += len(points)
+    return near / total
+
+
+@pytest.mark.parametrize(("shape", "spacing"), SHAPES)
+@pytest.mark.parametrize("tolerance", [0.75, 1.9, 2.7])
+def test_the_surface_dice_equals_the_equation_and_monai(shape, spacing, tolerance):
+    prediction, truth = random_pair(shape, 3, 0.2)
+    got = case_metrics(prediction, truth, spacing, nsd_tolerance=tolerance)
+    assert got["nsd"] == pytest.approx(surface_dice_of_loops(prediction, truth, spacing, tolerance), rel=1e-12)
+    assert 0 < got["nsd"] < 1
+    assert got["nsd_tolerance"] == tolerance
+    a, b = (torch.from_numpy(mask)[None, None] for mask in (prediction, truth))
+    monai = compute_surface_dice(a, b, [tolerance], include_background=True, spacing=spacing)
+    assert got["nsd"] == pytest.approx(monai.item(), rel=1e-6)
+    in_voxels = case_metrics(prediction, truth, None, nsd_tolerance=1.0)
+    assert in_voxels["nsd"] == pytest.approx(surface_dice_of_loops(prediction, truth, [1.0] * len(shape), 1.0))
+
+
+def test_the_surface_dice_of_smooth_objects_is_that_of_surface_distance():
+    """Which weighs by area: plates give the same share, smooth objects nearly the same, less so with thick slices."""
+    import surface_distance
+
+    def theirs(prediction, truth, spacing, tolerance):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            distances = surface_distance.compute_surface_distances(truth, prediction, spacing)
+            return surface_distance.compute_surface_dice_at_tolerance(distances, tolerance)
+
+    for spacing, shape, apart in (((1.0, 1.0, 1.0), (40, 40, 44), 0.05), ((2.5, 0.8, 1.0), (20, 40, 44), 0.1)):
+        center, radii = [s / 2 for s in shape], [s / 3 for s in shape]
+        prediction = smooth_blob(shape, center, radii)
+        for shift, scale in ((0, 1.0), (1, 0.95), (3, 0.8)):
+            truth = smooth_blob(shape, [c - shift for c in center], [r * scale for r in radii])
+            for tolerance in (2.5, 4.0, 8.0):
+                (directed,) = directed_distances(prediction, truth, [spacing])
+                want = theirs(prediction, truth, spacing, tolerance)
+                assert surface_dice(directed, tolerance) == pytest.approx(want, abs=apart)
+    plate, other = np.zeros((2, 12, 9, 9), dtype=bool)
+    plate[2:4], other[7:9] = True, True  # between 3 and 5 slices of 2.5 mm apart
+    for tolerance, want in ((7.4, 0.0), (12.6, 1.0)):
+        (directed,) = directed_distances(plate, other, [spacing])
+        assert surface_dice(directed, tolerance) == theirs(plate, other, spacing, tolerance) == want
+
+
+def test_a_distance_that_is_the_tolerance_is_within_it_and_empty_masks_count_as_missed():
+    a, b = np.zeros((2, 3, 4, 30), dtype=bool)
+    a[1, 2, 3], b[1, 2, 6] = True, True
+    assert case_metrics(a, b, (1, 1, 0.1), nsd_tolerance=0.3)["nsd"] == 1  # 3 * 0.1 is above 0.3 in floating point
+    assert case_metrics(a, b, (1, 1, 0.1), nsd_tolerance=0.29)["nsd"] == 0
+    none = np.zeros_like(a)
+    assert [case_metrics(*pair, (1, 1, 1), nsd_tolerance=2)["nsd"] for pair in ((a, none), (none, a))] == [0, 0]
+    assert math.isnan(case_metrics(none, none, (1, 1, 1), nsd_tolerance=2)["nsd"])
+    assert "nsd" not in case_metrics(a, b, (1, 1, 1))
+    for wrong in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="the tolerance must be a number of at least 0; got"):
+            case_metrics(a, b, (1, 1, 1), nsd_tolerance=wrong)
+
+
+def test_the_volume_error_has_a_sign():
+    truth = np.zeros((4, 5), dtype=bool)
+    truth[1, :4] = True
+    for voxels, want in ((1, -0.75), (4, 0.0), (5, 0.25), (0, -1.0)):
+        prediction = np.zeros_like(truth)
+        prediction[2, :voxels] = True
+        assert case_metrics(prediction, truth, (3, 7))["rve"] == pytest.approx(want, rel=1e-12)
+    assert math.isnan(case_metrics(truth, np.zeros_like(truth), (1, 1))["rve"])
 
 
 def surface_distance_package(prediction, truth, spacing):

@@ -92,6 +92,52 @@ def test_values_that_evaluate_can_give_are_believed(tmp_path, values):
     assert len(read_evaluation(changed(tmp_path / "a.csv", **values))) == 4
 
 
+MORE = {"nsd": 0.5, "nsd_tolerance": 2, "rve": 0.25, "lesion_f1": 0.5, "lesions_true": 3}
+FALSE = {"false_positive": 1, "dice": 0, "jaccard": 0, **EMPTY}
+MISSED = {"missed": 1, "dice": 0, "jaccard": 0, **EMPTY}
+NEITHER = {"both_empty": 1, "dice": "", "jaccard": "", **EMPTY}
+IMPOSSIBLE_MORE = {
+    "NSD above 1": ({"nsd": 1.5}, "nsd of case c1, class cyst, must be between 0 and 1; it is 1.5"),
+    "NSD missing": ({"nsd": ""}, "nsd of case c1, class cyst, must be present, because a mask has the class"),
+    "NSD of a missed class": ({"nsd": 0.5, "rve": -1, **MISSED}, "nsd of case c1, class cyst, must be 0, because only"),
+    "no tolerance": ({"nsd_tolerance": ""}, "nsd_tolerance of case c1, class cyst, must be a tolerance above 0"),
+    "tolerance of 0": ({"nsd_tolerance": 0}, "must be a tolerance above 0; it is 0"),
+    "volume below nothing": ({"rve": -1.5}, "rve of case c1, class cyst, must be finite and at least -1; it is -1.5"),
+    "volume infinite": ({"rve": "inf"}, "must be finite and at least -1; it is inf"),
+    "volume error missing": ({"rve": ""}, "rve of case c1, class cyst, must be present, because the label has the"),
+    "volume error of no truth": ({"nsd": 0, **FALSE}, "rve of case c1, class cyst, must be empty, because the label"),
+    "volume error of a missed class": ({"nsd": 0, **MISSED}, "must be -1, because the prediction lacks the class"),
+    "F1 above 1": ({"lesion_f1": 2}, "lesion_f1 of case c1, class cyst, must be between 0 and 1; it is 2"),
+    "half a lesion": ({"lesions_true": 0.5}, "lesions_true of case c1, class cyst, must be a number of lesions"),
+}
+
+
+def with_more(path, values):
+    changed(path, **{name: value for name, value in values.items() if name not in MORE})
+    table = pd.read_csv(path, keep_default_na=False).astype(object)
+    row = (table["case"] == "c1") & (table["class"] == "cyst")
+    for name, value in MORE.items():
+        table[name] = pd.Series([value] * len(table), dtype=object)
+        table.loc[row, name] = values.get(name, value)
+    table.to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize(("values", "told"), IMPOSSIBLE_MORE.values(), ids=IMPOSSIBLE_MORE)
+def test_impossible_value_of_a_measure_that_was_asked_for_is_refused(tmp_path, values, told):
+    with pytest.raises(CollabError) as caught:
+        read_evaluation(with_more(tmp_path / "a.csv", values))
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [
+    {}, {"lesion_f1": "", "lesions_true": ""}, {"rve": -1, "nsd": 0, **MISSED}, {"rve": "", "nsd": 0, **FALSE},
+    {"rve": "", "nsd": "", "lesion_f1": "", "lesions_true": 0, **NEITHER}, {"rve": 7.5}, {"rve": -1},
+], ids=["usual", "no lesions", "missed", "false positive", "both empty", "too large", "apart"])  # fmt: skip
+def test_measures_that_evaluate_can_give_are_believed(tmp_path, values):
+    assert len(read_evaluation(with_more(tmp_path / "a.csv", values))) == 4
+
+
 @pytest.mark.parametrize(
     "content", ["", "case,class\n", "case,class,statistic,dice\n", "\0\1", "case,class,statistic\na,b,case,9,9\n"]
 )

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from reporting import Page, World, evaluation, report, write_json
 
+from nnunet_collab.core.errors import CollabError
 from nnunet_collab.evaluation.metrics import ALL_CLASSES
 
 COLUMNS = {
@@ -25,7 +26,10 @@ COLUMNS = {
     "seconds per iteration": ("seconds_per_iteration", 3), "GPU hours": ("gpu_hours", 2),
     "fold": ("fold", 0),
     "peak GPU memory, GB": ("peak_memory_gb", 2), "Dice %": ("dice", 2), "Jaccard %": ("jaccard", 2),
-    "MAE %": ("mae", 2),
+    "MAE %": ("mae", 2), "NSD": ("nsd", 3), "RVE": ("rve", 3), "lesion F1": ("lesion_f1", 3),
+    "lesion sensitivity": ("lesion_sensitivity", 3), "lesion precision": ("lesion_precision", 3),
+    "lesion Dice": ("lesion_dice", 3), "cases with an HD95": ("hd95_mm_cases", 0),
+    "cases with a lesion": ("lesion_f1_cases", 0),
 }  # fmt: skip
 
 
@@ -76,22 +80,55 @@ def check_tests(table, frame):
             assert text == rounded(row["difference"], digits, "+")
             assert below == [
                 f"[{rounded(row['difference_low'], digits, '+')}, {rounded(row['difference_high'], digits, '+')}]",
-                f"p {p_of(row['p'])}, corrected {p_of(row['p_holm'])}",
+                f"p {p_of(row['p'])}",
+                f"corrected {p_of(row['p_holm'])}",
+                f"false {p_of(row['false_claim'])}",
             ]
             assert line[-1] == [str(row["units"])]
             numbers += 1
     return numbers
 
 
+def check_by_class(table, frame):
+    """Tables with a line per class: every cell is that of scores.csv or tests.csv."""
+    metric, numbers = table["selects"]["by class"], 0
+    digits = next(digits for column, digits in COLUMNS.values() if column == metric)
+    for line in table["rows"]:
+        for label, (text, *below) in list(zip(table["head"], line, strict=True))[1:]:
+            row = frame[(frame["class"] == line[0][0]) & (frame["method"] == label)]
+            if table["csv"] == "tests":
+                row = row[row["metric"] == metric].iloc[0]
+                assert text == rounded(row["difference"], digits, "+")
+                assert below[0].startswith(f"[{rounded(row['difference_low'], digits, '+')}, ")
+            else:
+                assert text == rounded(row[metric].item(), digits)
+                assert below[0].startswith(f"[{rounded(row[f'{metric}_low'].item(), digits)}, ")
+            numbers += 1
+    return numbers
+
+
+def check_ranks(table, frame):
+    numbers = 0
+    for line in table["rows"]:
+        of_method = frame[frame["method"] == line[0][0]].set_index("metric")
+        for title, cell in list(zip(table["head"], line, strict=True))[1:]:
+            row = of_method.loc[COLUMNS[title][0]]
+            assert cell == [f"{row['rank']:.0f}", f"first in {100 * row['share_first']:.0f} %"]
+            numbers += 1
+    return numbers
+
+
 def test_every_number_on_the_page_is_the_csvs(finished):
     page = Page(finished / "report.html")
-    checked = {"scores": 0, "tests": 0, "training": 0}
+    checked = {"scores": 0, "tests": 0, "training": 0, "ranks": 0}
     for table in page.tables:
         if table["csv"] in ("scores", "training"):
             checked[table["csv"]] += check_scores(table, selected(table, finished))
         elif table["csv"] == "tests":
             checked["tests"] += check_tests(table, selected(table, finished))
-    assert checked == {"scores": 3 * 3 * 7, "tests": 3 * 2 * 4, "training": 5 * 10}
+        elif table["csv"] == "ranks":
+            checked["ranks"] += check_ranks(table, selected(table, finished))
+    assert checked == {"scores": 3 * 3 * 9, "tests": 3 * 2 * 5, "training": 5 * 10, "ranks": 3 * 5}
     scores = pd.read_csv(finished / "scores.csv")
     tests = pd.read_csv(finished / "tests.csv").set_index(["metric", "class", "method"])
     for row in scores[scores["class"] == ALL_CLASSES].to_dict("records"):
@@ -100,6 +137,7 @@ def test_every_number_on_the_page_is_the_csvs(finished):
             test = tests.loc[("dice", ALL_CLASSES, row["method"])]
             line += f", difference {test['difference']:+.3f} [{test['difference_low']:+.3f}, "
             line += f"{test['difference_high']:+.3f}], p {p_of(test['p_holm'])}"
+            line += f", chance of a false claim {p_of(test['false_claim'])}"
         assert line in page.text
 
 
@@ -110,7 +148,7 @@ def test_the_csv_is_the_mean_of_its_cases_and_of_the_seeds(finished):
         "CrossTeachingTrainer_s1_CNN__nnUNetPlans__2d", "CrossTeachingTrainer_s1_Transformer__nnUNetPlans__2d",
         "SupervisedTrainer_CNN__nnUNetPlans__2d",
     ]  # fmt: skip
-    for metric in ("dice", "jaccard", "hd95_mm", "hd95_voxel", "asd_mm", "asd_voxel"):
+    for metric in ("dice", "jaccard", "rve", "hd95_mm", "hd95_voxel", "asd_mm", "asd_voxel"):
         per_seed = cases.groupby(["method", "class", "seed"])[metric].mean()
         of_class, spread = per_seed.groupby(["method", "class"]).mean(), per_seed.groupby(["method", "class"]).std()
         mean_of_classes = of_class.groupby("method").mean()
@@ -135,8 +173,15 @@ def test_markdown_and_latex_hold_the_same_tables(finished):
             cells = [" ".join(cell) for cell in line]
             in_markdown = " | ".join(re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", cell) for cell in cells)
             assert f"| {in_markdown} |" in markdown
-            plain = " & ".join(cells).replace("±", r"$\pm$").replace("–", "--").replace("_", r"\_")
-            assert plain.replace("<", "$<$").replace("%", r"\%") + r" \\" in latex
+            plain = (
+                " & ".join(cells)
+                .replace("\\", r"\textbackslash{}")
+                .replace("±", r"$\pm$")
+                .replace("–", "--")
+                .replace("_", r"\_")
+            )
+            plain = plain.replace("<", "$<$").replace("%", r"\%").replace("^", r"\textasciicircum{}")
+            assert plain + r" \\" in latex
     assert latex.count(r"\begin{tabular}") == latex.count(r"\bottomrule") == len(page.tables)
     for name in re.findall(r"\]\((figures/[^)]+)\)", markdown):
         assert (finished / name).is_file()
@@ -217,7 +262,7 @@ def test_names_are_text_and_never_markup(tmp_path):
     assert NASTY in page.text
     assert "a&b<i>" in page.text
     assert {"script", "i"}.isdisjoint(page.tags)
-    assert {table["selects"].get("class") for table in page.tables} == {ALL_CLASSES, NASTY}
+    assert {table["selects"].get("class") for table in page.tables} == {ALL_CLASSES, NASTY, None}
     latex = (folder / "report.tex").read_text()
     assert r"$<$script$>$alert(\"1\")".replace(r"\"", '"') in latex
     assert r"50 \% \& \$x\_1\$ \# \{\textasciitilde{}\textasciicircum{}\} \textbackslash{}" in latex
@@ -241,8 +286,154 @@ def test_what_is_missing_is_said_where_it_would_be(tmp_path, monkeypatch):
         assert sentence in text
     assert "Differences are to" not in text
     assert sorted(path.name for path in folder.iterdir()) == [
-        "cases.csv", "figures", "report.html", "report.md", "report.tex", "report_files.json", "scores.csv",
+        "cases.csv", "figures", "paper_table.tex", "report.html", "report.md", "report.tex", "report_files.json",
+        "scores.csv",
     ]  # fmt: skip
+
+
+def with_columns(path, **columns):
+    """A CSV of `evaluation` with more columns, such as an older one lacks."""
+    table = pd.read_csv(path)
+    for name, value in columns.items():
+        table[name] = value(table) if callable(value) else value
+    table.to_csv(path, index=False)
+    return path
+
+
+MORE = {"nsd": 0.75, "nsd_tolerance": 2.0, "rve": -0.125, "lesion_f1": 0.5, "lesion_sensitivity": 0.25}
+MORE |= {"lesion_precision": 1.0, "lesion_dice": 0.375}
+
+
+def test_more_metrics_than_fit_beside_each_other_have_tables_of_their_own(tmp_path):
+    paths = [with_columns(evaluation(tmp_path / f"{n}.csv", ["a", "b"], seed=i), **MORE) for i, n in enumerate("xy")]
+    folder = report(*paths, "-o", tmp_path / "report", "--baseline", "x")
+    page = Page(folder / "report.html")
+    heads = [table["head"][1:] for table in page.tables if table["csv"] == "scores"]
+    assert heads[:3] == [
+        ["Dice", "Jaccard", "NSD", "RVE", "cases with a Dice"],
+        ["HD95 mm", "HD95 voxels", "ASD mm", "ASD voxels", "cases with an HD95"],
+        ["lesion F1", "lesion sensitivity", "lesion precision", "lesion Dice", "cases with a lesion"],
+    ]
+    for table in page.tables:
+        if table["csv"] == "scores":
+            assert check_scores(table, selected(table, folder)) > 0
+        elif table["csv"] == "tests":
+            assert check_tests(table, selected(table, folder)) > 0
+    assert "NSD is the share of both surfaces within 2 mm of the other one" in page.text
+    tests = pd.read_csv(folder / "tests.csv")
+    assert (tests.loc[tests["metric"] == "rve", "difference"] == 0).all()
+
+
+@pytest.mark.parametrize("methods", [2, 7])
+def test_many_classes_have_a_line_each_in_tables_that_fit_a_page(tmp_path, methods, monkeypatch):
+    monkeypatch.setattr("nnunet_collab.evaluation.bootstrap.RESAMPLES", 50)
+    monkeypatch.setattr("nnunet_collab.report.tables._ROWS", 5)
+    classes = [f"organ {i}" for i in range(7)]
+    paths = [evaluation(tmp_path / f"m{i}.csv", classes, seed=i) for i in range(methods)]
+    folder = report(*paths, "-o", tmp_path / "report", "--baseline", "m0")
+    page = Page(folder / "report.html")
+    by_class = [table for table in page.tables if "by class" in table["selects"]]
+    blocks = {2: 1, 7: 2}[methods]  # of at most five methods
+    assert [sum(t["csv"] == name for t in by_class) for name in ("scores", "tests")] == [2 * 2 * blocks] * 2
+    assert sorted(path.name for path in (folder / "figures").iterdir()) == ["box_dice_mean.svg", "box_hd95_mm_mean.svg"]
+    numbers = {"scores": 0, "tests": 0}
+    for table in by_class:
+        assert len(table["rows"]) <= 5
+        assert len(table["head"]) <= 6
+        frame = pd.read_csv(folder / f"{table['csv']}.csv")
+        numbers[table["csv"]] += check_by_class(table, frame)
+    assert numbers == {"scores": 2 * 7 * methods, "tests": 2 * 7 * (methods - 1)}
+    assert len([t for t in page.tables if t["csv"] == "scores" and t["selects"].get("class") == ALL_CLASSES]) == 1
+
+
+def test_every_table_is_defined_in_a_sentence(finished):
+    text = (finished / "report.html").read_text()
+    notes = re.findall(r'</table></div>\s*<p class="note">([^<]+)</p>', text)
+    assert len(notes) == text.count("</table>")
+    assert all(note.endswith(".") and note.count(". ") == 0 for note in notes), notes
+    assert "Dice is 2 |P ∩ T| / (|P| + |T|) of the prediction P and the truth T" in notes[0]
+    markdown = (finished / "report.md").read_text()
+    for note in notes:
+        plain = note.replace("&#39;", "'").replace("&lt;", "<")
+        assert re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", plain) in markdown
+
+
+def test_the_checklist_is_filled_with_what_is_known(finished):
+    (table,) = [t for t in Page(finished / "report.html").tables if t["head"] == ["item", "answer", "found in"]]
+    answers = {line[0][0]: line[1][0] for line in table["rows"]}
+    assert answers["Data"].startswith("Dataset001_Toy")
+    assert answers["Training cases per fold"] == "6 labeled, 11 unlabeled"
+    assert answers["Test cases"] == "8 cases of 4 patients; validation cases of fold_0"
+    assert answers["Split by patient"] == r"(p\d+)_t\d"
+    assert answers["Seeds"] == "Supervised / CNN: 0; CrossTeaching / CNN: 0, 1; CrossTeaching / Transformer: 0, 1"
+    assert answers["Baseline"] == "Supervised / CNN"
+    assert answers["Length of training"] == "2 epochs of 4 iterations"
+    assert answers["Hardware"] == "A GPU"
+    assert answers["Time"] == f"{5 * 18 / 3600:.2f} hours for 5 trainings, {2 * 5 * 18 / 3600:.2f} GPU hours"
+    assert answers["Code, weights, and data are available"] == "not known: add it"
+    assert "over patients and seeds; Wilcoxon" in answers["Statistics"]
+
+
+def test_the_table_for_a_paper_is_complete_and_its_numbers_are_the_csvs(finished):
+    text = (finished / "paper_table.tex").read_text()
+    assert text.count("{") == text.count("}")
+    head, *rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {line.count(" & ") for line in (head, *rows)} == {head.count(" & ")}
+    assert rf"\begin{{tabular}}{{@{{}}l{'c' * head.count(' & ')}@{{}}}}" in text
+    for word in (
+        r"\begin{table}",
+        r"\toprule",
+        r"\midrule",
+        r"\bottomrule",
+        r"\end{table}",
+        r"\label{tab:dataset001toy}",
+    ):
+        assert text.count(word) == 1
+    scores = pd.read_csv(finished / "scores.csv").query("`class` == @ALL_CLASSES").set_index("method")
+    tests = (
+        pd.read_csv(finished / "tests.csv").query("`class` == @ALL_CLASSES and metric == 'dice'").set_index("method")
+    )
+    best = {"dice": scores["dice"].max(), "hd95_mm": scores["hd95_mm"].min()}
+    for row in rows:
+        name, seeds, *cells = row.removesuffix(r" \\").split(" & ")
+        score = scores.loc[name]
+        assert seeds == str(score["seeds"])
+        for cell, (metric, digits) in zip(cells, (("dice", 3), ("hd95_mm", 2)), strict=False):
+            text = f"{score[metric]:.{digits}f}"
+            text = rf"\textbf{{{text}}}" if score[metric] == best[metric] else text
+            assert cell == f"{text} [{score[f'{metric}_low']:.{digits}f}, {score[f'{metric}_high']:.{digits}f}]"
+        if name in tests.index:
+            test = tests.loc[name]
+            ends = [f"${test[f'difference_{end}']:+.3f}$" for end in ("low", "high")]
+            p = [p_of(test[key]).replace("<", "$<$") for key in ("p_holm", "false_claim")]
+            assert cells[2:] == [f"${test['difference']:+.3f}$ [{', '.join(ends)}]", *p]
+        else:
+            assert cells[2:] == ["baseline", "--", "--"]
+
+
+def test_intervals_hold_only_values_that_can_be(tmp_path, world):
+    """Three seeds of which one has failed: a normal distribution around their mean leaves the range of Dice."""
+    for seed, quality in enumerate((0.98, 0.97, 0.1)):
+        world.train("MeanTeacherTrainer", f"s{seed}", seed, quality=quality)
+        world.train("SupervisedTrainer", f"s{seed}", seed, quality=0.9)
+    folder = report(world.results, "-o", world.root / "report")
+    scores, tests = (pd.read_csv(folder / f"{name}.csv") for name in ("scores", "tests"))
+    for metric, (least, largest) in {"dice": (0, 1), "rve": (-1, np.inf), "hd95_mm": (0, np.inf)}.items():
+        assert (scores[f"{metric}_low"] >= least).all()
+        assert (scores[f"{metric}_high"] <= largest).all()
+    failed = scores[scores["method"] == "MeanTeacher / CNN"]
+    assert (failed["dice_high"] == 1).any()
+    shares = tests[tests["metric"].isin(["dice", "jaccard"])]
+    assert shares[["difference_low", "difference_high"]].abs().max().max() <= 1
+
+
+def test_surface_dice_at_two_tolerances_is_not_in_one_table(tmp_path):
+    paths = [evaluation(tmp_path / f"{n}.csv", ["a"]) for n in "xy"]
+    for path, tolerance in zip(paths, (1.0, 2.0), strict=True):
+        with_columns(path, nsd=0.5, nsd_tolerance=tolerance)
+    with pytest.raises(CollabError, match=r"at the same tolerances; .*x: \{'a': 1\.0\}; y: \{'a': 2\.0\}"):
+        report(*paths, "-o", tmp_path / "report")
+    assert not (tmp_path / "report").exists()
 
 
 def test_rectified_pseudo_labels_are_drawn_as_they_are_after_it(world):
@@ -281,7 +472,8 @@ def test_mae_is_for_images_without_spacing(tmp_path):
         "MAE",
         "cases with a Dice",
     ]
-    assert sum(check_scores(table, selected(table, folder)) for table in page.tables) == 2 * 6
+    scores = [table for table in page.tables if table["csv"] == "scores"]
+    assert sum(check_scores(table, selected(table, folder)) for table in scores) == 2 * 6
     assert "HD95 mm" not in page.text
 
 
@@ -295,7 +487,7 @@ def test_two_datasets_stand_apart_and_papers_in_their_own_table(tmp_path, monkey
         (folder / "pred" / "dataset.json").write_text(json.dumps({"name": name.split("_")[1], "labels": {"liver": 1}}))
     page = Page(report(*paths, "-o", tmp_path / "report") / "report.html")
     tables = {(table["csv"], table["selects"]["dataset"]) for table in page.tables}
-    assert tables == {("scores", "Toy"), ("scores", "ACDC"), ("published", "ACDC")}
+    assert tables == {("scores", "Toy"), ("scores", "ACDC"), ("published", "ACDC"), ("", "Toy"), ("", "ACDC")}
     published = next(table for table in page.tables if table["csv"] == "published")
     frame = selected(published, tmp_path / "report")
     numbers = 0
