@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nnunet_collab.core.shipped import VARIABLE, doorway_folder, doorways, extended
-from nnunet_collab.doctor import dataset, folders, hardware, installation, planned, trainers
+from nnunet_collab.doctor import folders, hardware, installation, trainers
 from nnunet_collab.doctor.finding import Finding
 from nnunet_collab.doctor.probe import probe
 
@@ -49,6 +49,8 @@ def findings(dataset_name: str | None = None) -> Iterator[Finding]:
     yield from trainers.check_variable(value)
     yield hardware.check_computer()
     if dataset_name:
+        from nnunet_collab.doctor import dataset  # reads images, with packages that may be missing
+
         yield from dataset.check_dataset(dataset_name)
     yield from _slow_findings(value, dataset_name)
 
@@ -59,9 +61,8 @@ def _slow_findings(value: str, dataset_name: str | None) -> Iterator[Finding]:
     # Our folder is added. `check_variable` reports if it is missing; this check tells if adding it is enough.
     search = {"expected": expected, "folders": extended(value, doorway_folder())}
     steps: dict[str, dict[str, Any]] = {"torch": {}, "timm": {}, "trainers": search}
-    raw = dataset.dataset_to_plan(dataset_name) if dataset_name else None
-    if raw is not None and (fingerprint := planned.header_fingerprint(raw)):
-        steps["plan"] = {"name": raw.name, "fingerprint": fingerprint}
+    if dataset_name:
+        steps |= _plan_step(dataset_name)
     outcomes = probe(steps)
     torch, timm = outcomes["torch"], outcomes["timm"]
     yield installation.check_imports(torch, timm)
@@ -73,5 +74,16 @@ def _slow_findings(value: str, dataset_name: str | None) -> Iterator[Finding]:
         yield Finding("warn", text, "Fix the failed checks above, then run `nnunet_collab doctor` again.")
     else:
         yield from trainers.check_trainers(outcomes["trainers"], expected)
-    if raw is not None and "plan" in outcomes:
-        yield planned.estimate(raw.name, outcomes["plan"])
+    if "plan" in outcomes:
+        from nnunet_collab.doctor import planned
+
+        yield planned.estimate(steps["plan"]["name"], outcomes["plan"])
+
+
+def _plan_step(dataset_name: str) -> dict[str, dict[str, Any]]:
+    """What nnU-Net's planner needs, if the dataset is not planned yet and its headers can be read."""
+    from nnunet_collab.doctor import dataset, planned
+
+    raw = dataset.dataset_to_plan(dataset_name)
+    fingerprint = planned.header_fingerprint(raw) if raw is not None else None
+    return {"plan": {"name": raw.name, "fingerprint": fingerprint}} if raw is not None and fingerprint else {}
