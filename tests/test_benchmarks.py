@@ -20,6 +20,7 @@ RATIOS = {  # benchmark -> its arguments, and what it must end with
         ["CrossMatch / as published", "Cross Teaching / as published", "update of the teacher / Mean Teacher step"],
     ),
     "teacher_methods_step": (SMOKE, ["CRLN / Mean Teacher", "LDC / Mean Teacher", "CPS / peak of CRLN's step"]),
+    "step_flop": (SMOKE, ["MeanTeacherTrainer", "CrossMatchTrainer"]),
     "metrics_time": (("--shape", "8", "32", "32", "--rounds", "1"), ["evaluate of 8 organs / plain way"]),
 }
 
