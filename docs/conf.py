@@ -33,6 +33,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # attributes of a tuple are documented where they stand
 python_display_short_literal_types = True
+toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
 html_title = f"nnunet_collab {release}"

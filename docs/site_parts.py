@@ -87,11 +87,25 @@ def _cell(text: str) -> str:
 
 
 def escape_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are plain text with code in backticks: outside of these, no character is markup."""
+    """Docstrings are plain text with code in backticks, and with indented examples after a colon."""
+    example = -1  # indent of the text before an example; -1 outside of one
     for number, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if example >= 0 and (not line.strip() or indent > example):
+            continue
         parts = _CODE.split(line)
         parts[::2] = (_MARKUP.sub(lambda match: f"\\{match[0]}", part) for part in parts[::2])
         lines[number] = "".join(parts)
+        example = indent if _opens_example(lines[number : number + 3], indent) else -1
+        if example >= 0:
+            lines[number] += ":"
+
+
+def _opens_example(lines: list[str], indent: int) -> bool:
+    """Whether a line ends with a colon, and an empty line and an indented one follow."""
+    if len(lines) < 3 or not lines[0].endswith(":") or lines[1].strip():
+        return False
+    return len(lines[2]) - len(lines[2].lstrip()) > indent
 
 
 if __name__ == "__main__":
