@@ -20,6 +20,7 @@ import pytest
 from documents import DOCUMENTS, PAGES, ROOT, code, commands, read, slug
 
 from nnunet_collab.cli import build_parser
+from nnunet_collab.core.presets import preset_names
 from nnunet_collab.core.shipped import doorways
 
 SHELLS = ("", "sh", "bash")
@@ -189,7 +190,7 @@ def test_the_site_is_built_without_a_warning_and_its_links_lead_somewhere(tmp_pa
     assert {f"{page.stem}.html" for page in PAGES} <= {path.name for path in site.glob("*.html")}
     assert list(broken_links(site)) == []
     settings = (site / "settings.html").read_text(encoding="utf-8")
-    for name in doorways():
+    for name in (*doorways(), *preset_names()):
         assert name in settings
     assert "rectify_from_iteration" in settings
     assert "collaborative_pair" in (site / "api.html").read_text(encoding="utf-8")
