@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -37,7 +37,8 @@ def write_zip(target: Path, model: Model, card: str) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         results = Path(temporary)
         _link(results / model.dataset_name / model.folder.name, model)
-        with _results_folder(results), contextlib.redirect_stdout(sys.stderr):
+        # It prints every step, and that there is no ensemble.
+        with _results_folder(results), contextlib.redirect_stdout(io.StringIO()):
             export_pretrained_model(
                 model.dataset_name,
                 str(target),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 
 import pytest
@@ -82,6 +83,34 @@ def test_the_zip_is_nnunets_own_with_a_card(published, tmp_path, monkeypatch):
     install_model_from_zip_file(str(tmp_path / "model.zip"))
     assert (tmp_path / "elsewhere" / INSIDE / "fold_0" / "checkpoint_final.pth").read_bytes() == weights
     assert not list(tmp_path.glob(".*partial"))
+
+
+def test_two_folds_go_along_with_their_common_postprocessing(published, tmp_path, capsys):
+    validate(published)
+    shutil.copytree(published / "fold_0", published / "fold_1")
+    shutil.rmtree(published / "fold_1" / "validation")
+    together = published / "crossval_results_folds_0_1"
+    together.mkdir()
+    for name in ("postprocessing.pkl", "postprocessing.json", "postprocessed"):
+        (together / name).write_text("{}")
+    (together / "summary.json").write_text(json.dumps(SUMMARY))
+    capsys.readouterr()
+    assert export(published, "-o", tmp_path / "model.zip") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["reads", "wrote"]
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        names = {name.removeprefix(f"{INSIDE}/") for name in archive.namelist()}
+        assert {name for name in names if name.startswith("crossval")} == {
+            f"crossval_results_folds_0_1/{name}"
+            for name in ("postprocessing.pkl", "postprocessing.json", "summary.json")
+        }
+        assert b"Jane" not in archive.read(f"{INSIDE}/crossval_results_folds_0_1/summary.json")
+        card = archive.read(f"{INSIDE}/MODEL_CARD.md").decode()
+    assert {"fold_0/checkpoint_final.pth", "fold_1/checkpoint_final.pth"} <= names
+    assert "-f 0 1 " in card
+    assert "Not validated: fold_1." in card
+    assert export(published, "-o", tmp_path / "one.zip", "-f", "1") == 0
+    with zipfile.ZipFile(tmp_path / "one.zip") as archive:
+        assert not [name for name in archive.namelist() if "crossval" in name or "fold_0" in name]
 
 
 def test_without_a_validation_the_card_says_so(published, tmp_path):
