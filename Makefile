@@ -9,7 +9,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo example-report test test-fast check format clean
+.PHONY: help demo example-report test test-fast check docs format clean
 
 help:
 	@echo 'make demo            train, predict and evaluate on a small made-up dataset'
@@ -17,6 +17,7 @@ help:
 	@echo 'make test            run all tests'
 	@echo 'make test-fast       run the tests that take seconds'
 	@echo 'make check           look for faults without running anything: ruff, mypy'
+	@echo 'make docs            build the documentation: docs/_build/html/index.html'
 	@echo 'make format          let ruff format the code'
 	@echo 'make clean           remove .venv and what the tools left behind'
 
@@ -37,12 +38,16 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html $(ARGS)
+	@echo 'open docs/_build/html/index.html'
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build dist
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build dist docs/_build
 
 $(STAMP): pyproject.toml
 	@test -n '$(PYTHON)' || { echo 'No Python from 3.10 to 3.13 found. Name one: make PYTHON=/path/to/python' >&2; exit 1; }

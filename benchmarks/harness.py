@@ -45,6 +45,9 @@ SCALES = {
     "3d_small": {"patch": (8, 96, 96), "batch": 2, "features": [16, 32, 64, 96, 96, 96]},
     # The network and the batch of SSL4MIS and of the published program of CrossMatch, half of it labeled.
     "2d_published_acdc": {"patch": (256, 256), "batch": 24, "features": [16, 32, 64, 128, 256]},
+    # nnU-Net's networks for ACDC on a small patch: ratios of operations do not depend on its size.
+    "2d_counted": {"patch": (64, 64), "batch": 4, "features": [32, 64, 128, 256, 512, 512]},
+    "3d_counted": {"patch": (8, 32, 32), "batch": 2, "features": [32, 64, 128, 256, 320, 320]},
     "smoke": {"patch": (64, 64), "batch": 4, "features": [4, 8, 8, 8, 8, 8]},  # only to check that it runs
 }
 CLASSES = 4  # unless --classes says otherwise

@@ -50,6 +50,7 @@ COMMANDS = {
     ),
     "presets": Command("nnunet_collab.commands.presets", "list the presets, which are published recipes as settings"),
     "publish": Command("nnunet_collab.commands.publish", "publish the students of a finished training"),
+    "export": Command("nnunet_collab.commands.export", "hand a model on: nnU-Net's zip with a model card, and ONNX"),
     "evaluate": Command("nnunet_collab.commands.evaluate", "compare predictions with labels: Dice, HD95, ASD and more"),
     "self_train": Command(
         "nnunet_collab.commands.self_train",

@@ -35,6 +35,7 @@ RATIOS = {  # benchmark -> its arguments, and what it must end with
             )
         ],
     ),
+    "step_flop": (SMOKE, ["MeanTeacherTrainer", "CrossMatchTrainer"]),
     "metrics_time": (("--shape", "8", "32", "32", "--rounds", "1"), ["evaluate of 8 organs / plain way"]),
 }
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from nnunet_collab.doctor.installation import NNUNET
+from nnunet_collab.inference.onnx_network import PACKAGES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,6 +26,7 @@ DISTRIBUTIONS = {"pil": "pillow", "skimage": "scikit-image", "xdist": "pytest-xd
 EXTRAS = {  # imported when asked for
     "nnunet_collab/conversion/h5_volumes.py": {"h5py"},
     "nnunet_collab/conversion/own/segmentations.py": {"highdicom"},
+    "nnunet_collab/inference/onnx_network.py": {"onnxruntime"},
 }
 WRITTEN_BY_TESTS = {"user-settings"}
 
@@ -69,10 +71,14 @@ def test_every_package_that_tests_and_benchmarks_import_is_one_too():
     assert missing(("tests", "benchmarks"), named | WRITTEN_BY_TESTS) == {}
 
 
-def test_the_extras_of_conversion_are_named():
+def test_every_package_that_is_imported_when_asked_for_is_in_an_extra():
+    users = {extra: names for extra, names in PROJECT["optional-dependencies"].items() if extra not in ("test", "dev")}
     wanted = {name for names in EXTRAS.values() for name in names}
-    extras = PROJECT["optional-dependencies"]
-    assert wanted <= distributions(extras["h5"]) | distributions(extras["dicom"])
+    assert wanted <= {name for names in users.values() for name in distributions(names)}
+
+
+def test_the_extra_onnx_is_what_the_command_asks_for():
+    assert distributions(PROJECT["optional-dependencies"]["onnx"]) == set(PACKAGES)
 
 
 def test_nnunet_is_held_below_the_release_that_changes_what_local_rank_means():

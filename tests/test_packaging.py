@@ -123,7 +123,7 @@ def test_the_sdist_carries_what_its_own_tests_need(tmp_path, elsewhere):
         file.relative_to(ROOT).as_posix()
         for folder in folders
         for file in (ROOT / folder).rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
+        if file.is_file() and not {"__pycache__", "_build"} & set(file.parts)
     }
     wanted |= {".ci/run", "Makefile", "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"}
     assert wanted - names == set()

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from documents import ROOT, code, commands, read, section
 
 import nnunet_collab
-from nnunet_collab.core.presets import preset_names, settings_from_environment
+from nnunet_collab.core.presets import settings_from_environment
+from nnunet_collab.core.shipped import doorways
 from nnunet_collab.demo.phantom import make_case
 from nnunet_collab.methods.ctrcl import CTRCLSettings
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = read("README.md")
 TINY = {
     "epochs": 1,
     "iterations_per_epoch": 2,
@@ -31,18 +32,9 @@ TINY = {
 }
 
 
-def section(title: str) -> str:
-    return README.split(f"## {title}\n")[1].split("\n## ")[0]
-
-
-def code(title: str, language: str = "") -> list[str]:
-    return re.findall(rf"^ *```{language}\n(.*?)^ *```", section(title), flags=re.DOTALL | re.MULTILINE)
-
-
-def commands(title: str) -> list[str]:
-    """Lines of the section's first block of commands, without their comments."""
-    lines = [line.split("  #")[0].strip() for line in code(title)[0].splitlines()]
-    return [line for line in lines if line]
+def block(title: str) -> list[str]:
+    """The commands of the first block of a section."""
+    return commands(code(section(README, title))[0])
 
 
 def write_acdc(root: Path) -> None:
@@ -89,17 +81,20 @@ def test_the_users_day(tmp_path: Path) -> None:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "OMP_NUM_THREADS": "1",
     }
-    few = commands("Few labels, many images")
-    day = [*commands("Workflow"), *few]
-    assert len(day) >= 8 + 6
+    located = commands(code(section(read("docs/tutorial.md"), "5. If it did not help"))[0])
+    unlabeled, simulated = block("I have unlabeled images"), block("I simulate few labels")
+    day = [*block("Train"), *unlabeled, *located, *simulated]
+    assert (len(block("Train")), len(unlabeled), len(located), len(simulated)) == (10, 6, 1, 4)
     more = tmp_path / "more"
     write_more_images(more)
     export = subprocess.run(
         [sys.executable, "-m", "nnunet_collab", "env"], env=environment, check=True, capture_output=True, text=True
     ).stdout
+    here = "-d 27 -c 2d -device cpu --locate $nnUNet_results/Dataset027_ACDC/CrossTeachingTrainer_CNN__nnUNetPlans__2d"
     for command in day:
         line = command.replace("/data/ACDC", str(tmp_path / "ACDC")).replace("/data/more", str(more))
         line = re.sub(r"-i IN\b", f"-i {images}", line).replace("-l LABELS", f"-l {labels}")
+        line = re.sub(r"-d 50 -c 2d --locate \S+", here, line)
         line = line.replace("nnunet_collab ", f"{sys.executable} -m nnunet_collab ", 1)
         if not torch.cuda.is_available() and line.startswith(("nnUNetv2_train", "nnUNetv2_predict")):
             line += " -device cpu"
@@ -115,10 +110,14 @@ def test_the_users_day(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     scores = (tmp_path / "scores.csv").read_text()
     assert "hd95_mm" in scores
+    assert (tmp_path / "model.zip").is_file()
     results = folders["nnUNet_results"] / "Dataset027_ACDC"
-    for trainer in ("CrossTeachingTrainer_CNN", "CrossTeachingTrainer_Transformer", "CrossMatchTrainer_CNN"):
+    for trainer in ("CrossTeachingTrainer_CNN", "CrossTeachingTrainer_Transformer"):
         assert (results / f"{trainer}__nnUNetPlans__2d" / "fold_0" / "checkpoint_final.pth").is_file()
-    named = re.findall(r"^\| `(CTRCLTrainer\S*)`", section("Workflow"), flags=re.MULTILINE)
+    (simulated_results,) = folders["nnUNet_results"].glob("Dataset028_*")
+    assert (simulated_results / "CrossMatchTrainer_CNN__nnUNetPlans__2d" / "fold_0" / "checkpoint_final.pth").is_file()
+    outcome = section(read("docs/start.md"), "What comes out of a training")
+    named = re.findall(r"^\| `(CTRCLTrainer\S*)`", outcome, flags=re.MULTILINE)
     assert len(named) == 3
     for name in named:
         assert (results / name / "fold_0" / "checkpoint_final.pth").is_file()
@@ -126,31 +125,47 @@ def test_the_users_day(tmp_path: Path) -> None:
 
 
 def test_settings_shown_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = re.findall(r"export nnUNet_collab_settings=(.*)", section("Settings"))
+    shown = re.findall(r"export nnUNet_collab_settings=(.*)", read("docs/settings.md"))
     assert len(shown) == 3
     for value in shown:
         monkeypatch.setenv("nnUNet_collab_settings", value.strip("'"))
         assert settings_from_environment(CTRCLSettings()) != CTRCLSettings()
-    monkeypatch.setenv("nnUNet_collab_settings", code("Settings", "json")[0])
+    monkeypatch.setenv("nnUNet_collab_settings", code(read("docs/own.md"), "json")[0])
     assert settings_from_environment(CTRCLSettings()).students[1].name == "SwinUNETR"
 
 
 def test_the_trainer_of_ones_own_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    (source,) = code("Settings", "python")
-    (tmp_path / "MyCTRCLTrainer.py").write_text("\n".join(line.removeprefix("  ") for line in source.splitlines()))
+    mine, method = code(read("docs/own.md"), "python")
+    (tmp_path / "MyCTRCLTrainer.py").write_text(mine)
+    (tmp_path / "MyMethodTrainer.py").write_text(method)
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
     assert recursive_find_trainer_class_by_name("MyCTRCLTrainer").settings.beta == 2.0
+    own = recursive_find_trainer_class_by_name("MyMethodTrainer").settings
+    assert (own.tau, own.epochs) == (0.9, 200)
 
 
-def test_every_preset_and_file_named_exists() -> None:
-    for name in preset_names():
-        assert f"`{name}`" in README
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_every_trainer_is_in_the_tables_of_methods() -> None:
+    rows = re.findall(r"^\| .+ \| .+ \| `(\w+Trainer)` \| .+ \|$", section(README, "Methods"), flags=re.MULTILINE)
+    assert sorted(rows) == sorted(doorways())
+
+
+def test_every_paper_has_a_year_and_a_link() -> None:
+    rows = [row for row in section(README, "Methods").splitlines() if "Trainer` |" in row]
+    assert len(rows) == len(doorways())
+    rows = [row for row in rows if "of the same paper" not in row]
+    for row in rows:
+        assert re.search(r", 20\d\d, \[(arXiv|doi):(\S+)\]\(https://(arxiv\.org/abs|doi\.org)/\2\)", row), row
+
+
+def test_few_labels_are_simulated_in_another_dataset_and_never_where_labels_are_real() -> None:
+    assert "split" not in " ".join(block("I have unlabeled images")).replace("split --audit", "")
+    (split,) = (line for line in block("I simulate few labels") if " split " in line)
+    assert "--to 28" in split
+    assert "--overwrite" not in README
 
 
 def test_the_version_is_in_the_changelog() -> None:
-    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    changelog = read("CHANGELOG.md")
     assert "## [Unreleased]" in changelog or f"## [{nnunet_collab.__version__}]" in changelog

@@ -1,1 +1,1 @@
-"""Publish students as ordinary nnU-Net models."""
+"""Publish students as ordinary nnU-Net models, and hand models on."""

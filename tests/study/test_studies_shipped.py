@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from documents import code, read
 from studying import write_json
 from tiny import make_plans
 
@@ -149,11 +150,22 @@ def test_trainers_of_others(tmp_path, monkeypatch):
     assert find_trainer("OwnTrainer").__name__ == "OwnTrainer"
 
 
-def test_the_study_in_the_readme_is_valid(tmp_path):
-    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"^```toml\n(.*?)^```", readme, flags=re.DOTALL | re.MULTILINE)
-    (tmp_path / "few.toml").write_text(text)
-    description = read_description(tmp_path / "few.toml")
-    assert [arm.name for arm in description.arms] == ["labels", "labelslarge", "pair"]
-    for name in re.findall(r"nnunet_collab study (\S+)", readme):
+@pytest.mark.parametrize(
+    ("page", "arms"),
+    [("fair_comparison.md", ["labels", "labelslarge", "pair"]), ("tutorial.md", ["labels", "crossteaching"])],
+)
+def test_the_studies_in_the_pages_are_valid(page, arms, tmp_path):
+    text = read(f"docs/{page}")
+    (study,) = code(text, "toml")
+    (tmp_path / "study.toml").write_text(study)
+    description = read_description(tmp_path / "study.toml")
+    assert [arm.name for arm in description.arms] == arms
+    for name in re.findall(r"nnunet_collab study (studies/\S+)", text):
         assert (FOLDER.parent / name).is_file()
+
+
+def test_what_a_page_adds_to_a_study_for_slurm_is_valid(tmp_path):
+    (slurm,) = code(read("docs/clusters.md"), "toml")
+    (study,) = code(read("docs/tutorial.md"), "toml")
+    (tmp_path / "study.toml").write_text(study + slurm)
+    assert read_description(tmp_path / "study.toml").slurm.at_once == 8
