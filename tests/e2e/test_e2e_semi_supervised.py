@@ -309,7 +309,7 @@ def test_two_processes_have_the_gradients_of_one(case, shared):
     assert len(alone["gradients"]) > 20
     for name, a in alone["gradients"].items():
         # Biases before a normalization have gradient 0 but for rounding: compare with the whole student, too.
-        assert (a - both["gradients"][name]).norm() <= 1e-3 * a.norm() + 1e-6 * whole, name
+        assert (a - both["gradients"][name]).norm() <= 1e-3 * a.norm() + 3e-6 * whole, name
     for student, values in alone["curves"].items():
         assert both["curves"][student] == pytest.approx(values, rel=1e-4, abs=1e-6, nan_ok=True)
     # The teacher; the rectifier, whose first momentum is a tenth of its gradient; multipliers, residuals and sizes.
