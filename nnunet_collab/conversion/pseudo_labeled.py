@@ -22,6 +22,7 @@ from nnunet_collab.conversion.raw_target import Target, raw_folder
 from nnunet_collab.core.csv_text import write_csv
 from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_json
+from nnunet_collab.core.image_io import read_whole
 from nnunet_collab.core.json_files import read_json_object
 from nnunet_collab.core.nnunet_folders import (
     PREPROCESSED,
@@ -228,7 +229,7 @@ def write_segmentation(labels: NDArray[np.int16], like: Path, place: Path, reade
     Raises:
         CollabError: If the file cannot be written.
     """
-    _, properties = reader().read_seg(str(like))
+    _, properties = read_whole(like, reader().read_seg)
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         reader().write_seg(

@@ -27,9 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from nnunet_collab.evaluation.choices import LESION_IOU
+
 LESION_SCORES = ("lesion_f1", "lesion_sensitivity", "lesion_precision", "lesion_dice")
 LESION_COUNTS = ("lesions_true", "lesions_predicted", "lesions_matched")
-LESION_IOU = 0.1  # the usual 0.5 rejects most small lesions, of which a shift of one voxel leaves less
 
 
 def lesion_metrics(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.image_io import read_whole
+from nnunet_collab.core.image_io import read_volume
 from nnunet_collab.core.nnunet_folders import channel_names
 from nnunet_collab.inference.model_folder import Model
 from nnunet_collab.inference.onnx_network import OnnxNetwork
@@ -52,7 +52,7 @@ def preprocessed_case(files: Sequence[Path], model: Model) -> NDArray[np.float32
     plans = PlansManager(model.plans)
     configuration = plans.get_configuration(model.configuration)
     for path in files:
-        read_whole(path, lambda name: plans.image_reader_writer_class().read_images([name]))
+        read_volume(path, plans.image_reader_writer_class, label=False)  # refuses incomplete files
     preprocessor = configuration.preprocessor_class(verbose=False)
     image, _, _ = preprocessor.run_case([str(path) for path in files], None, plans, configuration, model.dataset)
     return np.asarray(image, np.float32)

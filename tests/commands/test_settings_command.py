@@ -106,7 +106,7 @@ def test_the_variable_counts_as_it_does_in_a_training(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["NoTrainer"], "settings: there is no trainer 'NoTrainer'; the trainers are CMAformerTrainer, CPSTrainer"),
+        (["NoTrainer"], "settings: there is no trainer 'NoTrainer'; the trainers are BCPTrainer, CMAformerTrainer"),
         (["nnUNetTrainer"], "settings; nnUNetTrainer is a trainer of nnU-Net and has none"),
         (
             ["CTRCLTrainer", "--preset", "crossmatch_acdc"],
