@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nnunet_collab.core.errors import CollabError
-from nnunet_collab.core.image_io import read_volume
+from nnunet_collab.core.image_io import read_volume, read_whole
 from nnunet_collab.core.nnunet_folders import channel_names
 from nnunet_collab.inference.model_folder import Model
 from nnunet_collab.inference.onnx_network import OnnxNetwork
