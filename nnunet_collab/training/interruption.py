@@ -11,6 +11,8 @@ from typing import Any
 
 # Signal -> Python's default handler. Only that handler is replaced.
 _SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+_installed: set[signal.Signals] = set()  # those with a handler of ours in this process
+_masks = threading.local()  # signals that a thread blocked before it forked
 
 
 class EndOnSignals:
@@ -22,7 +24,6 @@ class EndOnSignals:
 
     def __init__(self, advice: str) -> None:
         self.advice = advice
-        self.pid = os.getpid()
         self.before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
@@ -33,20 +34,43 @@ class EndOnSignals:
             if signal.getsignal(number) == default:
                 self.before[number] = default
                 signal.signal(number, self._end)
+                _installed.add(number)
 
     def restore(self) -> None:
         """Remove the handlers; safe to call again."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self.before.items():
                 signal.signal(number, handler)
+                _installed.discard(number)
             self.before = {}
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.pid:  # a forked process inherits the handlers but has nothing to clean up
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
         signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
         threading.excepthook = lambda _: None  # threads that miss the workers would print more than the one line
         print(f"Ended by {signal.Signals(number).name}. {self.advice}", file=sys.stderr, flush=True)
         raise SystemExit(128 + number)
+
+
+# A forked process has nothing to clean up: a signal ends it at once. Python's handlers would lose a signal that comes
+# before the new process has run its first instruction, as when a pool is ended right after its start, and the parent
+# would wait for ever. So the signals are held back until the new process has the system's own handlers.
+
+
+def _before_fork() -> None:
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, _installed) if _installed else None
+
+
+def _after_fork_in_parent() -> None:
+    if _masks.before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
+def _after_fork_in_child() -> None:
+    for number in _installed:
+        signal.signal(number, signal.SIG_DFL)
+    _installed.clear()
+    _after_fork_in_parent()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -124,6 +126,31 @@ def test_signals_end_in_order_with_one_line(number, status, capfd, monkeypatch):
     signals.restore()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+EARLY_SIGNALS = """
+import os, signal, time
+from nnunet_collab.training.interruption import EndOnSignals
+if hasattr(os, "sched_setaffinity"):  # one core: the new process has not begun when its parent ends it
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+signal.signal(signal.SIGINT, signal.default_int_handler)
+EndOnSignals("").install()
+for number in [signal.SIGTERM, signal.SIGINT] * 20:
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(5)
+        os._exit(0)
+    os.kill(pid, number)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == number, status
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+print("all ended")
+"""
+
+
+def test_a_signal_ends_a_worker_that_has_only_just_been_forked():
+    done = subprocess.run([sys.executable, "-c", EARLY_SIGNALS], capture_output=True, text=True)
+    assert done.stdout == "all ended\n", done.stderr
 
 
 @pytest.mark.usefixtures("handlers")
