@@ -13,6 +13,9 @@ import pytest
 # Before torch is imported. Tiny networks are slower on several threads, and every core has a process that tests.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+SLOWER = {
+    line for line in Path(__file__).with_name("slower_tests.txt").read_text().splitlines() if not line.startswith("#")
+}
 TOGETHER = {"test_e2e_semi_supervised.py": "semi-supervised"}  # end-to-end tests share workspaces: one process for each
 
 
@@ -21,6 +24,9 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests come first, so that no process is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        if item.nodeid.partition("[")[0] in SLOWER:
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(optionalhook=True)
