@@ -15,7 +15,7 @@ help:
 	@echo 'make demo            train, predict and evaluate on a small made-up dataset'
 	@echo 'make example-report  train on phantoms and write docs/report_example.html and .png'
 	@echo 'make test            run all tests'
-	@echo 'make test-fast       run the fast tests, in about two minutes'
+	@echo 'make test-fast       run the fast tests, in under three minutes'
 	@echo 'make check           look for faults without running anything: ruff, mypy'
 	@echo 'make docs            build the documentation: docs/_build/html/index.html'
 	@echo 'make format          let ruff format the code'
