@@ -18,7 +18,7 @@ from nnunet_collab.core.errors import CollabError, listed
 from nnunet_collab.core.files import write_json
 from nnunet_collab.core.image_io import read_image
 from nnunet_collab.core.nnunet_folders import PREPROCESSED, SPLIT_FILE, UNLABELED, case_images
-from nnunet_collab.core.patients import PATIENTS, PATIENTS_FILE, PatientOf
+from nnunet_collab.core.patients import PatientOf, copy_patients
 from nnunet_collab.splits.patient_folds import patient_folds
 
 
@@ -109,9 +109,7 @@ def write_labeled_subset(
         _link_cases(raw, partial, cases, places, dataset_json["file_ending"], rounded)
         kept = {key: value for key, value in dataset_json.items() if key != "dataset"}
         changes: dict[str, object] = {"name": target.name, "numTraining": len(labeled), "labeled_subset_of": raw.name}
-        if (raw / PATIENTS_FILE).is_file():
-            shutil.copyfile(raw / PATIENTS_FILE, partial / PATIENTS_FILE)
-            changes[PATIENTS] = f"{target.folder}/{PATIENTS_FILE}"
+        changes |= copy_patients(raw, partial, target.folder)
         write_json(partial / "dataset.json", {**kept, **changes})
         if split is not None:
             write_json(partial / SPLIT_FILE, split)

@@ -34,7 +34,7 @@ from nnunet_collab.core.nnunet_folders import (
     case_images,
     read_split,
 )
-from nnunet_collab.core.patients import patient_lookup
+from nnunet_collab.core.patients import PatientRule, copy_patients, patient_lookup, patient_rule
 from nnunet_collab.core.pseudo_labels import MARK, TABLE, file_digest, refuse_pseudo_labels
 from nnunet_collab.splits.few_labels import of_patients
 
@@ -66,6 +66,7 @@ class Origin(NamedTuple):
         plans_name: Name of the plans file without its ending.
         split: The folds; None if there is no split, which only fold `all` permits.
         unlabeled: Unlabeled case -> its images.
+        patients: Who the patient of a case is; see `core.patients`.
     """
 
     raw: Path
@@ -75,6 +76,7 @@ class Origin(NamedTuple):
     plans_name: str
     split: Split | None
     unlabeled: Mapping[str, Sequence[Path]]
+    patients: PatientRule
 
 
 def read_origin(raw: Path, preprocessed: Path, facts: dict[str, Any], plans: str) -> Origin:
@@ -105,14 +107,16 @@ def read_origin(raw: Path, preprocessed: Path, facts: dict[str, Any], plans: str
             f"{raw}: a case must be either in imagesTr or in {UNLABELED}; in both: {listed(doubled)}. Rename or remove "
             "one of the two."
         )
-    patient_lookup(facts.get("patient_pattern"), unlabeled)  # a validation patient would not be noticed
+    # Otherwise a validation patient would not be noticed.
+    patients = patient_rule(facts, raw, preprocessed)
+    patient_lookup(patients, unlabeled)
     split = read_split(preprocessed / SPLIT_FILE) if (preprocessed / SPLIT_FILE).is_file() else None
     if split is not None and any(fold.get("unlabeled") for fold in split):
         raise CollabError(
             f"{preprocessed / SPLIT_FILE}: unlabeled images must be in {UNLABELED}, because nnU-Net reads all labels "
             "of labelsTr; this split has unlabeled cases. Move them with nnunet_collab split --labeled ... --to NEW_ID."
         )
-    return Origin(raw, preprocessed, facts, content, plans, split, unlabeled)
+    return Origin(raw, preprocessed, facts, content, plans, split, unlabeled, patients)
 
 
 def ignore_value(facts: Mapping[str, Any]) -> int:
@@ -143,11 +147,11 @@ def target_folder(dataset_id: int, name: str) -> Path:
         raise CollabError(str(error).replace("-d:", "--to:").replace("with -d", "with --to")) from error
 
 
-def with_pseudo_labels(split: Split, kept: Collection[str], pattern: str | None) -> Split:
+def with_pseudo_labels(split: Split, kept: Collection[str], patients: PatientRule) -> Split:
     """The folds with pseudo-labeled cases in "train"; those of validation patients are left out of that fold."""
     folds = []
     for fold in split:
-        known = {*of_patients(kept, fold["val"], pattern)}
+        known = {*of_patients(kept, fold["val"], patients)}
         folds.append({"train": sorted({*fold["train"], *kept} - known), "val": sorted(fold["val"])})
     return folds
 
@@ -196,9 +200,10 @@ def write_pseudo_labeled(
             digests[case] = file_digest(path)
         write_csv(_table(sorted(cases), found), partial / TABLE)
         facts = _facts(origin, folder, len(cases) + len(kept), {**record, "cases": digests})
+        facts |= copy_patients(origin.raw, partial, folder.name)
         split = None
         if origin.split is not None:
-            split = with_pseudo_labels(origin.split, kept, origin.facts.get("patient_pattern"))
+            split = with_pseudo_labels(origin.split, kept, origin.patients)
             write_json(partial / SPLIT_FILE, split)
         write_json(partial / "dataset.json", facts)
         preprocessed.mkdir(parents=True, exist_ok=True)

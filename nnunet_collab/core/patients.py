@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,23 @@ def patient_rule(dataset_json: Mapping[str, Any], *folders: Path) -> PatientRule
             "images of one patient could be trained on and validated on."
         )
     return dataset_json.get("patient_pattern")
+
+
+def copy_patients(source: Path, target: Path, name: str) -> dict[str, str]:
+    """Take the table of a raw dataset along into a new one that is being written.
+
+    Args:
+        source: Folder of the raw dataset.
+        target: Folder in which the new one is being written.
+        name: Name that the new dataset will have, DatasetXXX_NAME.
+
+    Returns:
+        The entry of dataset.json that names the new table; empty without a table.
+    """
+    if not (source / PATIENTS_FILE).is_file():
+        return {}
+    shutil.copyfile(source / PATIENTS_FILE, target / PATIENTS_FILE)
+    return {PATIENTS: f"{name}/{PATIENTS_FILE}"}
 
 
 def read_patients(path: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from nnunet_collab import __version__
+from nnunet_collab.core.patients import PATIENTS
 from nnunet_collab.report.collect import Comparison
 from nnunet_collab.report.settings import settings_of
 from nnunet_collab.report.tables import EMPTY, Cell, Table
@@ -59,7 +60,7 @@ def _about_data(comparison: Comparison, training: pd.DataFrame) -> list[tuple[st
         ("Classes", ", ".join(comparison.classes), "dataset.json"),
         ("Training cases per fold", ", ".join(counts), "trainings' logs"),
         ("Test cases", f"{test}; {how}", "predictions"),
-        ("Split by patient", str(facts.get("patient_pattern", "")), "patient_pattern of dataset.json"),
+        ("Split by patient", str(facts.get(PATIENTS) or facts.get("patient_pattern", "")), "dataset.json"),
     ]
 
 

@@ -17,7 +17,7 @@ from nnunet_collab.core.nnunet_folders import (
     read_dataset_json,
     read_split,
 )
-from nnunet_collab.core.patients import patient_lookup
+from nnunet_collab.core.patients import patient_lookup, patient_rule
 from nnunet_collab.core.pseudo_labels import MARK, refuse_pseudo_labels
 from nnunet_collab.study.rounds import Rounds
 
@@ -46,7 +46,7 @@ def check_rounds(rounds: Rounds, where: str) -> None:
     if doubled := sorted(labeled & unlabeled.keys()):
         problems.append(f"a case must be in imagesTr or in {UNLABELED}; in both: {listed(doubled)}. Rename one.")
     try:  # otherwise an image of a validation patient would not be noticed
-        patient_lookup(facts.get("patient_pattern"), unlabeled)
+        patient_lookup(patient_rule(facts, rounds.raw, rounds.preprocessed), unlabeled)
     except CollabError as error:
         problems.append(f"{UNLABELED}: {error}")
     if unlabeled and labeled:

@@ -189,6 +189,21 @@ def test_no_fold_validates_on_pseudo_labels_and_no_validation_patient_is_trained
     assert any("p0_a" in fold["val"] for fold in bench.split)  # so that the rule is seen
 
 
+def test_patients_csv_says_whose_images_a_fold_leaves_out_and_comes_along(bench):
+    table = "case,patient\n" + "".join(f"{case},{case[:2]}\n" for case in [*LABELED, *UNLABELED])
+    (bench.raw / "patients.csv").write_text(table)
+    facts = {key: value for key, value in bench.facts(bench.raw).items() if key != "patient_pattern"}
+    write_json(bench.raw / "dataset.json", {**facts, "patients": f"{NAME}/patients.csv"})
+    bench.run("--share", "1")
+    split = json.loads((bench.new / "splits_final.json").read_text())
+    for fold in split:
+        assert ("p0_x" in fold["train"]) == ("p0_a" not in fold["val"])
+    assert any("p0_a" in fold["val"] for fold in split)
+    assert (bench.new / "patients.csv").read_text() == table
+    for place in (bench.new, bench.root / "nnUNet_preprocessed" / NEW):
+        assert bench.facts(place)["patients"] == f"{NEW}/patients.csv"
+
+
 def test_the_plans_are_those_of_the_true_labels(bench):
     bench.run("--share", "1")
     folder = bench.root / "nnUNet_preprocessed" / NEW
