@@ -7,7 +7,6 @@ bounding boxes of the labels. It is accepted only if the intensities are a linea
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from nnunet_collab.core.errors import CollabError
+from nnunet_collab.core.extras import require_package
 from nnunet_collab.core.image_io import read_image
 
 LEAST_CORRELATION = 0.999  # smallest correlation with the original; rounding lowers it by less
@@ -74,13 +74,7 @@ def require_h5py() -> Any:
     Raises:
         CollabError: If it is not installed.
     """
-    try:
-        return importlib.import_module("h5py")
-    except ImportError as error:
-        raise CollabError(
-            f"ssl4mis: reading .h5 files needs the package h5py; it cannot be imported ({error}). Install it: "
-            "pip install 'nnunet-collab[h5]'"
-        ) from error
+    return require_package("h5py", "h5", "ssl4mis: reading .h5 files")
 
 
 def restored(volume: H5Volume, shape: tuple[int, ...]) -> sitk.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_collab.core.errors import CollabError, listed
+from nnunet_collab.core.extras import require_package
 
 PLACE_TOLERANCE = 0.05  # in voxels, between a frame and a slice of the image
 DIRECTION_TOLERANCE = 1e-3
@@ -37,13 +37,7 @@ def require_highdicom() -> Any:
     Raises:
         CollabError: If it is not installed.
     """
-    try:
-        return importlib.import_module("highdicom")
-    except ImportError as error:
-        raise CollabError(
-            f"convert own: reading DICOM segmentations needs the package highdicom; it cannot be imported ({error}). "
-            "Install it: pip install 'nnunet-collab[dicom]'"
-        ) from error
+    return require_package("highdicom", "dicom", "convert own: reading DICOM segmentations")
 
 
 def describe(path: Path) -> Segmentation:
