@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "common_mistakes.md"
 HEAD = """# What you did wrong, and what you see
 
 Each row is a test: the mistake is made, and the right column is what the program says. `...` stands for folders of the
-test. No mistake of this page changes a file, and none lets a training start.
+test.
 """
 seen: dict[str, str] = {}
 
